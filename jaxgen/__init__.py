@@ -1,0 +1,5 @@
+"""jaxgen: deep generative models as pure functions over JAX arrays and Flax modules.
+
+Import what you compose from its own place: ``jaxgen.losses``, ``jaxgen.diffusion``,
+``jaxgen.models``, ``jaxgen.training``, ``jaxgen.data``, ``jaxgen.evaluation``.
+"""

@@ -1,0 +1,87 @@
+"""The Gaussian forward process x_t = alpha_t x_0 + sigma_t eps, its transitions and posteriors.
+
+One kernel serves discrete and continuous time: two :class:`Level` s, s before t, say everything
+about q(x_t|x_0), q(x_t|x_s) and q(x_s|x_t, x_0) (Kingma et al. 2021, appendix A). With
+alpha_t^2 + sigma_t^2 = 1 and s = t - 1 they are the formulas of Ho et al. 2020.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import chex
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.distributions import Normal
+
+
+class Level(NamedTuple):
+    """A noise level: the pair (alpha, sigma), scalars or one value per example ``[B]``."""
+
+    alpha: Array
+    sigma: Array
+
+    @property
+    def log_snr(self) -> Array:
+        """log(alpha^2 / sigma^2); +inf for clean data."""
+        return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+
+
+class Schedule(Protocol):
+    """Gives the level of a time (an integer 0..T, or a number in [0, 1]); level 0 is clean data."""
+
+    def __call__(self, t: Array) -> Level: ...
+
+
+def expand(coefficient: Array, x: Array) -> Array:
+    """Reshapes a scalar or ``[B]`` coefficient to multiply ``x [B, ...]``."""
+    coefficient = jnp.asarray(coefficient)
+    if coefficient.ndim == 0:
+        return coefficient.reshape((1,) * x.ndim)
+    chex.assert_shape(coefficient, x.shape[:1])
+    return coefficient.reshape(coefficient.shape + (1,) * (x.ndim - 1))
+
+
+def diffuse(x_0: Array, eps: Array, level: Level) -> Array:
+    """A draw of q(x_t|x_0) from its noise: alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
+    chex.assert_equal_shape([x_0, eps])
+    return expand(level.alpha, x_0) * x_0 + expand(level.sigma, x_0) * eps
+
+
+def marginal(x_0: Array, level: Level) -> Normal:
+    """q(x_t|x_0) = N(alpha_t x_0, sigma_t^2 I)."""
+    mean = expand(level.alpha, x_0) * x_0
+    return Normal(mean, jnp.broadcast_to(expand(jnp.log(level.sigma), x_0), x_0.shape))
+
+
+def transition_variance(t: Level, s: Level) -> Array:
+    """sigma_{t|s}^2 = sigma_t^2 - (alpha_t/alpha_s)^2 sigma_s^2, the variance of q(x_t|x_s).
+
+    It is beta_t where s = t - 1. Written as sigma_t^2 (1 - SNR_t/SNR_s), because for neighbouring
+    levels the difference of the two terms cancels in float32.
+    """
+    return -(t.sigma**2) * jnp.expm1(t.log_snr - s.log_snr)
+
+
+def transition(x_s: Array, t: Level, s: Level) -> Normal:
+    """q(x_t|x_s) = N((alpha_t/alpha_s) x_s, sigma_{t|s}^2 I) (Ho et al. 2020, eq. 2)."""
+    mean = expand(t.alpha / s.alpha, x_s) * x_s
+    log_std = 0.5 * jnp.log(transition_variance(t, s))
+    return Normal(mean, jnp.broadcast_to(expand(log_std, x_s), x_s.shape))
+
+
+def posterior_variance(t: Level, s: Level) -> Array:
+    """The variance of q(x_s|x_t, x_0): beta-tilde_t where s = t - 1; 0 where s is clean data."""
+    return transition_variance(t, s) * (s.sigma / t.sigma) ** 2
+
+
+def posterior_mean(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
+    """The mean of q(x_s|x_t, x_0) (Ho et al. 2020, eq. 7), ``[B, ...]``.
+
+    With an estimate of x_0 in place of x_0 it is the mean of the reverse step p(x_s|x_t).
+    """
+    chex.assert_equal_shape([x_t, x_0])
+    from_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+    from_x_0 = s.alpha * transition_variance(t, s) / t.sigma**2
+    return expand(from_x_t, x_t) * x_t + expand(from_x_0, x_0) * x_0

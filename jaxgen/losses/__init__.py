@@ -1,0 +1,1 @@
+"""Pure objectives, one file a family. Arrays in, one value per example ``[B]`` out."""

@@ -1,0 +1,77 @@
+"""The generator and discriminator of DCGAN (Radford et al. 2016, section 3).
+
+Strided convolutions in the discriminator and fractionally-strided ones in the generator, batch norm
+in both except at the generator's output and the discriminator's input, ReLU and Tanh against
+LeakyReLU of slope 0.2, weights from N(0, 0.02). Running averages live in ``batch_stats``; under
+``pmap``, ``axis_name`` makes the batch statistics those of the whole batch.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax.numpy as jnp
+from flax import linen as nn
+from jax import Array
+
+INIT = nn.initializers.normal(0.02)
+KERNEL = (4, 4)
+
+
+def gamma_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
+    """Batch-norm scales start at N(1, 0.02)."""
+    return 1.0 + INIT(key, shape, dtype)
+
+
+def batch_norm(train: bool, axis_name: str | None) -> functools.partial:
+    return functools.partial(
+        nn.BatchNorm,
+        use_running_average=not train,
+        momentum=0.9,
+        axis_name=axis_name,
+        scale_init=gamma_init,
+    )
+
+
+class Generator(nn.Module):
+    """z ``[B, Z]`` -> images ``[B, *shape]`` in [-1, 1], doubling a small map ``stages`` times."""
+
+    shape: tuple[int, int, int]
+    stages: int = 2
+    channels: int = 64  # of the last hidden map; doubled at every earlier one
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, z: Array, *, train: bool) -> Array:
+        norm = batch_norm(train, self.axis_name)
+        height, width, channels = self.shape
+        h, w = math.ceil(height / 2**self.stages), math.ceil(width / 2**self.stages)
+        x = nn.Dense(h * w * self.channels * 2 ** (self.stages - 1), kernel_init=INIT)(z)
+        x = nn.relu(norm()(x.reshape(z.shape[0], h, w, -1)))
+        for stage in reversed(range(self.stages - 1)):
+            up = nn.ConvTranspose(
+                self.channels * 2**stage, KERNEL, strides=(2, 2), kernel_init=INIT, use_bias=False
+            )
+            x = nn.relu(norm()(up(x)))
+        x = nn.ConvTranspose(channels, KERNEL, strides=(2, 2), kernel_init=INIT)(x)
+        return jnp.tanh(x[:, :height, :width])
+
+
+class Discriminator(nn.Module):
+    """Images ``[B, H, W, C]`` -> logits ``[B]``, halving the map ``stages`` times."""
+
+    stages: int = 2
+    channels: int = 64  # of the first map; doubled at every later one
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool) -> Array:
+        norm = batch_norm(train, self.axis_name)
+        for stage in range(self.stages):
+            conv = nn.Conv(
+                self.channels * 2**stage, KERNEL, strides=2, kernel_init=INIT, use_bias=stage == 0
+            )
+            x = conv(x)
+            x = nn.leaky_relu(norm()(x) if stage > 0 else x, 0.2)
+        return nn.Dense(1, kernel_init=INIT)(x.reshape(x.shape[0], -1))[:, 0]
