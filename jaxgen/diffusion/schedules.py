@@ -54,7 +54,8 @@ def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> 
 def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
     """alpha-bar_t = f(t)/f(0) with f(t) = cos^2((t/T + s)/(1 + s) pi/2), ``[T]``.
 
-    Nichol & Dhariwal 2021, eq. 17. The ratio of neighbouring values gives beta_t, clipped at ``largest`` near t = T.
+    Nichol & Dhariwal 2021, eq. 17. The ratio of neighbouring values gives beta_t, clipped
+    at ``largest`` near t = T.
     """
     t = np.arange(steps + 1) / steps
     f = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2

@@ -6,6 +6,7 @@ Burda et al. 2016 (the importance-weighted bound). All values are in nats per ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -14,10 +15,59 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.distributions import Distribution, Normal, kl_normal, standard_normal, sum_event
+from jaxgen.distributions import (
+    Bernoulli,
+    DiscretizedLogistic,
+    Distribution,
+    Normal,
+    kl_normal,
+    standard_normal,
+    sum_event,
+)
 
 Encoder = Callable[[Array], Normal]  # x [B, ...] -> q(z|x) over [B, Z]
 Decoder = Callable[[Array], Distribution]  # z [B, Z] -> p(x|z) over [B, ...]
+
+
+class Likelihood(NamedTuple):
+    """How parameter maps ``[..., maps * C]`` become a density over data ``[..., C]``."""
+
+    maps: int
+    density: Callable[[Array], Distribution]
+
+
+def bernoulli() -> Likelihood:
+    """p(x|z) over x in {0, 1}, from one map of logits."""
+    return Likelihood(1, Bernoulli)
+
+
+def gaussian(std: float) -> Likelihood:
+    """N(mean, std^2) with a fixed std, over data in [-1, 1]."""
+    return Likelihood(1, lambda mean: Normal(mean, jnp.full(mean.shape, math.log(std))))
+
+
+def learned_gaussian(smallest_log_std: float = -4.0) -> Likelihood:
+    """N(mean, std^2) with a std for every entry, over data in [-1, 1].
+
+    log std is kept above ``smallest_log_std``, smoothly: the density of data on a grid of values
+    is otherwise unbounded.
+    """
+
+    def density(maps: Array) -> Normal:
+        mean, raw = jnp.split(maps, 2, axis=-1)
+        return Normal(mean, smallest_log_std + jax.nn.softplus(raw - smallest_log_std))
+
+    return Likelihood(2, density)
+
+
+def discretized_logistic(levels: int) -> Likelihood:
+    """A logistic over the ``levels`` values in [-1, 1], location and scale for every entry."""
+
+    def density(maps: Array) -> DiscretizedLogistic:
+        location, log_scale = jnp.split(maps, 2, axis=-1)
+        return DiscretizedLogistic(location, jnp.maximum(log_scale, -7.0), levels)
+
+    return Likelihood(2, density)
 
 
 class ElboTerms(NamedTuple):

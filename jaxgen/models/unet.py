@@ -80,7 +80,7 @@ class SelfAttention(nn.Module):
 
 
 class UNet(nn.Module):
-    """Predicts an image-shaped quantity from ``x [B, H, W, C]``, times ``t [B]`` and labels ``[B]``.
+    """Predicts an image-shaped quantity from x ``[B, H, W, C]``, times t and labels ``[B]``.
 
     Level i works at ceil(size / 2^i), with ``channels * multipliers[i]`` channels; on the way up
     every level is resized to the size it had on the way down, so any height and width will do.

@@ -1,0 +1,1 @@
+"""Data sources by name, and the Grain pipeline that turns one into batches."""

@@ -1,0 +1,85 @@
+"""Batches as a function of (seed, step), through Grain.
+
+The order of a data set is an endless sequence of shuffled epochs; batch ``step`` is its elements
+``[step * B, (step + 1) * B)``. So the position of a run is its step, processes take disjoint
+elements of the same global batch, and a resumed run needs nothing but the number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any, SupportsIndex
+
+import grain
+import numpy as np
+
+from jaxgen.data.sources import Source, fetch
+
+
+class ShuffledBatches:
+    """Random access to index batches: ``[step] -> int32 [batch / process_count]``."""
+
+    def __init__(
+        self, size: int, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        if batch % process_count:
+            raise ValueError(f"batch ({batch}) is not divisible by {process_count} processes.")
+        self.size, self.batch, self.seed = size, batch, seed
+        self.process_index, self.process_count = process_index, process_count
+        self._epoch = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        # Philox is keyed, so an epoch is reached without drawing those before it.
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        return generator.permutation(self.size).astype(np.int32)
+
+    def __len__(self) -> int:
+        return np.iinfo(np.int64).max // self.batch  # endless, for all purposes
+
+    def __getitem__(self, step: SupportsIndex) -> np.ndarray:
+        position = int(step) * self.batch + np.arange(self.batch)
+        position = position[self.process_index :: self.process_count]
+        epoch, offset = np.divmod(position, self.size)
+        index = np.empty(len(position), np.int32)
+        for e in np.unique(epoch):
+            here = epoch == e
+            index[here] = self._epoch(int(e))[offset[here]]
+        return index
+
+
+def index_batches(
+    size: int,
+    batch: int,
+    *,
+    seed: int,
+    start: int = 0,
+    stride: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Index batches from step ``start`` on; ``stride`` > 1 stacks that many steps, ``[n, B]``."""
+    order = ShuffledBatches(size, batch, seed, process_index, process_count)
+    steps = grain.MapDataset.source(order)[start:]
+    return steps.batch(stride) if stride > 1 else steps
+
+
+def read_batches(
+    source: Source, indices: grain.MapDataset, *, threads: int = 2, buffer: int = 4
+) -> Iterator[dict[str, Any]]:
+    """Reads the records of each index batch, ahead of time, in ``threads`` threads.
+
+    Yields dicts of host arrays whose leading axes are those of the index batch.
+    """
+
+    def read(index: np.ndarray) -> dict[str, np.ndarray]:
+        records = fetch(source, index.reshape(-1))
+        return {k: v.reshape(*index.shape, *v.shape[1:]) for k, v in records.items()}
+
+    return prefetched(indices.map(read), threads=threads, buffer=buffer)
+
+
+def prefetched(dataset: grain.MapDataset, *, threads: int = 2, buffer: int = 16) -> Iterator[Any]:
+    """Iterates in order, computing up to ``buffer`` elements ahead."""
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=buffer)
+    return iter(dataset.to_iter_dataset(options))

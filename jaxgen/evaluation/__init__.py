@@ -1,0 +1,1 @@
+"""Numbers with their protocol: distances between sets of images, and what they are measured on."""

@@ -1,0 +1,37 @@
+"""Walks through a latent space."""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+from jax import Array
+
+
+def linear_path(start: Array, end: Array, count: int) -> Array:
+    """``count`` points on the segment from ``start`` to ``end [..., Z]``: ``[count, ..., Z]``."""
+    chex.assert_equal_shape([start, end])
+    weight = jnp.linspace(0.0, 1.0, count).reshape((count,) + (1,) * start.ndim)
+    return (1 - weight) * start[None] + weight * end[None]
+
+
+def spherical_path(start: Array, end: Array, count: int) -> Array:
+    """``count`` points on the arc from ``start`` to ``end [..., Z]``: ``[count, ..., Z]``.
+
+    Shoemake 1985. Between draws of N(0, I) the arc keeps the norm that the prior has, where the
+    segment passes near the origin.
+    """
+    chex.assert_equal_shape([start, end])
+    norm = lambda x: jnp.linalg.norm(x, axis=-1, keepdims=True)  # noqa: E731
+    cosine = (start * end).sum(-1, keepdims=True) / (norm(start) * norm(end))
+    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))[None]
+    weight = jnp.linspace(0.0, 1.0, count).reshape((count,) + (1,) * start.ndim)
+    mixed = jnp.sin((1 - weight) * angle) * start[None] + jnp.sin(weight * angle) * end[None]
+    return mixed / jnp.sin(angle)
+
+
+def analogy(a: Array, b: Array, c: Array) -> Array:
+    """ "a is to b as c is to ...": mean(c) + mean(b) - mean(a) over examples ``[n, Z]``: ``[Z]``.
+
+    Radford et al. 2016, section 6.3.2, who average three latents for each concept.
+    """
+    return c.mean(axis=0) + b.mean(axis=0) - a.mean(axis=0)

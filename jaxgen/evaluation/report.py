@@ -1,0 +1,100 @@
+"""What generated images are worth: distances, classes, and closeness to the training set."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.data.sources import DataSet, fetch
+from jaxgen.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
+from jaxgen.evaluation.features import FeatureSpace, signed_images
+
+SVM_LIMIT = 10_000  # images, above which fitting a support-vector machine takes minutes
+
+
+@dataclass(frozen=True)
+class Number:
+    """A measured value and how it was measured."""
+
+    name: str
+    value: float
+    protocol: str
+
+
+def write_report(path: Path, numbers: list[Number]) -> None:
+    """Writes numbers with their protocols as JSON."""
+    path.write_text(json.dumps([asdict(n) for n in numbers], indent=2) + "\n")
+
+
+def sample_numbers(
+    data: DataSet, space: FeatureSpace, samples: np.ndarray, labels: np.ndarray | None, how: str
+) -> list[Number]:
+    """Measures samples in [-1, 1] ``[N, H, W, C]``, drawn for ``labels [N]`` where conditional.
+
+    Samples are first rounded to the values that a pixel of the data can take. ``how`` says how
+    they were drawn and becomes part of each protocol.
+    """
+    assert data.levels is not None
+    n = len(samples)
+    samples = np.clip(np.round((samples + 1) / 2 * (data.levels - 1)), 0, data.levels - 1)
+    samples = np.asarray(2 * samples / (data.levels - 1) - 1, np.float32)
+    real = signed_images(data, data.train)
+    test = signed_images(data, data.test)
+    generated_features, real_features = space.features(samples), space.features(real)
+    test_features = space.features(test)
+    drawn = f"{n} samples ({how})"
+    against = f"{drawn} against {len(real)} training images, {space.name} features"
+    reference = f"{len(test)} test against {len(real)} training images, {space.name} features"
+    numbers = [
+        Number("frechet_distance", frechet_distance(generated_features, real_features), against),
+        Number(
+            "frechet_distance_of_test", frechet_distance(test_features, real_features), reference
+        ),
+        Number("kernel_distance", kernel_distance(generated_features, real_features), against),
+    ]
+    if space.classify is not None:
+        classes = space.classify(samples)
+        judge = f"classifier of {space.accuracy:.1%} test accuracy"
+        covered = len(np.unique(classes))
+        numbers.append(Number("classes_covered", covered, f"{drawn}, {judge}"))
+        if labels is not None:
+            agreement = float(np.mean(classes == labels))
+            numbers.append(Number("class_agreement", agreement, f"{drawn}, {judge}"))
+            if len(data.train) <= SVM_LIMIT:
+                numbers.append(_svm_agreement(data, real, test, samples, labels, drawn))
+    distances = nearest_distances(samples, real)
+    test_distances = nearest_distances(test, real)
+    to_training = "Euclidean distance in [-1, 1] pixels to the nearest training image"
+    numbers += [
+        Number("nearest_training_image", float(np.median(distances)), f"median, {to_training}"),
+        Number("nearest_training_image_min", float(distances.min()), f"smallest, {to_training}"),
+        Number(
+            "nearest_training_image_of_test",
+            float(np.median(test_distances)),
+            f"median over {len(test)} test images, {to_training}",
+        ),
+    ]
+    return numbers
+
+
+def _svm_agreement(
+    data: DataSet,
+    real: np.ndarray,
+    test: np.ndarray,
+    samples: np.ndarray,
+    labels: np.ndarray,
+    drawn: str,
+) -> Number:
+    """An independent judge: a support-vector machine with RBF kernel on the pixels."""
+    from sklearn.svm import SVC
+
+    flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    judge = SVC(C=10.0, gamma="scale")
+    judge.fit(flat(real), fetch(data.train, np.arange(len(real)))["label"])
+    accuracy = judge.score(flat(test), fetch(data.test, np.arange(len(test)))["label"])
+    agreement = float(np.mean(judge.predict(flat(samples)) == labels))
+    protocol = f"{drawn}, scikit-learn SVM of {accuracy:.1%} test accuracy"
+    return Number("svm_class_agreement", agreement, protocol)

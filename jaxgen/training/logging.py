@@ -1,0 +1,125 @@
+"""Where numbers go while a run goes on: ``metrics.jsonl``, TensorBoard, and the terminal."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(highlight=False, soft_wrap=True)
+
+
+class MetricLog:
+    """Appends one JSON object a line to ``metrics.jsonl`` and the same scalars to TensorBoard.
+
+    Opened at step ``start`` it first drops the lines after it: a resumed run writes them anew.
+    """
+
+    def __init__(self, directory: Path, start: int = 0) -> None:
+        from tensorboardX import SummaryWriter
+
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / "metrics.jsonl"
+        kept = [row for row in read_metrics(path) if row["step"] <= start and start > 0]
+        with path.open("w") as file:
+            file.writelines(json.dumps(row) + "\n" for row in kept)
+        self._file = path.open("a")
+        # TensorBoard hides the events after purge_step: those that a resumed run writes anew.
+        self._events = SummaryWriter(
+            str(directory / "tensorboard"), purge_step=start + 1 if start else None
+        )
+
+    def write(self, step: int, metrics: dict[str, float]) -> None:
+        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.flush()
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        self._file.close()
+        self._events.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The rows of a ``metrics.jsonl``; a last line cut short by a crash is left out."""
+    rows = []
+    if path.exists():
+        for line in path.read_text().splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+    return rows
+
+
+class Advance(Protocol):
+    """Reports progress: how many units were done, and what is going on now."""
+
+    def __call__(self, amount: int = 0, note: str = "", *, activity: str | None = None) -> None: ...
+
+
+@contextmanager
+def progress(activity: str, total: int, done: int = 0) -> Iterator[Advance]:
+    """A progress bar: what is happening, how far it is, how long is left. Yields its ``advance``.
+
+    Away from a terminal a line is printed about every ten seconds instead.
+    """
+    if console.is_terminal:
+        columns = (
+            SpinnerColumn(),
+            TextColumn("{task.description:<12}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task(activity, total=total, completed=done, note="")
+
+            def advance(amount: int = 0, note: str = "", *, activity: str | None = None) -> None:
+                fields = {"note": note} if note else {}
+                bar.update(task, advance=amount, description=activity, **fields)
+
+            yield advance
+    else:
+        yield _LineProgress(activity, total, done)
+
+
+class _LineProgress:
+    def __init__(self, activity: str, total: int, done: int, every: float = 10.0) -> None:
+        self.activity, self.total, self.done, self.every = activity, total, done, every
+        self.first, self.printed, self.begun_at = True, time.monotonic(), done
+        self.start = self.printed
+
+    def __call__(self, amount: int = 0, note: str = "", *, activity: str | None = None) -> None:
+        changed = activity is not None and activity != self.activity
+        self.activity = activity or self.activity
+        self.done += amount
+        now = time.monotonic()
+        if self.first or changed or self.done >= self.total or now - self.printed >= self.every:
+            self.first, self.printed = False, now
+            rate = (self.done - self.begun_at) / max(now - self.start, 1e-9)
+            left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
+            print(f"{self.activity}: {self.done}/{self.total}{left} {note}".rstrip(), flush=True)
+
+
+def warn(message: str) -> None:
+    """A line for people on stderr."""
+    print(message, file=sys.stderr, flush=True)

@@ -1,0 +1,174 @@
+"""The one step body every family trains with, and the alternating step of two players.
+
+A loss of one network is ``loss_fn(params, batch, key) -> (scalar, metrics)``. A network with
+mutable collections or an opponent uses the named form of the same idea, :class:`Aux`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax import Array, lax
+
+Params = Any
+Batch = Any
+Metrics = dict[str, Array]
+Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
+Step = Callable[..., tuple[Any, Metrics]]  # (state, batch, key, axis_name=None)
+
+
+class Aux(NamedTuple):
+    """What a loss returns beside its value: metrics, and the updated mutable collections."""
+
+    metrics: Metrics
+    mutables: Any
+
+
+@struct.dataclass
+class TrainState:
+    """One network in training. ``ema`` is the moving average that evaluation and sampling use."""
+
+    step: Array  # updates made so far, int32
+    params: Params
+    opt_state: optax.OptState
+    ema: Params
+    mutables: Any  # e.g. {"batch_stats": ...}; {} for most networks
+
+
+def init_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+    """The state at step 0 from a module's ``init``; the EMA starts at the parameters."""
+    mutables = {name: value for name, value in variables.items() if name != "params"}
+    params = variables["params"]
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        opt_state=optimizer.init(params),
+        ema=jax.tree.map(jnp.copy, params),  # a buffer of its own: both are donated
+        mutables=mutables,
+    )
+
+
+def descend(
+    state: TrainState,
+    loss: Callable[[Params], tuple[Array, Aux]],
+    optimizer: optax.GradientTransformation,
+    *,
+    ema_decay: float,
+    axis_name: str | None = None,
+) -> tuple[TrainState, Metrics]:
+    """One update: gradient, mean over devices, optimizer, EMA.
+
+    Under ``pmap`` each device sees its share of the batch: gradients, mutable collections and
+    metrics are averaged over ``axis_name``.
+    """
+    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    metrics = {"loss": value, **aux.metrics}
+    mutables = aux.mutables
+    if axis_name is not None:
+        grads, mutables, metrics = lax.pmean((grads, mutables, metrics), axis_name)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new_state = TrainState(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
+        mutables=mutables,
+    )
+    return new_state, {**metrics, "grad_norm": optax.global_norm(grads)}
+
+
+def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
+    """The key of one step on one device: a resumed run draws what the unbroken one would."""
+    key = jax.random.fold_in(key, step)
+    return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
+
+
+def make_step(loss_fn: Loss, optimizer: optax.GradientTransformation, ema_decay: float) -> Step:
+    """The step ``(state, batch, key) -> (state, metrics)`` of one network without mutables."""
+
+    def step(state: TrainState, batch: Batch, key: Array, axis_name: str | None = None):
+        def loss(params: Params) -> tuple[Array, Aux]:
+            value, metrics = loss_fn(params, batch, step_key(key, state.step, axis_name))
+            return value, Aux(metrics, state.mutables)
+
+        return descend(state, loss, optimizer, ema_decay=ema_decay, axis_name=axis_name)
+
+    return step
+
+
+@struct.dataclass
+class Players:
+    """A generator and its discriminator: two states, or two of anything else."""
+
+    generator: Any
+    discriminator: Any
+
+    @property
+    def step(self) -> Array:
+        """The number of generator updates."""
+        return self.generator.step
+
+
+# (params of the player that moves, both states, batch, key) -> (scalar, Aux)
+PlayerLoss = Callable[[Params, Players, Batch, Array], tuple[Array, Aux]]
+
+
+def make_alternating_step(
+    losses: Players, optimizers: Players, ema_decay: float, discriminator_steps: int = 1
+) -> Step:
+    """Algorithm 1 of Goodfellow et al. 2014: k discriminator updates, then one of the generator.
+
+    ``losses`` and ``optimizers`` hold one :data:`PlayerLoss` and one optimizer a player. The batch
+    is divided into k equal parts, one for each discriminator update, so its first axis must be a
+    multiple of k; the generator's loss sees the last part.
+    """
+
+    def step(state: Players, batch: Batch, key: Array, axis_name: str | None = None):
+        key = step_key(key, state.step, axis_name)
+        keys = jax.random.split(key, discriminator_steps + 1)
+        size = jax.tree.leaves(batch)[0].shape[0]
+        if size % discriminator_steps:
+            raise ValueError(
+                f"a batch of {size} cannot be divided into {discriminator_steps} discriminator "
+                "steps: use a multiple."
+            )
+        parts = jax.tree.map(lambda x: x.reshape(discriminator_steps, -1, *x.shape[1:]), batch)
+        part, metrics = batch, {}
+        for i in range(discriminator_steps):
+            part = jax.tree.map(lambda x: x[i], parts)  # noqa: B023 (used at once)
+            loss = lambda p: losses.discriminator(p, state, part, keys[i])  # noqa: E731, B023
+            discriminator, metrics = descend(
+                state.discriminator,
+                loss,
+                optimizers.discriminator,
+                ema_decay=ema_decay,
+                axis_name=axis_name,
+            )
+            state = state.replace(discriminator=discriminator)
+        generator, generator_metrics = descend(
+            state.generator,
+            lambda p: losses.generator(p, state, part, keys[-1]),
+            optimizers.generator,
+            ema_decay=ema_decay,
+            axis_name=axis_name,
+        )
+        metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
+        metrics |= {f"generator/{k}": v for k, v in generator_metrics.items()}
+        return state.replace(generator=generator), metrics
+
+    return step
+
+
+def adam(
+    learning_rate: float, *, warmup: int = 0, clip: float | None = None, b1: float = 0.9
+) -> optax.GradientTransformation:
+    """Adam with a linear warm-up over ``warmup`` steps and clipping of the global norm."""
+    schedule = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else learning_rate
+    clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    return optax.chain(clipping, optax.adam(schedule, b1=b1))
