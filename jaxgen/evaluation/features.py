@@ -29,7 +29,7 @@ ENTRIES = 100_000  # enough of a large set to fit a Gaussian to its features
 
 @dataclass(frozen=True)
 class FeatureSpace:
-    """Maps images in [-1, 1] ``[N, H, W, C]`` to features ``[N, F]`` and, with classes, to labels."""
+    """Maps images in [-1, 1] ``[N, H, W, C]`` to features ``[N, F]`` and, with classes, labels."""
 
     name: str
     features: Callable[[np.ndarray], np.ndarray]

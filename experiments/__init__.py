@@ -1,0 +1,1 @@
+"""One module a system: ``python -m experiments.ddpm``, ``experiments.vae``, ``experiments.gan``."""
