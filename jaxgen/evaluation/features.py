@@ -69,15 +69,17 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
     apply = jax.jit(model.apply)
 
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        logits, features = map_batches(lambda b: apply(variables, b), x, BATCH)
-        return logits, features
+        return map_batches(lambda b: apply(variables, b), x, BATCH)
+
+    # Distances are quoted in units in which a real feature has mean square 1.
+    scale = np.sqrt(np.mean(run(signed_images(data, data.train, 10_000))[1] ** 2))
 
     def classify(x: np.ndarray) -> np.ndarray:
         return run(x)[0].argmax(axis=1)
 
     test = fetch(data.test, np.arange(min(len(data.test), ENTRIES)))
     accuracy = np.mean(classify(signed_images(data, data.test)) == test["label"])
-    return FeatureSpace("classifier", lambda x: run(x)[1], classify, float(accuracy))
+    return FeatureSpace("classifier", lambda x: run(x)[1] / scale, classify, float(accuracy))
 
 
 def map_batches(function, x, batch: int):
@@ -120,4 +122,5 @@ def _principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
     mean = x.mean(axis=0)
     _, _, axes = np.linalg.svd(x - mean, full_matrices=False)
     axes = axes[:count].T
+    axes = axes / np.sqrt(np.mean(((x - mean) @ axes) ** 2))
     return FeatureSpace("pixel PCA", lambda x: (x.reshape(len(x), -1) - mean) @ axes)

@@ -1,0 +1,208 @@
+"""Generative adversarial networks (Goodfellow et al. 2014) with DCGAN (Radford et al. 2016).
+
+python -m experiments.gan                    # digits: train, sample, measure, draw
+python -m experiments.gan --loss minimax     # log(1 - D(G(z))) in place of the log-D trick
+python -m experiments.gan --discriminator-steps 2
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.runner import Data, Experiment, Mistake, System, Train, choose, main
+from jaxgen.data.sources import DataSet, to_signed
+from jaxgen.evaluation.distances import frechet_distance
+from jaxgen.evaluation.features import FeatureSpace, feature_space, signed_images
+from jaxgen.evaluation.latents import analogy, spherical_path
+from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.losses.adversarial import (
+    discriminator_loss,
+    minimax_generator_loss,
+    non_saturating_generator_loss,
+)
+from jaxgen.models.dcgan import Discriminator, Generator
+from jaxgen.plotting import save_grid
+from jaxgen.training.devices import Placement
+from jaxgen.training.step import Aux, Players, adam, init_state, make_alternating_step
+
+GENERATOR_LOSSES = {
+    "non_saturating": non_saturating_generator_loss,
+    "minimax": minimax_generator_loss,
+}
+LATENTS = 100  # Radford et al. 2016, section 4
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to measure."""
+
+    samples: int = 500
+    """Samples to measure."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """DCGAN on images."""
+
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    sampling: Sampling = field(default_factory=Sampling)
+    loss: str = "non_saturating"
+    """The generator's: non_saturating (the log-D trick) or minimax."""
+    discriminator_steps: int = 1
+    """k, the discriminator updates for one of the generator; they share the batch."""
+    stages: int = 2
+    """Halvings of the image in the discriminator, doublings in the generator."""
+    channels: int = 64
+    """Of the largest feature maps; doubled at every smaller one."""
+
+
+DIGITS = Config(
+    train=Train(steps=3000, batch=64, learning_rate=2e-4, b1=0.5, ema=0.995, checkpoint_every=1000),
+    channels=32,
+)
+MNIST = Config(
+    data=Data("mnist"),
+    train=Train(
+        steps=20_000, batch=128, learning_rate=2e-4, b1=0.5, ema=0.999, checkpoint_every=2000
+    ),
+)
+PRESETS = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "fashion_mnist": Config(**{**vars(MNIST), "data": Data("fashion_mnist")}),
+    "cifar10": Config(**{**vars(MNIST), "data": Data("cifar10"), "stages": 3}),
+}
+
+
+def build(config: Config, data: DataSet, placement: Placement) -> System:
+    if not data.is_image:
+        raise Mistake(f"gan trains on images; {data.name} is a set of points.")
+    options, levels, shape = config.train, data.levels or 256, data.shape
+    if options.batch % config.discriminator_steps:
+        raise Mistake(
+            f"batch ({options.batch}) is not divisible by discriminator steps "
+            f"({config.discriminator_steps})."
+        )
+    generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
+    axis_name = placement.axis_name
+    generator = Generator(shape, config.stages, config.channels, axis_name)
+    discriminator = Discriminator(config.stages, config.channels, axis_name)
+    optimizer = adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+
+    def latents(key: jax.Array, count: int) -> jax.Array:
+        return jax.random.normal(key, (count, LATENTS))
+
+    def init(key: jax.Array) -> Players:
+        key_g, key_d = jax.random.split(key)
+        # Running averages need no axis: the networks are initialized in evaluation mode.
+        g = generator.init(key_g, jnp.zeros((1, LATENTS)), train=False)
+        d = discriminator.init(key_d, jnp.zeros((1, *shape)), train=False)
+        return Players(init_state(g, optimizer), init_state(d, optimizer))
+
+    def generate(params, mutables, z):
+        """Images ``[B, H, W, C]`` under the statistics of their own batch, and new averages."""
+        variables = {"params": params, **mutables}
+        return generator.apply(variables, z, train=True, mutable=list(mutables))
+
+    def judge(params, mutables, x):
+        """Logits ``[B]`` under the statistics of their own batch, and new averages."""
+        variables = {"params": params, **mutables}
+        return discriminator.apply(variables, x, train=True, mutable=list(mutables))
+
+    def loss_of_discriminator(params, players: Players, batch, key):
+        x = to_signed(batch["x"], levels)
+        fake, _ = generate(
+            players.generator.params, players.generator.mutables, latents(key, len(x))
+        )
+        # Real and fake images are normalized apart: each by the statistics of its own batch.
+        real_logits, mutables = judge(params, players.discriminator.mutables, x)
+        fake_logits, mutables = judge(params, mutables, fake)
+        metrics = {
+            "real_probability": jax.nn.sigmoid(real_logits).mean(),
+            "fake_probability": jax.nn.sigmoid(fake_logits).mean(),
+        }
+        return discriminator_loss(real_logits, fake_logits).mean(), Aux(metrics, mutables)
+
+    def loss_of_generator(params, players: Players, batch, key):
+        count = len(batch["x"])
+        fake, mutables = generate(params, players.generator.mutables, latents(key, count))
+        logits, _ = judge(players.discriminator.params, players.discriminator.mutables, fake)
+        return generator_loss(logits).mean(), Aux({}, mutables)
+
+    step = make_alternating_step(
+        Players(loss_of_generator, loss_of_discriminator),
+        Players(optimizer, optimizer),
+        options.ema,
+        config.discriminator_steps,
+    )
+    sampler = Generator(shape, config.stages, config.channels)
+
+    @jax.jit
+    def standing_statistics(key, params, mutables):
+        """Running averages for the EMA parameters, which no training batch went through.
+
+        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone.
+        """
+
+        def forward(mutables, key):
+            z = latents(key, options.batch)
+            variables = {"params": params, **mutables}
+            return sampler.apply(variables, z, train=True, mutable=list(mutables))[1], None
+
+        return jax.lax.scan(forward, mutables, jax.random.split(key, 50))[0]
+
+    @jax.jit
+    def images(params, mutables, z):
+        return sampler.apply({"params": params, **mutables}, z, train=False)
+
+    def draw(state: Players, z) -> np.ndarray:
+        g = state.generator
+        mutables = standing_statistics(jax.random.key(0), g.ema, g.mutables)
+        return np.asarray(images(g.ema, mutables, z))
+
+    def score(state: Players) -> float:
+        """The Frechet distance of 500 samples, in the feature space of the evaluation."""
+        space = feature_space(data)
+        x = draw(state, latents(jax.random.key(1), 500))
+        real = signed_images(data, data.train, 10_000)
+        return frechet_distance(space.features(x), space.features(real))
+
+    def make_pictures(key: jax.Array, state: Players, directory: Path) -> list[Path]:
+        z = latents(key, 1000)
+        x = draw(state, z)
+        files = [save_grid(directory / "samples.png", x[:100], 10)]
+        path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(-1, LATENTS)
+        files.append(save_grid(directory / "interpolations.png", draw(state, path), 10))
+        space = feature_space(data)
+        if space.classify is not None:
+            files += save_arithmetic(directory / "arithmetic.png", state, z, space.classify(x))
+        return files
+
+    def save_arithmetic(path: Path, state: Players, z, classes: np.ndarray) -> list[Path]:
+        """Rows of "a is to b as c is to ...": means of three latents each, then their sum."""
+        by_class = [z[np.flatnonzero(classes == c)[:3]] for c in range(data.classes)]
+        found = [c for c in range(data.classes) if len(by_class[c]) == 3]
+        rows = []
+        for i in range(min(5, len(found) - 2)):
+            a, b, c = (by_class[k] for k in found[i : i + 3])
+            rows += [a.mean(axis=0), b.mean(axis=0), c.mean(axis=0), analogy(a, b, c)]
+        return [save_grid(path, draw(state, jnp.stack(rows)), 4)] if rows else []
+
+    def evaluate(key: jax.Array, state: Players, space: FeatureSpace) -> list[Number]:
+        x = draw(state, latents(key, config.sampling.samples))
+        how = f"EMA of step {int(state.step)}, statistics of 50 batches of noise"
+        return sample_numbers(data, space, x, None, how)
+
+    return System(init=init, step=step, score=score, sample=make_pictures, evaluate=evaluate)
+
+
+EXPERIMENT = Experiment("gan", __doc__ or "", PRESETS, build)
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))
