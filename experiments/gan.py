@@ -63,7 +63,15 @@ class Config:
 
 
 DIGITS = Config(
-    train=Train(steps=3000, batch=64, learning_rate=2e-4, b1=0.5, ema=0.995, checkpoint_every=1000),
+    train=Train(
+        steps=8000,
+        batch=64,
+        learning_rate=2e-4,
+        b1=0.5,
+        ema=0.995,
+        log_every=100,
+        checkpoint_every=2000,
+    ),
     channels=32,
 )
 MNIST = Config(

@@ -69,7 +69,7 @@ class Config:
 
 DIGITS = Config(
     train=Train(
-        steps=6000, batch=128, ema=0.995, steps_per_call=50, log_every=100, checkpoint_every=2000
+        steps=12_000, batch=128, ema=0.995, steps_per_call=50, log_every=200, checkpoint_every=3000
     )
 )
 MNIST = Config(

@@ -7,6 +7,7 @@ example. Variances are stored as logarithms so that they stay positive and keep 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 import chex
@@ -87,38 +88,37 @@ class Bernoulli:
         return jax.random.bernoulli(key, self.mean).astype(self.logits.dtype)
 
 
-def bin_edges(x: Array, levels: int) -> tuple[Array, Array]:
-    """The two edges of the bin that x in [-1, 1] lies in, for ``levels`` equally spaced values.
+def log1mexp(x: Array) -> Array:
+    """log(1 - exp(-x)) for x > 0, exact at both ends (Maechler 2012)."""
+    log_2 = 0.6931472  # each branch is kept on its own side, so that neither gradient is NaN
+    small = jnp.log(-jnp.expm1(-jnp.minimum(x, log_2)))
+    return jnp.where(x < log_2, small, jnp.log1p(-jnp.exp(-jnp.maximum(x, log_2))))
 
-    The bins are as wide as the spacing, 2 / (levels - 1), and the outermost two are open, so that a
-    density integrated over the bins is a probability over the values (Ho et al. 2020, eq. 13).
+
+def bin_log_prob(
+    log_cdf: Callable[[Array], Array], x: Array, location: Array, log_scale: Array, levels: int
+) -> Array:
+    """The log-mass of x's bin under a density symmetric about its location, entry by entry.
+
+    Data are ``levels`` equally spaced values in [-1, 1]; bins are as wide as the spacing, and the
+    outermost two are open, so that the masses sum to one (Ho et al. 2020, eq. 13). ``log_cdf`` is
+    that of the standard density; far tails keep their digits.
     """
     half = 1.0 / (levels - 1)
-    low = jnp.where(x < -1 + half, -jnp.inf, x - half)
-    high = jnp.where(x > 1 - half, jnp.inf, x + half)
-    return low, high
-
-
-def log_diff_exp(a: Array, b: Array) -> Array:
-    """log(exp(a) - exp(b)) for a > b, also where b is -inf."""
-    # The branch that is not taken must stay finite too, or its gradient would be NaN.
-    finite = jnp.where(jnp.isneginf(b), a - 1.0, b)
-    return jnp.where(jnp.isneginf(b), a, a + jnp.log(-jnp.expm1(finite - a)))
-
-
-def _log_interval(log_cdf, low: Array, high: Array) -> Array:
-    """log P(low < z <= high) for a density symmetric about 0, from its log-CDF.
-
-    An interval right of 0 is mirrored: near 1 a CDF has lost the digits that its tail still has.
-    """
+    inverse = jnp.exp(-log_scale)
+    low, high = (x - half - location) * inverse, (x + half - location) * inverse
+    open_low, open_high = x < -1 + half, x > 1 - half
+    # A bin right of the location is mirrored: near 1 a CDF has lost the digits its tail still has.
     right = low > 0
     low, high = jnp.where(right, -high, low), jnp.where(right, -low, high)
-    open_low, open_high = jnp.isneginf(low), jnp.isposinf(high)
-    top = jnp.where(open_high, 0.0, log_cdf(jnp.where(open_high, 0.0, high)))
-    bottom = jnp.where(open_low, -jnp.inf, log_cdf(jnp.where(open_low, 0.0, low)))
-    # Far in a tail two neighbouring log-CDFs can round to the same float.
-    bottom = jnp.minimum(bottom, jnp.nextafter(top, -jnp.inf))
-    return log_diff_exp(top, bottom)
+    open_low, open_high = (
+        jnp.where(right, open_high, open_low),
+        jnp.where(right, open_low, open_high),
+    )
+    top = jnp.where(open_high, 0.0, log_cdf(high))
+    gap = jnp.where(open_low, jnp.inf, top - log_cdf(low))
+    # The floor is for bins too narrow for float32 to tell their edges apart.
+    return top + log1mexp(jnp.maximum(gap, 1e-12))
 
 
 @struct.dataclass
@@ -134,10 +134,8 @@ class DiscretizedNormal:
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.mean, self.log_std])
-        low, high = bin_edges(x, self.levels)
-        scale = jnp.exp(-self.log_std)
-        low, high = (low - self.mean) * scale, (high - self.mean) * scale
-        return _log_interval(jax.scipy.stats.norm.logcdf, low, high)
+        log_cdf = jax.scipy.stats.norm.logcdf
+        return bin_log_prob(log_cdf, x, self.mean, self.log_std, self.levels)
 
     def sample(self, key: Array) -> Array:
         return quantize(Normal(self.mean, self.log_std).sample(key), self.levels)
@@ -160,10 +158,8 @@ class DiscretizedLogistic:
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.location, self.log_scale])
-        low, high = bin_edges(x, self.levels)
-        inverse = jnp.exp(-self.log_scale)
-        low, high = (low - self.location) * inverse, (high - self.location) * inverse
-        return _log_interval(jax.nn.log_sigmoid, low, high)
+        log_cdf = jax.nn.log_sigmoid
+        return bin_log_prob(log_cdf, x, self.location, self.log_scale, self.levels)
 
     def sample(self, key: Array) -> Array:
         u = jax.random.logistic(key, self.location.shape, self.location.dtype)

@@ -27,26 +27,32 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     return frechet_gaussians(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
 
 
+def _blocks(a: np.ndarray, size: int = 1000) -> list[np.ndarray]:
+    """Rows of a, ``size`` at a time: no n x m table is ever held whole."""
+    return np.split(a, range(size, len(a), size))
+
+
 def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The unbiased squared MMD under k(x, y) = (x.y / F + 1)^3; it may be slightly negative.
 
-    Binkowski et al. 2018 (KID), over the whole sets at once.
+    Binkowski et al. 2018 (KID), over the whole sets at once; time grows with (n + m)^2.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
 
-    def kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-        return (x @ y.T / x.shape[1] + 1) ** 3
+    def total(x: np.ndarray, y: np.ndarray) -> float:
+        return sum(((block @ y.T / x.shape[1] + 1) ** 3).sum() for block in _blocks(x))
 
     def within(x: np.ndarray) -> float:
-        k = kernel(x, x)
-        return (k.sum() - np.trace(k)) / (len(x) * (len(x) - 1))
+        with_itself = (((x**2).sum(axis=1) / x.shape[1] + 1) ** 3).sum()
+        return (total(x, x) - with_itself) / (len(x) * (len(x) - 1))
 
-    return float(within(a) + within(b) - 2 * kernel(a, b).mean())
+    return float(within(a) + within(b) - 2 * total(a, b) / (len(a) * len(b)))
 
 
 def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """For each row of a, the Euclidean distance to the nearest row of b, ``[n]``."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None, :] - 2 * a @ b.T
-    return np.sqrt(np.maximum(squared.min(axis=1), 0.0))
+    norms = (b**2).sum(axis=1)[None, :]
+    nearest = [((x**2).sum(1)[:, None] + norms - 2 * x @ b.T).min(axis=1) for x in _blocks(a)]
+    return np.sqrt(np.maximum(np.concatenate(nearest), 0.0))

@@ -42,10 +42,15 @@ def cache_dir() -> Path:
     return Path(os.environ.get("JAXGEN_CACHE", "~/.cache/jaxgen")).expanduser()
 
 
+def spread(size: int, limit: int) -> np.ndarray:
+    """Up to ``limit`` of the indices below ``size``, evenly spaced: sorted sets stay balanced."""
+    return np.arange(size) if size <= limit else np.linspace(0, size - 1, limit).astype(int)
+
+
 def signed_images(data: DataSet, source: Source, limit: int = ENTRIES) -> np.ndarray:
-    """The first ``limit`` images of a source in [-1, 1], float32, in its own order."""
+    """Up to ``limit`` images of a source, evenly spread over it, in [-1, 1], float32."""
     assert data.levels is not None
-    x = fetch(source, np.arange(min(len(source), limit)))["x"]
+    x = fetch(source, spread(len(source), limit))["x"]
     return np.asarray(2.0 * x / (data.levels - 1) - 1.0, np.float32)
 
 
@@ -77,7 +82,7 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
     def classify(x: np.ndarray) -> np.ndarray:
         return run(x)[0].argmax(axis=1)
 
-    test = fetch(data.test, np.arange(min(len(data.test), ENTRIES)))
+    test = fetch(data.test, spread(len(data.test), ENTRIES))
     accuracy = np.mean(classify(signed_images(data, data.test)) == test["label"])
     return FeatureSpace("classifier", lambda x: run(x)[1] / scale, classify, float(accuracy))
 

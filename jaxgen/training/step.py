@@ -80,7 +80,7 @@ def descend(
         ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
         mutables=mutables,
     )
-    return new_state, {**metrics, "grad_norm": optax.global_norm(grads)}
+    return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
 
 
 def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:

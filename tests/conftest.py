@@ -1,0 +1,23 @@
+"""Every test runs on eight simulated CPU devices, with silent broadcasting of ranks refused."""
+
+import jax
+
+jax.config.update("jax_platforms", "cpu")
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _private_cache(tmp_path_factory):
+    """Feature spaces are cached for the session, away from the user's own cache."""
+    patch = pytest.MonkeyPatch()
+    patch.setenv("JAXGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture
+def key():
+    return jax.random.key(0)

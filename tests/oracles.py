@@ -1,0 +1,133 @@
+"""Truths in closed form that the library is held to.
+
+Data whose exact denoiser E[x_0|x_t], marginals and likelihood are known: a normal, a mixture of
+normals, and a finite set of points. All are written from the definitions, in NumPy float64 where
+they are not traced, and share no formula with the library.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """x_0 ~ N(mean [D], cov [D, D])."""
+
+    mean: np.ndarray
+    cov: np.ndarray
+
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        return rng.multivariate_normal(self.mean, self.cov, n).astype(np.float32)
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        d = x - self.mean
+        _, logdet = np.linalg.slogdet(2 * np.pi * self.cov)
+        return -0.5 * (np.einsum("bi,ij,bj->b", d, np.linalg.inv(self.cov), d) + logdet)
+
+    def denoiser(self, schedule):
+        """E[x_0|x_t] by the conditioning formula of jointly normal variables."""
+        mean, cov = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.cov, jnp.float32)
+
+        def one(x_t, t):
+            alpha, sigma = schedule(t)
+            gain = alpha * cov @ jnp.linalg.inv(alpha**2 * cov + sigma**2 * jnp.eye(len(mean)))
+            return mean + gain @ (x_t - alpha * mean)
+
+        return jax.vmap(one)
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """x_0 ~ sum_k weight_k N(mean_k, std^2 I); std = 0 gives a finite set of points."""
+
+    weights: np.ndarray  # [K]
+    means: np.ndarray  # [K, D]
+    std: float
+
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        k = rng.choice(len(self.weights), size=n, p=self.weights)
+        noise = self.std * rng.standard_normal((n, self.means.shape[1]))
+        return (self.means[k] + noise).astype(np.float32)
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        squared = ((x[:, None] - self.means[None]) ** 2).sum(-1) / self.std**2
+        log_normal = -0.5 * squared - 0.5 * x.shape[1] * np.log(2 * np.pi * self.std**2)
+        terms = log_normal + np.log(self.weights)[None]
+        top = terms.max(axis=1, keepdims=True)
+        return top[:, 0] + np.log(np.exp(terms - top).sum(axis=1))
+
+    def nearest_mode(self, x: np.ndarray) -> np.ndarray:
+        return ((x[:, None] - self.means[None]) ** 2).sum(-1).argmin(axis=1)
+
+    def denoiser(self, schedule):
+        """E[x_0|x_t]: each component's conditional mean, weighted by its responsibility."""
+        weights = jnp.asarray(self.weights, jnp.float32)
+        means = jnp.asarray(self.means, jnp.float32)
+
+        def one(x_t, t):
+            alpha, sigma = schedule(t)
+            variance = alpha**2 * self.std**2 + sigma**2
+            difference = x_t[None, :] - alpha * means
+            logits = jnp.log(weights) - 0.5 * (difference**2).sum(-1) / variance
+            conditional = means + alpha * self.std**2 / variance * difference
+            return jax.nn.softmax(logits) @ conditional
+
+        return jax.vmap(one)
+
+
+def ancestral_gaussian_moments(
+    alpha_bar: np.ndarray, times: np.ndarray, mean: float, var: float, variance: str
+) -> tuple[float, float]:
+    """Mean and variance of what Algorithm 2 returns for data N(mean, var) in one dimension.
+
+    With the exact denoiser every step is affine, so the moments follow a scalar recursion from
+    N(0, 1). Written with beta_t = 1 - alpha-bar_t / alpha-bar_s and eq. 7 of Ho et al. 2020.
+    """
+    m, v = 0.0, 1.0
+    for t, s in itertools.pairwise(times):
+        a_t, a_s = alpha_bar[t], alpha_bar[s]
+        beta = 1 - a_t / a_s
+        beta_tilde = (1 - a_s) / (1 - a_t) * beta
+        on_x_0 = np.sqrt(a_s) * beta / (1 - a_t)
+        on_x_t = np.sqrt(1 - beta) * (1 - a_s) / (1 - a_t)
+        gain = np.sqrt(a_t) * var / (a_t * var + 1 - a_t)  # E[x_0|x_t] = mean + gain (x_t - ...)
+        slope = on_x_t + on_x_0 * gain
+        offset = on_x_0 * (mean - gain * np.sqrt(a_t) * mean)
+        noise = 0.0 if s == 0 else {"beta": beta, "beta_tilde": beta_tilde}[variance]
+        m, v = slope * m + offset, slope**2 * v + noise
+    return m, v
+
+
+@dataclass(frozen=True)
+class LinearGaussianModel:
+    """p(z) = N(0, I), p(x|z) = N(W z + b, s^2 I): the marginal and the posterior are normal.
+
+    The columns of W are orthogonal, so that the posterior is a diagonal normal.
+    """
+
+    W: np.ndarray  # [D, Z]
+    b: np.ndarray  # [D]
+    s: float
+
+    def log_prob(self, x: np.ndarray) -> np.ndarray:
+        cov = self.W @ self.W.T + self.s**2 * np.eye(len(self.b))
+        return Gaussian(self.b, cov).log_prob(x)
+
+    def posterior(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean ``[B, Z]`` and standard deviation ``[Z]`` of p(z|x)."""
+        precision = np.eye(self.W.shape[1]) + self.W.T @ self.W / self.s**2
+        cov = np.linalg.inv(precision)
+        return (x - self.b) @ self.W @ cov / self.s**2, np.sqrt(np.diag(cov))
+
+
+def linear_gaussian_model(rng: np.random.Generator, d: int = 6, z: int = 3) -> LinearGaussianModel:
+    orthogonal, _ = np.linalg.qr(rng.standard_normal((d, d)))
+    return LinearGaussianModel(
+        W=orthogonal[:, :z] * rng.uniform(0.5, 2.0, z), b=rng.standard_normal(d), s=0.5
+    )

@@ -1,0 +1,155 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import linen as nn
+
+from jaxgen.training.devices import PLACEMENTS, Pmapped, Sharded, check_divisible, scan_steps
+from jaxgen.training.step import Aux, descend, init_state, make_step
+
+DEVICES = tuple(jax.devices())
+OPTIMIZER = optax.adam(1e-2)
+DATA = np.random.default_rng(0).standard_normal((6, 16, 3)).astype(np.float32)
+
+
+class Net(nn.Module):
+    """A dense layer with batch norm, whose statistics must be those of the whole batch."""
+
+    axis_name: str | None = None
+
+    @nn.compact
+    def __call__(self, x, train=True):
+        x = nn.Dense(5, use_bias=False)(x)  # a norm takes it out: its gradient is noise
+        x = nn.BatchNorm(use_running_average=not train, momentum=0.9, axis_name=self.axis_name)(x)
+        return nn.Dense(1)(nn.tanh(x))[:, 0]
+
+
+def initial():
+    return init_state(Net().init(jax.random.key(0), DATA[0], train=False), OPTIMIZER)
+
+
+def step_for(axis_name):
+    """The target is a function of the data, so every placement has the same loss to fit."""
+    model = Net(axis_name)
+
+    def step(state, batch, key, axis_name=None):
+        def loss(params):
+            out, mutables = model.apply(
+                {"params": params, **state.mutables}, batch, mutable=["batch_stats"]
+            )
+            return jnp.mean((out - batch.sum(axis=1)) ** 2), Aux({"out": out.mean()}, mutables)
+
+        return descend(state, loss, OPTIMIZER, ema_decay=0.9, axis_name=axis_name)
+
+    return step
+
+
+def train(placement, many=False):
+    step = step_for(placement.axis_name)
+    run = placement.compile(scan_steps(step) if many else step)
+    state, key, rows = placement.put_state(initial()), jax.random.key(1), []
+    chunks = DATA.reshape(3, 2, 16, 3) if many else DATA
+    for batch in chunks:
+        state, metrics = run(state, placement.put_batch(batch, many=many), key)
+        rows.append(np.atleast_1d(metrics["loss"]))
+    return jax.device_get(placement.get_state(state)), np.concatenate(rows)
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """A plain loop on one device, with neither jit nor a mesh."""
+    state, losses = initial(), []
+    for batch in DATA:
+        state, metrics = step_for(None)(state, batch, jax.random.key(1))
+        losses.append(metrics["loss"])
+    return state, np.asarray(losses)
+
+
+@pytest.mark.parametrize("many", [False, True], ids=["single", "scanned"])
+@pytest.mark.parametrize("count", [1, 2, 8])
+@pytest.mark.parametrize("kind", [Sharded, Pmapped])
+def test_every_placement_computes_the_same_numbers(reference, kind, count, many):
+    state, losses = train(kind(DEVICES[:count]), many)
+    want_state, want_losses = reference
+    np.testing.assert_allclose(losses, want_losses, rtol=1e-4)
+    assert jax.tree.structure(state) == jax.tree.structure(want_state)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5), state, want_state
+    )
+
+
+def noisy_loss(params, batch, key):
+    noise = jax.random.normal(key, batch.shape)
+    return jnp.mean((params["w"][None] - batch - noise) ** 2), {}
+
+
+def noisy_state():
+    return init_state({"params": {"w": jnp.zeros(3)}}, OPTIMIZER)
+
+
+@pytest.mark.parametrize("count", [1, 2, 8])
+def test_sharded_draws_do_not_depend_on_the_number_of_devices(count):
+    def run(devices):
+        placement = Sharded(devices)
+        step = placement.compile(make_step(noisy_loss, OPTIMIZER, 0.9))
+        state = placement.put_state(noisy_state())
+        for batch in DATA:
+            state, _ = step(state, placement.put_batch(batch), jax.random.key(1))
+        return jax.device_get(state)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+        run(DEVICES[:count]),
+        run(DEVICES[:1]),
+    )
+
+
+def test_pmapped_devices_draw_apart_and_are_averaged():
+    """Device d draws from fold_in(fold_in(key, step), d); the update is the mean of theirs."""
+    count, key = 4, jax.random.key(1)
+
+    def by_hand(params, batch, key):
+        parts = batch.reshape(count, -1, 3)
+        losses = [noisy_loss(params, parts[d], jax.random.fold_in(key, d))[0] for d in range(count)]
+        return sum(losses) / count, {}
+
+    placement = Pmapped(DEVICES[:count])
+    step = placement.compile(make_step(noisy_loss, OPTIMIZER, 0.9))
+    plain = jax.jit(make_step(by_hand, OPTIMIZER, 0.9))
+    state, want = placement.put_state(noisy_state()), noisy_state()
+    for batch in DATA:
+        state, _ = step(state, placement.put_batch(batch), key)
+        want, _ = plain(want, batch, key)
+    got = placement.get_state(state)
+    np.testing.assert_allclose(got.params["w"], want.params["w"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(got.ema["w"], want.ema["w"], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", PLACEMENTS.values())
+@pytest.mark.parametrize("many", [False, True])
+def test_resident_data_is_gathered_on_the_devices(kind, many):
+    placement = kind(DEVICES[:4])
+    data = {"x": np.arange(40, dtype=np.int32).reshape(20, 2)}
+    gather = placement.resident(data)
+    index = np.random.default_rng(0).integers(20, size=(3, 8) if many else (8,)).astype(np.int32)
+    batch = gather(placement.put_batch(index, many=many))
+    want = placement.put_batch({"x": data["x"][index]}, many=many)
+    np.testing.assert_array_equal(batch["x"], want["x"])
+    assert len(batch["x"].sharding.device_set) == 4
+
+
+def test_the_state_is_donated():
+    placement = Sharded(DEVICES[:1])
+    step = placement.compile(make_step(noisy_loss, OPTIMIZER, 0.9))
+    state = placement.put_state(noisy_state())
+    step(state, placement.put_batch(DATA[0]), jax.random.key(0))
+    assert state.params["w"].is_deleted()
+
+
+def test_batches_that_devices_cannot_share_are_refused():
+    with pytest.raises(ValueError, match=r"batch \(10\) is not divisible .* \(8\): use 8"):
+        check_divisible(10, 8)
+    for kind in PLACEMENTS.values():
+        with pytest.raises(ValueError, match="not divisible"):
+            kind(DEVICES).put_batch(np.zeros((10, 2)))
