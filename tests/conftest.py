@@ -11,9 +11,10 @@ import pytest  # noqa: E402
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory):
-    """Feature spaces are cached for the session, away from the user's own cache."""
-    patch = pytest.MonkeyPatch()
-    patch.setenv("JAXGEN_CACHE", str(tmp_path_factory.mktemp("cache")))
+    """Feature spaces and programs are cached for the session, away from the user's own cache."""
+    patch, cache = pytest.MonkeyPatch(), tmp_path_factory.mktemp("cache")
+    patch.setenv("JAXGEN_CACHE", str(cache))
+    jax.config.update("jax_compilation_cache_dir", str(cache / "xla"))
     yield
     patch.undo()
 

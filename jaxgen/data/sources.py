@@ -260,7 +260,8 @@ def _tfds(
     known = tfds.list_builders(with_community_datasets=False)
     if base not in known and not (data_dir and (Path(data_dir) / base).is_dir()):
         known = ["digits", *toy.DENSITIES, *known]
-        raise DataError(f"unknown data set '{name}'{did_you_mean(base, known)}")
+        instead = f"choose {', '.join(known[:5])}, folder:PATH, or an image set of TFDS"
+        raise DataError(f"unknown data set '{name}'{did_you_mean(base, known, instead)}")
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     if not builder.is_prepared():
         builder = _prepare(tfds, builder, manual_dir)
@@ -373,10 +374,10 @@ def read_idx(path: Path) -> np.ndarray:
         raise DataError(f"{path} is not a gzipped IDX file of bytes ({error}).") from error
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """A sentence's end that offers the names nearest to a wrong one, or all of a few."""
+def did_you_mean(name: str, known: Iterable[str], instead: str | None = None) -> str:
+    """A sentence's end: the names nearest to a wrong one, else ``instead``, else all of them."""
     known = list(known)
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
     if near:
         return f": did you mean {' or '.join(near)}?"
-    return f": choose one of {', '.join(known)}." if len(known) < 12 else "."
+    return f": {instead or 'choose one of ' + ', '.join(known)}."

@@ -48,8 +48,8 @@ class Generator(nn.Module):
         height, width, channels = self.shape
         h, w = math.ceil(height / 2**self.stages), math.ceil(width / 2**self.stages)
         # No bias before a norm: it would be taken out again, and drift by rounding alone.
-        width = self.channels * 2 ** (self.stages - 1)
-        x = nn.Dense(h * w * width, kernel_init=INIT, use_bias=False)(z)
+        first = self.channels * 2 ** (self.stages - 1)
+        x = nn.Dense(h * w * first, kernel_init=INIT, use_bias=False)(z)
         x = nn.relu(norm()(x.reshape(z.shape[0], h, w, -1)))
         for stage in reversed(range(self.stages - 1)):
             up = nn.ConvTranspose(

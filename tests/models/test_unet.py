@@ -15,12 +15,14 @@ def jitted(model, **kwargs):
 
 
 def randomized(key, model, *inputs):
-    """Parameters with nothing left at zero, so that every path carries signal."""
-    params = jax.jit(model.init)(key, *inputs)["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    noise = [p + 0.1 * jax.random.normal(k, p.shape) for k, p in zip(keys, leaves, strict=True)]
-    return {"params": jax.tree.unflatten(tree, noise)}
+    """Parameters drawn at random, none left at zero, so that every path carries signal."""
+    shapes = jax.eval_shape(model.init, key, *inputs)
+    leaves, tree = jax.tree.flatten(shapes)
+    ends = np.cumsum([leaf.size for leaf in leaves])
+    values = np.split(0.2 * np.asarray(jax.random.normal(key, (ends[-1],))), ends[:-1])
+    return jax.tree.unflatten(
+        tree, [v.reshape(leaf.shape) for v, leaf in zip(values, leaves, strict=True)]
+    )
 
 
 def test_the_cifar_model_has_the_papers_size():
@@ -54,8 +56,8 @@ def test_any_size_and_every_input_pixel_matters(key, shape):
 def test_it_starts_as_zero_and_depends_on_time_and_label_later(key):
     model = UNet(**TINY, num_classes=3)
     x, t, y = jax.random.normal(key, (2, 8, 8, 1)), jnp.array([1.0, 1.0]), jnp.array([0, 0])
-    apply = jitted(model)
-    np.testing.assert_array_equal(apply(jax.jit(model.init)(key, x, t, y), x, t, y), 0)
+    apply, variables = jitted(model), jax.jit(model.init)(key, x, t, y)
+    np.testing.assert_array_equal(apply(variables, x, t, y), 0)
     variables = randomized(key, model, x, t, y)
     out = apply(variables, x, t, y)
     assert np.abs(out - apply(variables, x, t + 5, y)).max() > 1e-4

@@ -1,0 +1,61 @@
+import numpy as np
+import pytest
+
+from jaxgen.data.pipeline import ShuffledBatches, index_batches, prefetched, read_batches
+from jaxgen.data.sources import Arrays
+
+SOURCE = Arrays(np.arange(30).reshape(10, 3), np.arange(10, dtype=np.int32))
+
+
+def take(iterator, n):
+    return [next(iterator) for _ in range(n)]
+
+
+def test_every_epoch_holds_every_element_once_in_a_new_order():
+    order = ShuffledBatches(size=10, batch=4, seed=3)
+    stream = np.concatenate([order[i] for i in range(25)])
+    epochs = stream.reshape(10, 10)
+    for epoch in epochs:
+        np.testing.assert_array_equal(np.sort(epoch), np.arange(10))
+    assert len({tuple(epoch) for epoch in epochs}) == 10
+    other = ShuffledBatches(size=10, batch=4, seed=4)
+    assert not np.array_equal(stream[:4], other[0])
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+    whole = take(prefetched(index_batches(10, 4, seed=3)), 9)
+    resumed = take(prefetched(index_batches(10, 4, seed=3, start=5)), 4)
+    np.testing.assert_array_equal(whole[5:], resumed)
+    np.testing.assert_array_equal(whole[7], ShuffledBatches(10, 4, 3)[7])
+
+
+def test_several_steps_are_stacked():
+    single = take(prefetched(index_batches(10, 4, seed=3)), 6)
+    stacked = take(prefetched(index_batches(10, 4, seed=3, stride=3)), 2)
+    np.testing.assert_array_equal(np.concatenate(stacked), single)
+
+
+@pytest.mark.parametrize("processes", [2, 4])
+def test_processes_share_every_batch_without_overlap_or_loss(processes):
+    whole = ShuffledBatches(10, 8, seed=1)
+    parts = [ShuffledBatches(10, 8, 1, p, processes) for p in range(processes)]
+    for step in range(5):
+        together = np.concatenate([part[step] for part in parts])
+        assert sorted(together) == sorted(whole[step])
+
+
+def test_records_are_read_in_the_order_of_the_indices():
+    indices = index_batches(10, 4, seed=0, stride=2)
+    for batch, index in zip(take(read_batches(SOURCE, indices), 3), indices, strict=False):
+        np.testing.assert_array_equal(batch["label"], index)
+        np.testing.assert_array_equal(batch["x"], SOURCE.x[index])
+
+
+def test_batches_larger_than_the_set_span_epochs():
+    batch = ShuffledBatches(size=3, batch=8, seed=0)[0]
+    assert np.bincount(batch).tolist() in ([3, 3, 2], [3, 2, 3], [2, 3, 3])
+
+
+def test_a_batch_that_processes_cannot_share_is_refused():
+    with pytest.raises(ValueError, match="not divisible by 3 processes"):
+        ShuffledBatches(10, 8, 0, 0, 3)

@@ -1,0 +1,54 @@
+"""The layers of the house: imports run one way, public APIs only, no framework that is barred."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MODULES = sorted((ROOT / "jaxgen").rglob("*.py")) + sorted((ROOT / "experiments").glob("*.py"))
+LAYERS = {  # what each may import of the project
+    "jaxgen.distributions": set(),
+    "jaxgen.losses": {"distributions", "diffusion"},
+    "jaxgen.diffusion": {"distributions"},
+    "jaxgen.models": {"distributions"},
+    "jaxgen.training": set(),
+    "jaxgen.data": set(),
+    "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},
+    "jaxgen.plotting": {"data"},
+}
+
+
+def name_of(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(p for p in parts if p != "__init__")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_imports_run_one_way(path):
+    name = name_of(path)
+    layer = ".".join(name.split(".")[:2])
+    for imported in imports(path):
+        assert not imported.startswith(("jax._src", "tensorflow_probability", "distrax", "torch"))
+        if name.startswith("jaxgen"):
+            assert not imported.startswith("experiments")
+            if imported.startswith("jaxgen.") and layer in LAYERS:
+                other = imported.split(".")[1]
+                assert other in LAYERS[layer] | {layer.split(".")[1]}, f"{name} imports {imported}"
+
+
+def test_the_top_level_is_what_it_should_be():
+    visible = {p.name for p in ROOT.iterdir() if not p.name.startswith(".")}
+    expected = {"pyproject.toml", "README.md", "LICENSE", "jaxgen", "experiments", "tests"}
+    expected |= {"notebooks"}
+    extra = visible - expected - {"runs", "build", "jaxgen.egg-info", "shared"}
+    assert expected <= visible
+    assert not extra
