@@ -139,6 +139,9 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     except NonFiniteLoss as error:
         print(f"error: {error}", file=sys.stderr)
         return 3
+    except KeyboardInterrupt:
+        print("interrupted: add --resume to go on from the last checkpoint.", file=sys.stderr)
+        return 130
 
 
 def _main(experiment: Experiment, argv: list[str]) -> int:
@@ -148,6 +151,7 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     console.print(f"results in {directory}")
     enable_compilation_cache()
     if "train" in verbs:
+        _check_steps(config.train)
         _check_directory(directory, config, run)
     elif not (directory / "config.json").exists():
         raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
@@ -299,6 +303,14 @@ def _directory(experiment: Experiment, config: Any, run: Run, fresh: bool) -> Pa
     return existing[-1]
 
 
+def _check_steps(options: Train) -> None:
+    if options.steps % options.steps_per_call:
+        raise Mistake(
+            f"steps ({options.steps}) is not a multiple of steps per call "
+            f"({options.steps_per_call})."
+        )
+
+
 def _check_directory(directory: Path, config: Any, run: Run) -> None:
     """Refuses to train over another run, before anything is compiled or overwritten."""
     path = directory / "config.json"
@@ -364,15 +376,13 @@ def train(
 ) -> Any:
     """Trains to ``config.train.steps`` and returns the state; writes the run directory."""
     options: Train = config.train
-    if options.steps % options.steps_per_call:
-        raise Mistake(
-            f"steps ({options.steps}) is not a multiple of steps per call "
-            f"({options.steps_per_call})."
-        )
     key = jax.random.key(options.seed)
     state, start = jax.jit(system.init)(jax.random.fold_in(key, 0)), 0
     if resume:
         _, state, start = checkpoints.restore(state)
+        console.print(f"resuming from step {start}")
+        if start >= options.steps:
+            return state
     saved = dataclasses.asdict(config)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(saved, indent=2, default=str) + "\n")
@@ -387,22 +397,28 @@ def train(
         checkpoints.save(done, state, saved, score)
 
     begun = time.monotonic()
-    with progress("compiling", options.steps, start) as advance:
-        state = fit(
-            placement.put_state(state),
-            placement.compile(step),
-            batches(data, options, placement, start),
-            jax.random.fold_in(key, 3),
-            start=start,
-            stop=options.steps,
-            steps_per_call=options.steps_per_call,
-            log=log,
-            log_every=options.log_every,
-            checkpoint=checkpoint,
-            checkpoint_every=options.checkpoint_every,
-            advance=advance,
-        )
-    log.close()
+    try:
+        with progress("compiling", options.steps, start) as advance:
+            state = fit(
+                placement.put_state(state),
+                placement.compile(step),
+                batches(data, options, placement, start),
+                jax.random.fold_in(key, 3),
+                start=start,
+                stop=options.steps,
+                steps_per_call=options.steps_per_call,
+                log=log,
+                log_every=options.log_every,
+                checkpoint=checkpoint,
+                checkpoint_every=options.checkpoint_every,
+                advance=advance,
+            )
+    except NonFiniteLoss as error:
+        kept = checkpoints.steps()
+        last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
+        raise NonFiniteLoss(f"{error} Checkpoints in {checkpoints.directory}: {last}.") from error
+    finally:
+        log.close()
     save_curves(directory / "curves.png", read_metrics(directory / "metrics.jsonl"))
     seconds = time.monotonic() - begun
     console.print(f"trained {options.steps - start} steps in {seconds:.0f} s; curves: curves.png")

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from flax import serialization
 
-from jaxgen.data.pipeline import ShuffledBatches
+from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.sources import DataSet, Source, fetch, to_signed
 from jaxgen.models.classifier import Classifier
 from jaxgen.training.step import init_state, make_step

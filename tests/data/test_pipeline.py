@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from jaxgen.data.pipeline import ShuffledBatches, index_batches, prefetched, read_batches
+from jaxgen.data.order import ShuffledBatches
+from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.sources import Arrays
 
 SOURCE = Arrays(np.arange(30).reshape(10, 3), np.arange(10, dtype=np.int32))

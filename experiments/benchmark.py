@@ -1,0 +1,194 @@
+"""How fast this machine trains and samples a U-Net, as ratios to its matrix products.
+
+    python -m experiments.benchmark                   # the digits model on CPU, else CIFAR-10's
+    python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
+
+It needs jax, flax, optax and numpy only, so it also runs on a bare accelerator machine. Everything
+is measured in one process, in turns, and quoted as medians: on a shared machine only ratios hold.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+import types
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+try:
+    import chex  # noqa: F401
+except ImportError:  # a bare machine: do without the checks of shapes
+    stand_in: Any = types.ModuleType("chex")
+    stand_in.__getattr__ = lambda name: lambda *args, **kwargs: None
+    sys.modules["chex"] = stand_in
+
+from jaxgen.data.order import ShuffledBatches
+from jaxgen.data.sources import Arrays, fetch, to_signed
+from jaxgen.diffusion.parameterization import clip_x_0, denoiser
+from jaxgen.diffusion.samplers import ancestral, sample
+from jaxgen.diffusion.schedules import from_betas, linear_betas, respaced_times
+from jaxgen.losses.denoising import simple_loss
+from jaxgen.models.unet import UNet
+from jaxgen.training.devices import Sharded
+from jaxgen.training.step import adam, init_state, make_step
+
+Image = tuple[int, int, int]
+MODELS: dict[str, tuple[UNet, Image, int]] = {  # the network, its images, the batch a device
+    "tiny": (UNet(8, (1, 1), blocks=1, attention=(), groups=4), (8, 8, 1), 8),
+    "digits": (UNet(32, (1, 1), blocks=1, attention=(4,), groups=8), (8, 8, 1), 64),
+    "medium": (UNet(64, (1, 2, 2), blocks=2, attention=(16,)), (32, 32, 3), 16),
+    "cifar10": (UNet(dropout=0.1), (32, 32, 3), 128),
+}
+
+
+def interleaved(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+    """Median seconds of each task over ``rounds`` in which all of them take turns.
+
+    A task may return a list of things to wait for; the first, uncounted round compiles.
+    """
+    times: dict[str, list[float]] = {name: [] for name in tasks}
+    for i in range(rounds + 1):
+        for name, task in tasks.items():
+            begun = time.perf_counter()
+            jax.block_until_ready(task())
+            if i > 0:
+                times[name].append(time.perf_counter() - begun)
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def flops(compiled: Any) -> float:
+    """Floating-point operations of a compiled program, as XLA counts them (0 where it does not)."""
+    analysis = compiled.cost_analysis()
+    analysis = analysis[0] if isinstance(analysis, list) else analysis
+    return float((analysis or {}).get("flops", 0.0))
+
+
+def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds: int) -> dict:
+    """Runs the benchmark; returns its numbers, each named with its unit."""
+    unet, shape, per_device = MODELS[model]
+    unet = unet.clone(dtype=jnp.dtype(dtype))
+    schedule = from_betas(linear_betas())
+    devices = tuple(jax.devices())
+    placement = Sharded(devices)
+    batch = batch or per_device * len(devices)
+    optimizer = adam(2e-4, warmup=5000, clip=1.0)
+
+    def init(key: jax.Array) -> Any:
+        return init_state(unet.init(key, jnp.zeros((1, *shape)), jnp.zeros((1,))), optimizer)
+
+    def loss_fn(params, batch, key):
+        key_loss, key_dropout = jax.random.split(key)
+        apply = partial(unet.apply, {"params": params}, train=True, rngs={"dropout": key_dropout})
+        return simple_loss(key_loss, apply, schedule, to_signed(batch["x"], 256)).mean(), {}
+
+    images = np.random.default_rng(0).integers(256, size=(4096, *shape), dtype=np.uint8)
+    source = Arrays(images, np.zeros(len(images), np.int32))
+    order = ShuffledBatches(len(source), batch, seed=0)
+    gather = placement.resident({"x": source.x, "label": source.label})
+    key = jax.random.key(0)
+    begun = time.perf_counter()
+    state = placement.put_state(jax.jit(init)(key))
+    resident = gather(placement.put_batch(order[0]))
+    step = placement.compile(make_step(loss_fn, optimizer, 0.9999)).lower(state, resident, key)
+    step = step.compile()
+    compile_seconds = time.perf_counter() - begun
+    held = [state]
+
+    def train() -> Any:
+        held[0], metrics = step(held[0], resident, key)
+        return metrics
+
+    params = jax.tree.map(jnp.copy, state.params)  # the state's own are donated
+    x_T = jax.random.normal(key, (batch, *shape))
+    x_T = placement.put_batch(x_T) if len(devices) == 1 else jax.device_put(x_T, devices[0])
+    params = jax.device_put(params, devices[0])
+    times = respaced_times(schedule.steps, sample_steps)
+
+    @jax.jit
+    def forward(params, x, t):
+        return unet.apply({"params": params}, x, jnp.full(x.shape[:1], t))
+
+    @jax.jit
+    def draw(key, params, x_T):
+        denoise = denoiser(lambda x, t: unet.apply({"params": params}, x, t), schedule)
+        return sample(key, clip_x_0(denoise), schedule, x_T, times, ancestral())
+
+    n = 8192 if devices[0].platform != "cpu" else 2048
+    square = jnp.ones((n, n), dtype)
+    product = jax.jit(lambda a: a @ a)
+    steps_on_device = [jnp.asarray(t) for t in times[:-1]]
+
+    seconds = interleaved(
+        {
+            "train": train,
+            "sample": lambda: draw(key, params, x_T),
+            "forward": lambda: [forward(params, x_T, t) for t in steps_on_device],
+            "product": lambda: product(square),
+            "resident": lambda: [gather(placement.put_batch(order[i])) for i in range(20)],
+            "stream": lambda: [placement.put_batch(fetch(source, order[i])) for i in range(20)],
+        },
+        rounds,
+    )
+    step_flops, forward_flops = flops(step), flops(forward.lower(params, x_T, 1).compile())
+    rate = 2 * n**3 / seconds["product"]
+    forward_seconds = seconds["forward"] / sample_steps
+    return {
+        "device": devices[0].device_kind,
+        "devices": len(devices),
+        "jax": jax.__version__,
+        "model": model,
+        "dtype": dtype,
+        "parameters": sum(p.size for p in jax.tree.leaves(params)),
+        "batch": batch,
+        "compile_s": compile_seconds,
+        "matmul_tflops_per_s": rate / 1e12,
+        "train_step_ms": 1e3 * seconds["train"],
+        "train_images_per_s": batch / seconds["train"],
+        "train_gflops": step_flops / 1e9,
+        "train_share_of_matmul_rate": step_flops / seconds["train"] / rate,
+        "forward_ms": 1e3 * forward_seconds,
+        "forward_gflops": forward_flops / 1e9,
+        "forward_share_of_matmul_rate": forward_flops / forward_seconds / rate,
+        "sample_steps": sample_steps,
+        "sample_images_per_s": batch / seconds["sample"],
+        "sample_over_forward_passes": seconds["sample"] / seconds["forward"],
+        "data_resident_images_per_s": 20 * batch / seconds["resident"],
+        "data_streamed_images_per_s": 20 * batch / seconds["stream"],
+        "data_share_of_train_step": seconds["resident"] / 20 / seconds["train"],
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    on_cpu = jax.default_backend() == "cpu"
+    parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("--model", choices=MODELS, default="digits" if on_cpu else "cifar10")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--batch", type=int, help="over all devices (default: the model's)")
+    parser.add_argument("--sample-steps", type=int, default=50)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", help="also write the numbers to this file")
+    options = parser.parse_args(argv)
+    print(f"measuring {options.model} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
+    numbers = measure(
+        options.model, options.dtype, options.batch, options.sample_steps, options.rounds
+    )
+    for name, value in numbers.items():
+        print(f"{name:32} {value:,.4g}" if isinstance(value, float) else f"{name:32} {value}")
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(numbers, file, indent=2)
+        print(f"written to {options.json}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+"""The order in which examples are seen, as a function of (seed, step).
+
+It is an endless sequence of shuffled epochs; batch ``step`` is its elements
+``[step * B, (step + 1) * B)``. So the position of a run is its step, processes take disjoint
+elements of the same global batch, and a resumed run needs nothing but the number.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import SupportsIndex
+
+import numpy as np
+
+
+class ShuffledBatches:
+    """Random access to index batches: ``[step] -> int32 [batch / process_count]``."""
+
+    def __init__(
+        self, size: int, batch: int, seed: int, process_index: int = 0, process_count: int = 1
+    ) -> None:
+        if batch % process_count:
+            raise ValueError(f"batch ({batch}) is not divisible by {process_count} processes.")
+        self.size, self.batch, self.seed = size, batch, seed
+        self.process_index, self.process_count = process_index, process_count
+        self._epoch = lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> np.ndarray:
+        # Philox is keyed, so an epoch is reached without drawing those before it.
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, epoch]))
+        return generator.permutation(self.size).astype(np.int32)
+
+    def __len__(self) -> int:
+        return np.iinfo(np.int64).max // self.batch  # endless, for all purposes
+
+    def __getitem__(self, step: SupportsIndex) -> np.ndarray:
+        position = int(step) * self.batch + np.arange(self.batch)
+        position = position[self.process_index :: self.process_count]
+        epoch, offset = np.divmod(position, self.size)
+        index = np.empty(len(position), np.int32)
+        for e in np.unique(epoch):
+            here = epoch == e
+            index[here] = self._epoch(int(e))[offset[here]]
+        return index

@@ -1,0 +1,103 @@
+"""Bad input gets one sentence that names the fix, a non-zero status, and touches nothing."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CASES = {
+    "verb": ("ddpm", "trian", "unknown verb 'trian': did you mean train?"),
+    "data": ("ddpm", "--data mnits", "unknown data set 'mnits': did you mean mnist"),
+    "preset": ("gan", "--preset cifar", "unknown preset 'cifar': did you mean cifar10?"),
+    "model": ("vae", "--model cnov", "unknown model 'cnov': did you mean conv?"),
+    "likelihood": ("vae", "--likelihood bernouli", "did you mean bernoulli?"),
+    "loss": ("gan", "--loss minmax", "unknown loss 'minmax': did you mean minimax?"),
+    "schedule": ("ddpm", "--schedule cosin", "did you mean cosine?"),
+    "variance": ("ddpm", "--variance gamma", "choose one of beta, beta_tilde"),
+    "parallel": ("ddpm", "--parallel pmpa", "did you mean pmap?"),
+    "batch": ("ddpm", "--devices 8 --batch 20", r"batch \(20\) is not divisible .* \(8\): use 16"),
+    "devices": ("ddpm", "--devices 9 --batch 9", "there are 8 devices, not 9"),
+    "points": ("gan", "--data moons", "gan trains on images; moons is a set of points"),
+    "folder": ("vae", "--data folder:nowhere", "there is no folder nowhere"),
+    "steps": ("ddpm", "--sample-steps 21", r"sampling steps must be in 1\.\.20, got 21"),
+    "levels": (
+        "ddpm",
+        "--multipliers 1 1 1 1 1 1",
+        "8x8 image cannot be halved 5 times: use at most 4 multipliers",
+    ),
+    "k": ("gan", "--batch 16 --discriminator-steps 3 --devices 1", "not divisible by discr"),
+    "calls": ("vae", "--steps 5 --steps-per-call 2", "not a multiple of steps per call"),
+    "sample": ("ddpm", "sample", "there is no run of ddpm on digits under runs/: train first"),
+    "sample dir": ("ddpm", "sample --dir x", "no checkpoint in x: train first"),
+    "resume": ("ddpm", "--resume", "there is no run of ddpm"),
+    "resume dir": ("ddpm", "--resume --dir x", "no run to resume in x: leave out --resume"),
+    "tfds": ("vae", "--data mnist --data-dir empty", r"'mnist' is not prepared in empty"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_nothing_touched(command, case):
+    name, words, message = CASES[case]
+    status, _, err = command(name, words)
+    assert status == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith("error: ")
+    assert line.count(". ") == 0  # one sentence
+    assert re.search(message, line), line
+    assert not Path("runs").exists()
+    assert not Path("x").exists()
+
+
+def test_unknown_options_are_refused(command):
+    status, _, err = command("ddpm", "--stepps 3")
+    assert status == 2
+    assert "--steps" in err  # the nearest
+
+
+def test_another_config_is_not_resumed_or_overwritten(command):
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    before = {p: p.read_bytes() for p in Path("run").glob("*.*")}
+    status, _, err = command("vae", "train --steps 4 --dir run")
+    assert status == 2
+    assert "run already holds a run: add --resume, or give another --dir" in err
+    words = "train --steps 8 --dir run --resume --batch 16 --beta 2"
+    status, _, err = command("vae", words, tiny=False)
+    assert status == 2
+    assert "run holds a run with other options (beta is 1.0, not 2.0)" in err
+    assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
+
+
+def test_a_missing_checkpoint_is_said(command):
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    status, _, err = command("vae", "sample --dir run --checkpoint 7", tiny=False)
+    assert status == 2
+    assert "no checkpoint of step 7" in err
+    status, _, err = command("vae", "sample --dir run --checkpoint lats", tiny=False)
+    assert status == 2
+    assert "last, best or a step" in err
+
+
+def test_a_corrupt_image_is_named_before_anything_starts(command, tmp_path):
+    for i in range(4):
+        Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "2.png").write_bytes(b"\x89PNG broken")
+    status, _, err = command("ddpm", f"--data folder:{tmp_path}")
+    assert status == 2
+    assert "2.png cannot be read as an image" in err
+    assert not Path("runs").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_with_its_step(command):
+    status, _, err = command("vae", "train --steps 8 --dir run --learning-rate 1e30")
+    assert status == 3
+    assert "loss is not finite at step " in err
+    assert "Checkpoints in " in err
+
+
+def test_help_explains_every_option(command):
+    status, out, _ = command("ddpm", "--help", tiny=False)
+    assert status == 0
+    for word in ("--steps", "--data", "--resume", "--sample-steps", "train|sample|evaluate"):
+        assert word in out

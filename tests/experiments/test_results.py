@@ -1,0 +1,46 @@
+"""The numbers the README gives: minutes long, run with ``pytest -m slow``."""
+
+import json
+import time
+from pathlib import Path
+
+import pytest
+
+MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
+
+
+def report(directory):
+    return {n["name"]: n["value"] for n in json.loads(Path(directory, "report.json").read_text())}
+
+
+def timed(command, *words):
+    begun = time.monotonic()
+    assert command(*words, tiny=False)[0] == 0
+    return time.monotonic() - begun
+
+
+def test_ddpm_on_digits(command):
+    seconds = timed(command, "ddpm", "--devices 1 --dir run")
+    numbers = report("run")
+    assert numbers["svm_class_agreement"] >= 0.97
+    assert numbers["nearest_training_image"] > 0.5 * numbers["nearest_training_image_of_test"]
+    assert seconds < 300
+
+
+def test_vae_on_digits(command):
+    assert timed(command, "vae", "--devices 1 --dir run") < 180
+    numbers = report("run")
+    assert numbers["elbo"] < numbers["log_likelihood"]
+
+
+def test_gan_on_digits(command):
+    assert timed(command, "gan", "--devices 1 --dir run") < 180
+    assert report("run")["classes_covered"] == 10
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="the real MNIST files are not here")
+def test_vae_on_mnist_through_tfds(command, tmp_path):
+    words = f"--data mnist --manual-dir {MNIST} --data-dir {tmp_path}/tfds --devices 1 --dir run"
+    timed(command, "vae", words)
+    assert report("run")["elbo"] >= -106  # a 400-unit MLP with 20 latents, 20 epochs

@@ -1,0 +1,138 @@
+"""Whole runs, in a tiny form: files, resumption, and the number of devices."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from jaxgen.training.checkpoints import Checkpoints
+from jaxgen.training.logging import read_metrics
+
+NAMES = ("ddpm", "vae", "gan")
+PICTURES = {
+    "ddpm": {"samples.png", "film.gif"},
+    "vae": {"samples.png", "reconstructions.png", "interpolations.png", "manifold.png"},
+    "gan": {"samples.png", "interpolations.png"},
+}
+NUMBERS = {
+    "ddpm": {"class_agreement", "svm_class_agreement", "bits_per_dimension"},
+    "vae": {"elbo", "log_likelihood", "reconstruction_error", "classes_covered"},
+    "gan": {"classes_covered"},
+}
+
+
+def arrays(directory, step):
+    """The leaves of a saved state, as they are on disk."""
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore(Path(directory).absolute() / "checkpoints" / str(step) / "state")
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_one_command_leaves_everything(command, name):
+    status, out, _ = command(name, "--steps 8")
+    assert status == 0
+    run = Path(f"runs/{name}-digits-001")
+    assert f"results in {run}" in out
+    files = {p.name for p in run.iterdir()}
+    expected = {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "curves.png"}
+    assert files >= expected | {"report.json"} | PICTURES[name]
+    for picture in PICTURES[name]:
+        assert picture in out
+        assert np.asarray(Image.open(run / picture).convert("L")).std() > 5
+    report = {n["name"]: n for n in json.loads((run / "report.json").read_text())}
+    assert report.keys() >= NUMBERS[name] | {"frechet_distance", "nearest_training_image"}
+    for name_, number in report.items():
+        assert np.isfinite(number["value"])
+        assert name_ in out
+    assert "EMA of step 8" in report["frechet_distance"]["protocol"]
+    assert json.loads((run / "config.json").read_text())["train"]["steps"] == 8
+    rows = read_metrics(run / "metrics.jsonl")
+    assert {row["step"] for row in rows} == {2, 4, 6, 8}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_stopping_and_resuming_changes_no_bit(command, name):
+    assert command(name, "train --steps 8 --dir whole")[0] == 0
+    assert command(name, "train --steps 4 --dir parts")[0] == 0
+    status, out, _ = command(name, "train --steps 8 --dir parts --resume")
+    assert status == 0
+    assert "resuming from step 4" in out
+    whole, parts = arrays("whole", 8), arrays("parts", 8)
+    assert whole.keys() == parts.keys()
+    for leaf, value in whole.items():
+        np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)
+    first = arrays("whole", 4)
+    assert any(not np.array_equal(first[leaf], whole[leaf]) for leaf in whole)
+    assert read_metrics(Path("whole/metrics.jsonl")) == read_metrics(Path("parts/metrics.jsonl"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_number_of_devices_does_not_matter(command, name):
+    for count in (1, 2, 8):
+        words = f"train --steps 4 --devices {count} --dir on{count}"
+        assert command(name, words, "--learning-rate 1e-4")[0] == 0
+    one = arrays("on1", 4)
+    start_and_end = [np.abs(v).max() for k, v in one.items() if "mu" in k]
+    assert max(start_and_end) > 0  # it did learn
+    for count in (2, 8):
+        other = arrays(f"on{count}", 4)
+        for leaf, value in one.items():
+            np.testing.assert_allclose(
+                value, other[leaf], rtol=2e-3, atol=2e-5, err_msg=f"{leaf} on {count}"
+            )
+
+
+@pytest.mark.parametrize("name", ["vae", "gan"])
+def test_pmap_trains_and_its_checkpoint_resumes_under_jit(command, name):
+    words = "train --steps 4 --devices 4 --dir run"
+    assert command(name, words, "--parallel pmap")[0] == 0
+    assert command(name, "train --steps 8 --devices 2 --dir run --resume")[0] == 0
+    for value in arrays("run", 8).values():
+        assert np.isfinite(value).all()
+
+
+def test_verbs_one_by_one(command):
+    """Each run gets a directory of its own; sample and evaluate find the newest."""
+    assert command("vae", "train --steps 4")[0] == 0
+    assert command("vae", "train --steps 8 --latents 3")[0] == 0
+    assert {p.name for p in Path("runs").iterdir()} == {"vae-digits-001", "vae-digits-002"}
+    status, out, _ = command("vae", "sample", tiny=False)
+    assert status == 0
+    assert "runs/vae-digits-002" in out
+    assert "checkpoint of step 8" in out
+    assert not Path("runs/vae-digits-002/manifold.png").exists()  # three latents, as it was trained
+    status, out, _ = command(
+        "vae", "evaluate --dir runs/vae-digits-001 --checkpoint 4 --samples 30", tiny=False
+    )
+    assert status == 0
+    assert "30 samples" in out
+    assert Path("runs/vae-digits-001/report.json").exists()
+    assert command("vae", "sample --checkpoint best", tiny=False)[0] == 0
+
+
+def test_the_best_checkpoint_is_kept(command):
+    assert command("vae", "train --steps 20 --keep 1 --checkpoint-every 4 --dir run")[0] == 0
+    scores = {
+        r["step"]: r["validation"]
+        for r in read_metrics(Path("run/metrics.jsonl"))
+        if "validation" in r
+    }
+    with Checkpoints(Path("run/checkpoints"), 1) as checkpoints:
+        assert set(checkpoints.steps()) == {20, min(scores, key=scores.get)}
+
+
+def test_a_folder_of_images_with_odd_sizes_and_no_classes(command, tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(40):
+        x = rng.integers(256, size=(7, 9, 3), dtype=np.uint8)
+        Image.fromarray(x).save(tmp_path / f"{i:02}.png")
+    status, _, err = command("ddpm", f"--data folder:{tmp_path} --steps 4 --dir run")
+    assert status == 0, err
+    assert "pixel PCA features" in Path("run/report.json").read_text()
+    assert Image.open("run/samples.png").mode == "RGB"
