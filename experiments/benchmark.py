@@ -75,6 +75,7 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
     """Runs the benchmark; returns its numbers, each named with its unit."""
     unet, shape, per_device = MODELS[model]
     unet = unet.clone(dtype=jnp.dtype(dtype))
+    apply: Any = unet.apply
     schedule = from_betas(linear_betas())
     devices = tuple(jax.devices())
     placement = Sharded(devices)
@@ -86,8 +87,8 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
 
     def loss_fn(params, batch, key):
         key_loss, key_dropout = jax.random.split(key)
-        apply = partial(unet.apply, {"params": params}, train=True, rngs={"dropout": key_dropout})
-        return simple_loss(key_loss, apply, schedule, to_signed(batch["x"], 256)).mean(), {}
+        network = partial(apply, {"params": params}, train=True, rngs={"dropout": key_dropout})
+        return simple_loss(key_loss, network, schedule, to_signed(batch["x"], 256)).mean(), {}
 
     images = np.random.default_rng(0).integers(256, size=(4096, *shape), dtype=np.uint8)
     source = Arrays(images, np.zeros(len(images), np.int32))
@@ -97,8 +98,8 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
     begun = time.perf_counter()
     state = placement.put_state(jax.jit(init)(key))
     resident = gather(placement.put_batch(order[0]))
-    step = placement.compile(make_step(loss_fn, optimizer, 0.9999)).lower(state, resident, key)
-    step = step.compile()
+    jitted: Any = placement.compile(make_step(loss_fn, optimizer, 0.9999))
+    step = jitted.lower(state, resident, key).compile()
     compile_seconds = time.perf_counter() - begun
     held = [state]
 
@@ -114,11 +115,11 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
 
     @jax.jit
     def forward(params, x, t):
-        return unet.apply({"params": params}, x, jnp.full(x.shape[:1], t))
+        return apply({"params": params}, x, jnp.full(x.shape[:1], t))
 
     @jax.jit
     def draw(key, params, x_T):
-        denoise = denoiser(lambda x, t: unet.apply({"params": params}, x, t), schedule)
+        denoise = denoiser(lambda x, t: apply({"params": params}, x, t), schedule)
         return sample(key, clip_x_0(denoise), schedule, x_T, times, ancestral())
 
     n = 8192 if devices[0].platform != "cpu" else 2048

@@ -8,9 +8,10 @@ python -m experiments.ddpm train --data cifar10 # the paper's CIFAR-10 model; an
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -115,7 +116,7 @@ CIFAR10 = Config(  # Ho et al. 2020, appendix B
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": Config(**{**vars(MNIST), "data": Data("fashion_mnist")}),
+    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
     "cifar10": CIFAR10,
 }
 
@@ -144,27 +145,31 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def given(labels: jax.Array) -> jax.Array | None:
         return None if classes is None else labels
 
+    def predict(params, x_t, t, labels, **kwargs) -> jax.Array:
+        """The noise in x_t ``[B, H, W, C]``, given labels ``[B]`` where conditional."""
+        eps: Any = unet.apply({"params": params}, x_t, t, given(labels), **kwargs)
+        return eps
+
     def init(key: jax.Array) -> TrainState:
         x, t = jnp.zeros((1, *data.shape)), jnp.zeros((1,), jnp.int32)
         return init_state(unet.init(key, x, t, given(t)), optimizer)
 
     def loss_fn(params, batch, key):
-        x_0, labels = to_signed(batch["x"], levels), given(batch["label"])
+        x_0, labels = to_signed(batch["x"], levels), batch["label"]
         key, key_flip, key_dropout = jax.random.split(key, 3)
         x_0 = random_flip(key_flip, x_0) if config.flip else x_0
 
         def network(x_t, t):
-            rngs = {"dropout": key_dropout}
-            return unet.apply({"params": params}, x_t, t, labels, train=True, rngs=rngs)
+            return predict(params, x_t, t, labels, train=True, rngs={"dropout": key_dropout})
 
         return simple_loss(key, network, schedule, x_0).mean(), {}
 
     def denoise_given(params, labels):
-        return denoiser(lambda x, t: unet.apply({"params": params}, x, t, given(labels)), schedule)
+        return denoiser(lambda x, t: predict(params, x, t, labels), schedule)
 
     @jax.jit
     def validation_loss(params, batch):
-        network = lambda x, t: unet.apply({"params": params}, x, t, given(batch["label"]))  # noqa: E731
+        network = lambda x, t: predict(params, x, t, batch["label"])  # noqa: E731
         x_0 = to_signed(batch["x"], levels)
         return simple_loss(jax.random.key(0), network, schedule, x_0).mean()
 

@@ -7,7 +7,7 @@ python -m experiments.gan --discriminator-steps 2
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import jax
@@ -83,8 +83,8 @@ MNIST = Config(
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": Config(**{**vars(MNIST), "data": Data("fashion_mnist")}),
-    "cifar10": Config(**{**vars(MNIST), "data": Data("cifar10"), "stages": 3}),
+    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
+    "cifar10": replace(MNIST, data=Data("cifar10"), stages=3),
 }
 
 

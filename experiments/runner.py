@@ -165,9 +165,10 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
         raise Mistake(str(error)) from error
 
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
+        state = None
         if "train" in verbs:
             state = train(directory, config, data, placement, system, checkpoints, run.resume)
-        if "train" not in verbs or run.checkpoint != "last":
+        if state is None or run.checkpoint != "last":
             step, state = restore(checkpoints, abstract, run.checkpoint)
             console.print(f"checkpoint of step {step}")
     key = jax.random.key(config.train.seed)

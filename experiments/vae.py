@@ -8,7 +8,7 @@ python -m experiments.vae --latents 2                    # also draws the latent
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -82,7 +82,7 @@ MNIST = Config(
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": Config(**{**vars(MNIST), "data": Data("fashion_mnist")}),
+    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
     "cifar10": Config(
         data=Data("cifar10"),
         train=Train(steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000),
@@ -123,7 +123,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         decode = lambda z: likelihood.density(decoder.apply({"params": params["decoder"]}, z))  # noqa: E731
         return encode, decode
 
-    def prepare(key: jax.Array, x: jax.Array) -> jax.Array:
+    def prepare(key: jax.Array, x: jax.Array | np.ndarray) -> jax.Array:
         """Bin numbers to the scale of the likelihood: {0, 1} drawn at random, or [-1, 1]."""
         if binary:
             return jax.random.bernoulli(key, to_unit(x, levels)).astype(jnp.float32)

@@ -33,12 +33,12 @@ class ShuffledBatches:
     def __len__(self) -> int:
         return np.iinfo(np.int64).max // self.batch  # endless, for all purposes
 
-    def __getitem__(self, step: SupportsIndex) -> np.ndarray:
-        position = int(step) * self.batch + np.arange(self.batch)
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        position = int(index) * self.batch + np.arange(self.batch)
         position = position[self.process_index :: self.process_count]
         epoch, offset = np.divmod(position, self.size)
-        index = np.empty(len(position), np.int32)
+        elements = np.empty(len(position), np.int32)
         for e in np.unique(epoch):
             here = epoch == e
-            index[here] = self._epoch(int(e))[offset[here]]
-        return index
+            elements[here] = self._epoch(int(e))[offset[here]]
+        return elements

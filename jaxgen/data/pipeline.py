@@ -23,7 +23,7 @@ def index_batches(
     process_count: int = 1,
 ) -> grain.MapDataset:
     """Index batches from step ``start`` on; ``stride`` > 1 stacks that many steps, ``[n, B]``."""
-    order = ShuffledBatches(size, batch, seed, process_index, process_count)
+    order: Any = ShuffledBatches(size, batch, seed, process_index, process_count)
     steps = grain.MapDataset.source(order)[start:]
     return steps.batch(stride) if stride > 1 else steps
 

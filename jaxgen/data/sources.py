@@ -86,17 +86,17 @@ def fetch(source: Source, index: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def to_unit(x: Array, levels: int) -> Array:
+def to_unit(x: Array | np.ndarray, levels: int) -> Array:
     """Bin numbers ``0 .. levels - 1`` to intensities in [0, 1], float32."""
     return jnp.asarray(x, jnp.float32) / (levels - 1)
 
 
-def to_signed(x: Array, levels: int) -> Array:
+def to_signed(x: Array | np.ndarray, levels: int) -> Array:
     """Bin numbers ``0 .. levels - 1`` to [-1, 1], float32."""
     return 2 * to_unit(x, levels) - 1
 
 
-def to_bytes(x: Array) -> np.ndarray:
+def to_bytes(x: Array | np.ndarray) -> np.ndarray:
     """Images in [-1, 1] to uint8 0..255, for files and screens."""
     return np.asarray(np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255), np.uint8)
 
@@ -346,9 +346,9 @@ def _idx_builder(tfds: Any, name: str, manual_dir: Path) -> Any:
         for i in range(len(x)):
             yield i, {"image": png(x[i]), "label": int(y[i])}
 
-    base = getattr(tfds.image_classification, IDX_SETS[name])
+    base: Any = getattr(tfds.image_classification, IDX_SETS[name])
 
-    class Builder(base, skip_registration=True):
+    class Builder(base, skip_registration=True):  # pyright: ignore
         def _split_generators(self, dl_manager: Any) -> Any:
             del dl_manager
             return {split: examples(*files) for split, files in IDX_FILES.items()}

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser
@@ -52,7 +53,7 @@ def sample(
     denoise: Denoiser,
     schedule: Schedule,
     x_T: Array,
-    times: Array,
+    times: Array | np.ndarray,
     step: Step,
 ) -> Array:
     """Runs the reverse process from ``x_T [B, ...]`` through ``times`` (falling, ``[n + 1]``).
@@ -67,7 +68,7 @@ def sample_path(
     denoise: Denoiser,
     schedule: Schedule,
     x_T: Array,
-    times: Array,
+    times: Array | np.ndarray,
     step: Step,
 ) -> tuple[Array, tuple[Array, Array]]:
     """:func:`sample` with its path: every x_s and the x_0 estimated for it, ``[n, B, ...]``."""

@@ -19,8 +19,8 @@ from jaxgen.diffusion.process import Level
 class DiscreteSchedule:
     """The levels of t = 0..T of a variance-preserving chain: alpha_t^2 = alpha-bar_t."""
 
-    alpha: Array  # [T + 1], alpha[0] = 1
-    sigma: Array  # [T + 1], sigma[0] = 0
+    alpha: Array | np.ndarray  # [T + 1], alpha[0] = 1
+    sigma: Array | np.ndarray  # [T + 1], sigma[0] = 0
 
     @property
     def steps(self) -> int:

@@ -110,7 +110,9 @@ def variational_bound(
         return sum_event(kl_normal(q, p))
 
     diffusion = jax.lax.map(kl, jnp.arange(2, schedule.steps + 1))
-    prior = kl_normal(marginal(x_0, schedule(schedule.steps)), standard_normal(x_0.shape))
+    prior = kl_normal(
+        marginal(x_0, schedule(jnp.asarray(schedule.steps))), standard_normal(x_0.shape)
+    )
 
     zero, one, two = (schedule(jnp.asarray(t)) for t in range(3))
     x_1, x_0_hat = estimate(key_decoder, jnp.asarray(1))

@@ -37,7 +37,7 @@ def batch_norm(train: bool, axis_name: str | None) -> functools.partial:
 class Generator(nn.Module):
     """z ``[B, Z]`` -> images ``[B, *shape]`` in [-1, 1], doubling a small map ``stages`` times."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     stages: int = 2
     channels: int = 64  # of the last hidden map; doubled at every earlier one
     axis_name: str | None = None

@@ -119,7 +119,7 @@ class UNet(nn.Module):
         embedding = sinusoidal_embedding(t, self.channels)
         embedding = nn.Dense(4 * self.channels, dtype=self.dtype)(embedding)
         embedding = nn.Dense(4 * self.channels, dtype=self.dtype)(nn.swish(embedding))
-        if labels is not None:
+        if labels is not None and self.num_classes is not None:
             embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype)(labels)
 
         def block(h: Array, multiplier: int) -> Array:
@@ -167,7 +167,7 @@ class UNet(nn.Module):
             )
 
 
-def double(x: Array, size: tuple[int, int]) -> Array:
+def double(x: Array, size: tuple[int, ...]) -> Array:
     """Nearest-neighbour doubling of ``[B, H, W, C]``, cropped to ``size`` (2H or 2H - 1, ...)."""
     x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
     return x[:, : size[0], : size[1]]

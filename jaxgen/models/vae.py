@@ -39,7 +39,7 @@ class MLPEncoder(nn.Module):
 class MLPDecoder(nn.Module):
     """z ``[B, Z]`` -> ``[B, *shape[:2], shape[2] * maps]`` through ``hidden`` units."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     maps: int = 1
     hidden: int = 400
     layers: int = 1
@@ -72,7 +72,7 @@ class ConvEncoder(nn.Module):
 class ConvDecoder(nn.Module):
     """The mirror of :class:`ConvEncoder`, cropped to ``shape`` where it is not a multiple of 4."""
 
-    shape: tuple[int, int, int]
+    shape: tuple[int, ...]
     maps: int = 1
     channels: int = 32
     hidden: int = 256

@@ -77,7 +77,7 @@ def _gather(data, index):
 class Sharded:
     """``jit`` over a one-axis mesh: the batch is divided, the state is replicated."""
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
 
     @property
     def axis_name(self) -> str | None:
@@ -122,7 +122,7 @@ class Sharded:
 class Pmapped:
     """``pmap`` over the devices: everything has a leading device axis, hidden behind this class."""
 
-    devices: tuple[jax.Device, ...]
+    devices: tuple[Any, ...]
 
     @property
     def axis_name(self) -> str | None:
@@ -169,7 +169,7 @@ class Pmapped:
         return lambda index: gather(copies, index)
 
 
-PLACEMENTS: dict[str, Callable[[tuple[jax.Device, ...]], Placement]] = {
+PLACEMENTS: dict[str, Callable[[tuple[Any, ...]], Placement]] = {
     "jit": Sharded,
     "pmap": Pmapped,
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -74,7 +74,7 @@ class Advance(Protocol):
 
 
 @contextmanager
-def progress(activity: str, total: int, done: int = 0) -> Iterator[Advance]:
+def progress(activity: str, total: int, done: int = 0) -> Generator[Advance]:
     """A progress bar: what is happening, how far it is, how long is left. Yields its ``advance``.
 
     Away from a terminal a line is printed about every ten seconds instead.
@@ -94,8 +94,9 @@ def progress(activity: str, total: int, done: int = 0) -> Iterator[Advance]:
             task = bar.add_task(activity, total=total, completed=done, note="")
 
             def advance(amount: int = 0, note: str = "", *, activity: str | None = None) -> None:
-                fields = {"note": note} if note else {}
-                bar.update(task, advance=amount, description=activity, **fields)
+                bar.update(task, advance=amount, description=activity)
+                if note:
+                    bar.update(task, note=note)
 
             yield advance
     else:

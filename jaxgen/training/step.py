@@ -6,7 +6,8 @@ mutable collections or an opponent uses the named form of the same idea, :class:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
@@ -40,7 +41,7 @@ class TrainState:
     mutables: Any  # e.g. {"batch_stats": ...}; {} for most networks
 
 
-def init_state(variables: dict[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
+def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
     """The state at step 0 from a module's ``init``; the EMA starts at the parameters."""
     mutables = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
@@ -150,7 +151,7 @@ def make_alternating_step(
                 ema_decay=ema_decay,
                 axis_name=axis_name,
             )
-            state = state.replace(discriminator=discriminator)
+            state = replace(state, discriminator=discriminator)
         generator, generator_metrics = descend(
             state.generator,
             lambda p: losses.generator(p, state, part, keys[-1]),
@@ -160,7 +161,7 @@ def make_alternating_step(
         )
         metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
         metrics |= {f"generator/{k}": v for k, v in generator_metrics.items()}
-        return state.replace(generator=generator), metrics
+        return replace(state, generator=generator), metrics
 
     return step
 

@@ -40,7 +40,7 @@ def run(tmp_path, *words):
 
 
 def test_it_runs_on_a_bare_machine_and_its_numbers_fit_together(tmp_path):
-    out, n = run(tmp_path, *"--model tiny --rounds 2 --sample-steps 4 --batch 16".split())
+    out, n = run(tmp_path, "--model=tiny", "--rounds=2", "--sample-steps=4", "--batch=16")
     for name in n:
         assert name in out
     assert n["parameters"] == 17609
