@@ -1,0 +1,35 @@
+"""The README's code runs as it stands, and its commands are the ones that exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+README = (Path(__file__).parents[1] / "README.md").read_text()
+
+
+def test_the_snippets_train_and_sample():
+    key = jax.random.key(0)
+    names = {
+        "jax": jax,
+        "key": key,
+        "params": {"w": jnp.zeros(())},
+        "net": lambda params, x, t: params["w"] * x,
+        "x_0": jnp.ones((4, 3)),
+        "x_T": jax.random.normal(key, (5, 3)),
+    }
+    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    assert len(snippets) == 2
+    for snippet in snippets:
+        exec(snippet, names)
+    assert names["state"].step == 1
+    assert np.isfinite(names["metrics"]["loss"])
+    assert names["x_0"].shape == (5, 3)
+    assert np.abs(names["x_0"]).max() <= 1
+
+
+def test_ci_runs_the_readmes_test_command():
+    (command,) = re.findall(r"^python3 -m venv .*-m pytest$", README, re.MULTILINE)
+    assert '".[dev]"' in command
