@@ -3,6 +3,10 @@
 python -m experiments.ddpm                      # digits: train, sample, measure, draw
 python -m experiments.ddpm --data mnist --manual-dir DIR
 python -m experiments.ddpm train --data cifar10 # the paper's CIFAR-10 model; an accelerator
+
+Expect, on digits with seed 0 on two CPU cores: 2 minutes; of 500 samples 98.6 % are the class asked
+for (SVM); Frechet distance 0.16 (test set 0.33); 3.19 bits a dimension (17 levels). The paper gives
+for its CIFAR-10 model FID 3.17 and 3.75 bits a dimension or less (256 levels).
 """
 
 from __future__ import annotations
