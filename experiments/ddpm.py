@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runner import Data, Experiment, Mistake, System, Train, choose, main
+from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
 from jaxgen.data.sources import DataSet, fetch, random_flip, to_signed
 from jaxgen.diffusion.parameterization import clip_x_0, denoiser
 from jaxgen.diffusion.samplers import VARIANCES, ancestral, sample, sample_path
@@ -34,7 +34,7 @@ from jaxgen.models.unet import UNet
 from jaxgen.plotting import save_film, save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
-from jaxgen.training.step import TrainState, adam, init_state, make_step
+from jaxgen.training.step import TrainState, init_state, make_step
 
 BETAS = {"linear": linear_betas, "cosine": cosine_betas}
 
@@ -126,8 +126,6 @@ PRESETS = {
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
-    if not data.is_image:
-        raise Mistake(f"ddpm trains on images; {data.name} is a set of points.")
     schedule = from_betas(choose("schedule", config.schedule, BETAS)(config.diffusion_steps))
     variance = choose("variance", config.sampling.variance, VARIANCES)
     times = respaced_times(schedule.steps, config.sampling.sample_steps)
@@ -144,7 +142,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         num_classes=classes,
     )
     options = config.train
-    optimizer = adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+    optimizer = make_optimizer(options)
 
     def given(labels: jax.Array) -> jax.Array | None:
         return None if classes is None else labels

@@ -11,13 +11,23 @@ distance 0.30 (test set 0.33).
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runner import Data, Experiment, Mistake, System, Train, choose, main
+from experiments.runner import (
+    Data,
+    Experiment,
+    Mistake,
+    System,
+    Train,
+    choose,
+    main,
+    make_optimizer,
+)
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import FeatureSpace, feature_space, signed_images
@@ -31,7 +41,7 @@ from jaxgen.losses.adversarial import (
 from jaxgen.models.dcgan import Discriminator, Generator
 from jaxgen.plotting import save_grid
 from jaxgen.training.devices import Placement
-from jaxgen.training.step import Aux, Players, adam, init_state, make_alternating_step
+from jaxgen.training.step import Aux, Players, init_state, make_alternating_step
 
 GENERATOR_LOSSES = {
     "non_saturating": non_saturating_generator_loss,
@@ -92,8 +102,6 @@ PRESETS = {
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
-    if not data.is_image:
-        raise Mistake(f"gan trains on images; {data.name} is a set of points.")
     options, levels, shape = config.train, data.levels or 256, data.shape
     if options.batch % config.discriminator_steps:
         raise Mistake(
@@ -104,7 +112,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     axis_name = placement.axis_name
     generator = Generator(shape, config.stages, config.channels, axis_name)
     discriminator = Discriminator(config.stages, config.channels, axis_name)
-    optimizer = adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+    optimizer = make_optimizer(options)
 
     def latents(key: jax.Array, count: int) -> jax.Array:
         return jax.random.normal(key, (count, LATENTS))
@@ -177,12 +185,17 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         mutables = standing_statistics(jax.random.key(0), g.ema, g.mutables)
         return np.asarray(images(g.ema, mutables, z))
 
+    @cache
+    def reference() -> tuple[FeatureSpace, np.ndarray]:
+        """The feature space of the evaluation, and the features of real images: made once."""
+        space = feature_space(data)
+        return space, space.features(signed_images(data, data.train, 10_000))
+
     def score(state: Players) -> float:
         """The Frechet distance of 500 samples, in the feature space of the evaluation."""
-        space = feature_space(data)
+        space, real_features = reference()
         x = draw(state, latents(jax.random.key(1), 500))
-        real = signed_images(data, data.train, 10_000)
-        return frechet_distance(space.features(x), space.features(real))
+        return frechet_distance(space.features(x), real_features)
 
     def make_pictures(key: jax.Array, state: Players, directory: Path) -> list[Path]:
         z = latents(key, 1000)
@@ -190,7 +203,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         files = [save_grid(directory / "samples.png", x[:100], 10)]
         path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(-1, LATENTS)
         files.append(save_grid(directory / "interpolations.png", draw(state, path), 10))
-        space = feature_space(data)
+        space, _ = reference()
         if space.classify is not None:
             files += save_arithmetic(directory / "arithmetic.png", state, z, space.classify(x))
         return files

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import jax
+import optax
 import tyro
 
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
@@ -28,6 +29,7 @@ from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.devices import PLACEMENTS, Placement, check_divisible, scan_steps
 from jaxgen.training.logging import MetricLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, fit
+from jaxgen.training.step import adam
 
 VERBS = ("train", "sample", "evaluate")
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
@@ -157,6 +159,8 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
         raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
 
     data = load(**{("name" if k == "data" else k): v for k, v in vars(config.data).items()})
+    if not data.is_image:
+        raise Mistake(f"{experiment.name} trains on images; {data.name} is a set of points.")
     placement = make_placement(config.train)
     try:
         system = experiment.build(config, data, placement)
@@ -364,6 +368,11 @@ def make_placement(options: Train) -> Placement:
     except ValueError as error:
         raise Mistake(str(error)) from error
     return kind(tuple(available[:count]))
+
+
+def make_optimizer(options: Train) -> optax.GradientTransformation:
+    """The optimizer that the options name."""
+    return adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
 
 
 def train(

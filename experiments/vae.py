@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from experiments.runner import Data, Experiment, Mistake, System, Train, choose, main
+from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
 from jaxgen.data.sources import DataSet, fetch, to_signed, to_unit
 from jaxgen.evaluation.features import FeatureSpace, map_batches
 from jaxgen.evaluation.latents import spherical_path
@@ -30,7 +30,7 @@ from jaxgen.models.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from jaxgen.plotting import save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
-from jaxgen.training.step import TrainState, adam, init_state, make_step
+from jaxgen.training.step import TrainState, init_state, make_step
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 
@@ -97,8 +97,6 @@ PRESETS = {
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
-    if not data.is_image:
-        raise Mistake(f"vae trains on images; {data.name} is a set of points.")
     levels, options, shape = data.levels or 256, config.train, data.shape
     binary = config.likelihood == "bernoulli"
     likelihoods = {
@@ -111,7 +109,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     encoder_type, decoder_type = choose("model", config.model, MODELS)
     encoder = encoder_type(config.latents, hidden=config.hidden)
     decoder = decoder_type(shape, maps=likelihood.maps, hidden=config.hidden)
-    optimizer = adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+    optimizer = make_optimizer(options)
 
     def init(key: jax.Array) -> TrainState:
         key_encoder, key_decoder = jax.random.split(key)

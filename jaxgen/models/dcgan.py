@@ -25,6 +25,7 @@ def gamma_init(key: Array, shape: tuple[int, ...], dtype=jnp.float32) -> Array:
 
 
 def batch_norm(train: bool, axis_name: str | None) -> functools.partial:
+    """The batch norm of both networks, its mode and its axis bound."""
     return functools.partial(
         nn.BatchNorm,
         use_running_average=not train,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
@@ -119,8 +118,3 @@ class _LineProgress:
             rate = (self.done - self.begun_at) / max(now - self.start, 1e-9)
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
             print(f"{self.activity}: {self.done}/{self.total}{left} {note}".rstrip(), flush=True)
-
-
-def warn(message: str) -> None:
-    """A line for people on stderr."""
-    print(message, file=sys.stderr, flush=True)
