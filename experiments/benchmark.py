@@ -32,7 +32,8 @@ except ImportError:  # a bare machine: do without the checks of shapes
 
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.sources import Arrays, fetch, to_signed
-from jaxgen.diffusion.parameterization import clip_x_0, denoiser
+from jaxgen.diffusion.guidance import clip_x_0
+from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import ancestral, sample
 from jaxgen.diffusion.schedules import from_betas, linear_betas, respaced_times
 from jaxgen.losses.denoising import simple_loss

@@ -23,7 +23,8 @@ import numpy as np
 
 from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
 from jaxgen.data.sources import DataSet, fetch, random_flip, to_signed
-from jaxgen.diffusion.parameterization import clip_x_0, denoiser
+from jaxgen.diffusion.guidance import clip_x_0
+from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import VARIANCES, ancestral, sample, sample_path
 from jaxgen.diffusion.schedules import cosine_betas, from_betas, linear_betas, respaced_times
 from jaxgen.distributions import bits_per_dimension

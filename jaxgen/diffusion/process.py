@@ -3,6 +3,12 @@
 One kernel serves discrete and continuous time: two :class:`Level` s, s before t, say everything
 about q(x_t|x_0), q(x_t|x_s) and q(x_s|x_t, x_0) (Kingma et al. 2021, appendix A). With
 alpha_t^2 + sigma_t^2 = 1 and s = t - 1 they are the formulas of Ho et al. 2020.
+
+In continuous time the same process is the stochastic differential equation (Song et al. 2021)
+
+    dx = f(t) x dt + g(t) dw,   f = d log(alpha)/dt,   g^2 = d(sigma^2)/dt - 2 f sigma^2
+
+whose drift and diffusion are derivatives of the schedule, taken by autodiff.
 """
 
 from __future__ import annotations
@@ -10,6 +16,7 @@ from __future__ import annotations
 from typing import NamedTuple, Protocol
 
 import chex
+import jax
 import jax.numpy as jnp
 from jax import Array
 
@@ -76,12 +83,53 @@ def posterior_variance(t: Level, s: Level) -> Array:
     return transition_variance(t, s) * (s.sigma / t.sigma) ** 2
 
 
+def posterior_weights(t: Level, s: Level) -> tuple[Array, Array]:
+    """What the mean of q(x_s|x_t, x_0) takes of x_t and of x_0 (Ho et al. 2020, eq. 7)."""
+    on_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
+    on_x_0 = s.alpha * transition_variance(t, s) / t.sigma**2
+    return on_x_t, on_x_0
+
+
 def posterior_mean(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
     """The mean of q(x_s|x_t, x_0) (Ho et al. 2020, eq. 7), ``[B, ...]``.
 
     With an estimate of x_0 in place of x_0 it is the mean of the reverse step p(x_s|x_t).
     """
     chex.assert_equal_shape([x_t, x_0])
-    from_x_t = t.alpha / s.alpha * (s.sigma / t.sigma) ** 2
-    from_x_0 = s.alpha * transition_variance(t, s) / t.sigma**2
-    return expand(from_x_t, x_t) * x_t + expand(from_x_0, x_0) * x_0
+    on_x_t, on_x_0 = posterior_weights(t, s)
+    return expand(on_x_t, x_t) * x_t + expand(on_x_0, x_0) * x_0
+
+
+def interpolated_log_variance(nu: Array, t: Level, s: Level) -> Array:
+    """nu log(beta) + (1 - nu) log(beta-tilde), entry by entry, for nu ``[B, ...]`` in [0, 1].
+
+    Nichol & Dhariwal 2021, eq. 15: a learned variance between the two choices of Ho et al. 2020.
+    Where s is clean data beta-tilde is 0 and beta stands for both.
+    """
+    largest = transition_variance(t, s)
+    smallest = jnp.where(s.sigma > 0, posterior_variance(t, s), largest)
+    log_largest, log_smallest = expand(jnp.log(largest), nu), expand(jnp.log(smallest), nu)
+    return nu * log_largest + (1 - nu) * log_smallest
+
+
+def rates(schedule: Schedule, t: Array) -> Level:
+    """(d alpha/dt, d sigma/dt) at times t, of t's shape.
+
+    Raises:
+      TypeError: if t is an integer, for then the schedule is discrete and has no derivative.
+    """
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.floating):
+        raise TypeError("a discrete schedule has no derivative in time: use a continuous one.")
+    return Level(*jax.jvp(lambda t: tuple(schedule(t)), (t,), (jnp.ones_like(t),))[1])
+
+
+def drift(schedule: Schedule, t: Array) -> Array:
+    """f(t) = d log(alpha)/dt."""
+    return rates(schedule, t).alpha / schedule(t).alpha
+
+
+def diffusion_squared(schedule: Schedule, t: Array) -> Array:
+    """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2, which is -sigma^2 d(log SNR)/dt."""
+    level, rate = schedule(t), rates(schedule, t)
+    return 2 * level.sigma * (rate.sigma - rate.alpha / level.alpha * level.sigma)

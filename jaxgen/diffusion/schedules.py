@@ -1,18 +1,26 @@
-"""Noise schedules: which (alpha_t, sigma_t) belongs to a time.
+"""Noise schedules: which (alpha_t, sigma_t) belongs to a time, and which time to a log-SNR.
 
 A discrete schedule is its betas, beta_1..beta_T. The products alpha-bar_t are formed in float64 on
 the host, where T of them lose nothing, and kept as float32 tables indexed by t = 0..T, where t = 0
 is clean data.
+
+A continuous schedule is a formula over t in [0, 1] (or t = sigma, :class:`Sigma`), with its inverse
+``time(log_snr)``. The drift and the diffusion of its SDE are derivatives of it
+(:mod:`jaxgen.diffusion.sde`), so that no formula is written twice.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
 
-from jaxgen.diffusion.process import Level
+from jaxgen.diffusion.process import Level, Schedule
 
 
 @struct.dataclass
@@ -51,23 +59,263 @@ def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> 
     return np.linspace(first, last, steps)
 
 
+def scaled_linear_betas(
+    steps: int = 1000, first: float = 0.00085, last: float = 0.012
+) -> np.ndarray:
+    """sqrt(beta_t) linear in t, ``[T]``, as in latent diffusion (Rombach et al. 2022)."""
+    return np.linspace(first**0.5, last**0.5, steps) ** 2
+
+
+def betas_of(
+    alpha_bar: Callable[[np.ndarray], np.ndarray], steps: int, largest: float = 0.999
+) -> np.ndarray:
+    """beta_t = 1 - alpha-bar(t/T) / alpha-bar((t - 1)/T), at most ``largest``, ``[T]``."""
+    values = alpha_bar(np.arange(steps + 1) / steps)
+    return np.minimum(1 - values[1:] / values[:-1], largest)
+
+
 def cosine_betas(steps: int = 1000, offset: float = 0.008, largest: float = 0.999) -> np.ndarray:
-    """alpha-bar_t = f(t)/f(0) with f(t) = cos^2((t/T + s)/(1 + s) pi/2), ``[T]``.
+    """alpha-bar(t) proportional to cos^2((t + s)/(1 + s) pi/2), t in [0, 1]: ``[T]``.
 
-    Nichol & Dhariwal 2021, eq. 17. The ratio of neighbouring values gives beta_t, clipped
-    at ``largest`` near t = T.
+    Nichol & Dhariwal 2021, eq. 17; beta_t is clipped at ``largest`` near t = T.
     """
-    t = np.arange(steps + 1) / steps
-    f = np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2
-    return np.minimum(1 - f[1:] / f[:-1], largest)
+    return betas_of(lambda t: np.cos((t + offset) / (1 + offset) * np.pi / 2) ** 2, steps, largest)
 
 
-def respaced_times(steps: int, count: int) -> np.ndarray:
-    """``count + 1`` times from T = ``steps`` down to 0, evenly spaced and rounded, all different.
+def sigmoid_betas(
+    steps: int = 1000, start: float = -3.0, end: float = 3.0, temperature: float = 1.0
+) -> np.ndarray:
+    """alpha-bar(t) falling like a logistic from ``start`` to ``end``, rescaled to 1..0: ``[T]``.
+
+    Jabri et al. 2022, algorithm in the appendix; beta_t is clipped at 0.999 near t = T.
+    """
+    logistic = lambda t: 1 / (1 + np.exp(-(t * (end - start) + start) / temperature))  # noqa: E731
+    low, high = logistic(0.0), logistic(1.0)
+    return betas_of(lambda t: (high - logistic(t)) / (high - low), steps)
+
+
+def respaced_times(steps: int, count: int, power: float = 1.0) -> np.ndarray:
+    """``count + 1`` integer times from T = ``steps`` down to 0, all different.
+
+    They are spaced like i^``power``: 1 for even spacing, 2 for the quadratic spacing of Song et
+    al. 2021a (appendix D.2), which lets more of the steps fall near the data.
 
     Raises:
       ValueError: if there are fewer than ``count`` steps to choose from.
     """
     if not 1 <= count <= steps:
         raise ValueError(f"the number of sampling steps must be in 1..{steps}, got {count}.")
-    return np.round(np.linspace(steps, 0, count + 1)).astype(np.int32)
+    times = np.round(steps * np.linspace(1, 0, count + 1) ** power).astype(np.int32)
+    # Where rounding would repeat a time, the later ones move up to the next free one.
+    return np.maximum(times, np.arange(count, -1, -1, dtype=np.int32))
+
+
+class ContinuousSchedule(Schedule, Protocol):
+    """A schedule over real times, and the time at which it has a log-SNR (either of any shape)."""
+
+    def time(self, log_snr: Array) -> Array: ...
+
+
+def variance_preserving(log_snr: Array) -> Level:
+    """The level of a log-SNR with alpha^2 + sigma^2 = 1: alpha^2 = sigmoid(log_snr)."""
+    return Level(
+        jnp.exp(0.5 * jax.nn.log_sigmoid(log_snr)), jnp.exp(0.5 * jax.nn.log_sigmoid(-log_snr))
+    )
+
+
+@struct.dataclass
+class VP:
+    """The variance-preserving SDE, beta(t) linear from beta_min to beta_max.
+
+    Song et al. 2021, eq. 11 and 33: the limit of DDPM's linear schedule. Clean data at t = 0.
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def log_alpha(self, t: Array) -> Array:
+        """-1/2 times the integral of beta from 0 to t."""
+        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+
+    def time_of_log_alpha(self, log_alpha: Array) -> Array:
+        """The positive root of the quadratic above, in the form that does not cancel."""
+        slope, bend = self.beta_min, self.beta_max - self.beta_min
+        return -4 * log_alpha / (slope + jnp.sqrt(slope**2 - 4 * bend * log_alpha))
+
+    def __call__(self, t: Array) -> Level:
+        log_alpha = self.log_alpha(t)
+        return Level(jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha)))
+
+    def time(self, log_snr: Array) -> Array:
+        return self.time_of_log_alpha(-0.5 * jax.nn.softplus(-log_snr))
+
+
+@struct.dataclass
+class SubVP:
+    """The sub-VP SDE: VP's alpha with the smaller sigma = 1 - alpha^2 (Song et al. 2021, eq. 14)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __call__(self, t: Array) -> Level:
+        log_alpha = VP(self.beta_min, self.beta_max).log_alpha(t)
+        return Level(jnp.exp(log_alpha), -jnp.expm1(2 * log_alpha))
+
+    def time(self, log_snr: Array) -> Array:
+        # SNR = (1 - sigma) / sigma^2, solved for sigma.
+        sigma = 2 / (1 + jnp.sqrt(1 + 4 * jnp.exp(log_snr)))
+        return VP(self.beta_min, self.beta_max).time_of_log_alpha(0.5 * jnp.log1p(-sigma))
+
+
+@struct.dataclass
+class VE:
+    """The variance-exploding SDE: alpha = 1, sigma from sigma_min to sigma_max geometrically.
+
+    Song et al. 2021, eq. 30. At t = 0 the noise sigma_min is left.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+
+    def __call__(self, t: Array) -> Level:
+        sigma = self.sigma_min * jnp.exp(t * jnp.log(self.sigma_max / self.sigma_min))
+        return Level(jnp.ones_like(sigma), sigma)
+
+    def time(self, log_snr: Array) -> Array:
+        span = jnp.log(self.sigma_max / self.sigma_min)
+        return (-0.5 * log_snr - jnp.log(self.sigma_min)) / span
+
+
+@struct.dataclass
+class Sigma:
+    """alpha = 1 and time is sigma itself (Karras et al. 2022), to be used with their grid of it."""
+
+    def __call__(self, t: Array) -> Level:
+        t = jnp.asarray(t)
+        return Level(jnp.ones_like(t), t)
+
+    def time(self, log_snr: Array) -> Array:
+        return jnp.exp(-0.5 * log_snr)
+
+
+@struct.dataclass
+class FlowMatching:
+    """The straight line alpha = 1 - t, sigma = t (Lipman et al. 2023; Liu et al. 2023).
+
+    It ends in pure noise: at t = 1 only ``velocity``, ``v``, ``mu`` and ``x_0`` say what x_0 is.
+    """
+
+    def __call__(self, t: Array) -> Level:
+        t = jnp.asarray(t)
+        return Level(1 - t, t)
+
+    def time(self, log_snr: Array) -> Array:
+        return jax.nn.sigmoid(-0.5 * log_snr)
+
+
+@struct.dataclass
+class LogSNR:
+    """The variance-preserving schedule of any strictly falling ``log_snr(t)`` over [0, 1].
+
+    With a network it is the learned schedule of Kingma et al. 2021 (section 4.1); its inverse is
+    found by bisection.
+    """
+
+    log_snr: Callable[[Array], Array] = struct.field(pytree_node=False)
+
+    def __call__(self, t: Array) -> Level:
+        return variance_preserving(self.log_snr(t))
+
+    def time(self, log_snr: Array) -> Array:
+        def halve(_, bounds):
+            low, high = bounds
+            middle = 0.5 * (low + high)
+            cleaner = self.log_snr(middle) > log_snr  # the time sought is later
+            return jnp.where(cleaner, middle, low), jnp.where(cleaner, high, middle)
+
+        log_snr = jnp.asarray(log_snr)
+        start = jnp.zeros_like(log_snr), jnp.ones_like(log_snr)
+        return jax.lax.fori_loop(0, 40, halve, start)[0]
+
+
+@struct.dataclass
+class LinearLogSNR:
+    """log-SNR linear in t, variance-preserving (Kingma et al. 2021, the fixed schedule)."""
+
+    log_snr_max: float = 13.3
+    log_snr_min: float = -5.0
+
+    def __call__(self, t: Array) -> Level:
+        return variance_preserving(self.log_snr_max + t * (self.log_snr_min - self.log_snr_max))
+
+    def time(self, log_snr: Array) -> Array:
+        return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
+
+
+@struct.dataclass
+class CosineLogSNR:
+    """alpha = cos(pi t/2) in continuous time, cut at log_snr_max and log_snr_min.
+
+    log_snr(t) = -2 log tan(a + t (b - a)) (Salimans & Ho 2022, section 2; Hoogeboom et al. 2023).
+    """
+
+    log_snr_max: float = 15.0
+    log_snr_min: float = -15.0
+
+    def __call__(self, t: Array) -> Level:
+        first, last = self._angle(self.log_snr_max), self._angle(self.log_snr_min)
+        angle = first + t * (last - first)
+        return Level(jnp.cos(angle), jnp.sin(angle))
+
+    def time(self, log_snr: Array) -> Array:
+        first, last = self._angle(self.log_snr_max), self._angle(self.log_snr_min)
+        return (self._angle(log_snr) - first) / (last - first)
+
+    def _angle(self, log_snr: Array | float) -> Array:
+        return jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr)))
+
+
+@struct.dataclass
+class Shifted:
+    """Another schedule with ``shift`` added to its log-SNR at every time.
+
+    For images d pixels wide and a schedule made for d_0, 2 log(d_0/d) keeps the noise of the
+    coarse pixels (Hoogeboom et al. 2023, eq. 4). On :class:`FlowMatching` it is the time shift
+    t' = m t / (1 + (m - 1) t) of Esser et al. 2024 (eq. 23) with shift = -2 log m.
+    """
+
+    schedule: ContinuousSchedule
+    shift: float
+
+    def __call__(self, t: Array) -> Level:
+        return self.schedule(self.schedule.time(self.schedule(t).log_snr + self.shift))
+
+    def time(self, log_snr: Array) -> Array:
+        return self.schedule.time(log_snr - self.shift)
+
+
+# --- grids of sampling times, falling, [n + 1] ---------------------------------------------------
+
+
+def uniform_grid(count: int, first: float = 1.0, last: float = 0.0) -> np.ndarray:
+    """``count`` steps of equal length."""
+    return np.linspace(first, last, count + 1)
+
+
+def log_snr_grid(
+    schedule: ContinuousSchedule, count: int, first: float = 1.0, last: float = 1e-3
+) -> Array:
+    """``count`` steps of equal length in log-SNR (Lu et al. 2022), from time first to last."""
+    ends = schedule(jnp.asarray([first, last])).log_snr
+    return schedule.time(jnp.linspace(ends[0], ends[1], count + 1))
+
+
+def karras_grid(
+    count: int, sigma_max: float = 80.0, sigma_min: float = 0.002, rho: float = 7.0
+) -> np.ndarray:
+    """Times of :class:`Sigma`: sigma^(1/rho) falls evenly over ``count`` levels, and then 0.
+
+    Karras et al. 2022, eq. 5.
+    """
+    ends = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return np.append(np.linspace(*ends, count) ** rho, 0.0)

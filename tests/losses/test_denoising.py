@@ -30,7 +30,7 @@ def test_the_true_noise_has_loss_zero(key):
     x_0 = jnp.full((64, 3), 0.4)
 
     def network(x_t, t):
-        return convert(x_0, x_t, LINEAR(t), "x_0", "eps")
+        return convert(x_0, x_t, LINEAR, t, "x_0", "eps")
 
     np.testing.assert_allclose(simple_loss(key, network, LINEAR, x_0), 0.0, atol=1e-4)
 
@@ -42,7 +42,7 @@ def test_the_exact_denoiser_has_the_smallest_possible_loss(key):
     x_0 = jnp.asarray(data.sample(np.random.default_rng(0), 100_000))
 
     def network(x_t, t, scale=1.0):
-        return scale * convert(denoise(x_t, t), x_t, LINEAR(t), "x_0", "eps")
+        return scale * convert(denoise(x_t, t), x_t, LINEAR, t, "x_0", "eps")
 
     alpha2 = np.cumprod(1 - linear_betas())
     want = np.mean(0.25 * alpha2 / (0.25 * alpha2 + 1 - alpha2))

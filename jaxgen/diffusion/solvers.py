@@ -1,0 +1,299 @@
+"""Solvers of the reverse ODE and SDE in continuous time, and what can be added to any solver.
+
+``euler``, ``heun`` and ``euler_maruyama`` step in the schedule's own time, so with
+:class:`~.schedules.Sigma` they are those of Karras et al. 2022 and with
+:class:`~.schedules.FlowMatching` those of rectified flow. The others step in half the log-SNR,
+lambda = log(alpha/sigma), where the linear part of the ODE is solved exactly (Lu et al. 2022):
+
+    x_s = sigma_s/sigma_t x_t + alpha_s int_0^h e^(u - h) x_0(lambda_t + u) du,  h = lambda_s - lambda_t
+
+and differ in the polynomial that stands for the denoiser x_0 along the step; they know only
+levels, so they serve discrete schedules too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.diffusion.parameterization import from_x_0
+from jaxgen.diffusion.process import Schedule, diffusion_squared, transition_variance
+from jaxgen.diffusion.samplers import Solver, ends_clean, noise_std
+from jaxgen.diffusion.sde import probability_flow, score
+
+
+def euler() -> Solver:
+    """x_s = x_t + (s - t) dx/dt of the probability-flow ODE: order 1."""
+
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        x_0 = denoise(x_t, t)
+        return x_t + (s - t) * from_x_0(x_0, x_t, schedule, t, "velocity"), x_0, memory
+
+    return Solver(step)
+
+
+def heun() -> Solver:
+    """The trapezoidal rule with Euler's step for a guess: order 2, two evaluations a step.
+
+    Karras et al. 2022, algorithm 1; a step into clean data is Euler's.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        x_0 = denoise(x_t, t)
+        slope = from_x_0(x_0, x_t, schedule, t, "velocity")
+        x_s = x_t + (s - t) * slope
+
+        def correct(x_s: Array) -> Array:
+            at_s = probability_flow(denoise, schedule)(x_s, s)
+            return x_t + (s - t) * 0.5 * (slope + at_s)
+
+        return jax.lax.cond(ends_clean(schedule, s), lambda x: x, correct, x_s), x_0, memory
+
+    return Solver(step, cost=lambda schedule, t, s: 1 if ends_clean(schedule, s) else 2)
+
+
+def euler_maruyama() -> Solver:
+    """x_s = x_t + (s - t)(f x_t - g^2 score) + g sqrt(t - s) z of the reverse SDE.
+
+    Song et al. 2021, eq. 6 and section 4.1; the last step into clean data is without noise.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        x_0 = denoise(x_t, t)
+        g2 = diffusion_squared(schedule, t)
+        # f x - g^2 score = (f x - g^2/2 score) - g^2/2 score
+        flow = from_x_0(x_0, x_t, schedule, t, "velocity")
+        slope = flow - 0.5 * g2 * from_x_0(x_0, x_t, schedule, t, "score")
+        z = jax.random.normal(key, x_t.shape, x_t.dtype)
+        return x_t + (s - t) * slope + noise_std(g2 * (t - s), schedule(s)) * z, x_0, memory
+
+    return Solver(step)
+
+
+# --- multistep exponential integrators -------------------------------------------------------
+
+
+class History(NamedTuple):
+    """The last estimates of x_0, newest first, with their lambda, and how many there are."""
+
+    x_0: tuple[Array, ...]
+    lam: tuple[Array, ...]
+    known: Array
+
+    def push(self, x_0: Array, lam: Array) -> History:
+        return History((x_0, *self.x_0)[:-1], (lam, *self.lam)[:-1], self.known + 1)
+
+
+def _no_history(length: int) -> Callable[[Array], History]:
+    def init(x_T: Array) -> History:
+        # Values that are not known get weight zero; their lambdas differ, so that it is finite.
+        zeros = jnp.zeros((), x_T.dtype)
+        lam = tuple(zeros + 100.0 * (i + 1) for i in range(length))
+        return History((jnp.zeros_like(x_T),) * length, lam, jnp.zeros((), jnp.int32))
+
+    return init
+
+
+def _lam(schedule: Schedule, t: Array) -> Array:
+    """lambda = log(alpha/sigma), kept finite at pure noise and at clean data."""
+    return jnp.clip(0.5 * schedule(t).log_snr, -20.0, 20.0)
+
+
+def moments(h: Array, count: int) -> list[Array]:
+    """m_k = int_0^1 h e^(h (v - 1)) v^k dv for k < ``count``: 1 - e^(-h), (h - m_0)/h, ...
+
+    The phi-functions of exponential integrators; the recursion m_k = 1 - k/h m_(k-1) cancels for
+    small h, where the series is used.
+    """
+    closed, small = [-jnp.expm1(-h)], h < 1.0
+    for k in range(1, count):
+        closed.append(1 - k / jnp.where(small, 1.0, h) * closed[-1])
+    near = jnp.where(small, h, 0.0)
+    terms = [near**j * (-1) ** (j - 1) for j in range(1, 18)]
+    series = [
+        sum(x * (math.factorial(k) / math.factorial(k + j)) for j, x in enumerate(terms, 1))
+        for k in range(count)
+    ]
+    return [jnp.where(small, a, b) for a, b in zip(series, closed, strict=True)]
+
+
+def integration_weights(h: Array, nodes: Sequence[Array]) -> list[Array]:
+    """w_j with sum_j w_j p(r_j) = int_0^1 h e^(h (v - 1)) p(v) dv for polynomials p.
+
+    Exact for degrees below the number of ``nodes`` r_j, which are in units of the step h (0 is its
+    beginning, 1 its end): the integrals of the Lagrange basis.
+    """
+    m, weights = moments(h, len(nodes)), []
+    for j, r_j in enumerate(nodes):
+        basis: list[Any] = [1.0]  # of prod_i (v - r_i)/(r_j - r_i), lowest power first
+        for i, r_i in enumerate(nodes):
+            if i != j:
+                pairs = zip([0.0, *basis], [*basis, 0.0], strict=True)
+                basis = [(raised - r_i * same) / (r_j - r_i) for raised, same in pairs]
+        weights.append(sum(c * m_k for c, m_k in zip(basis, m, strict=True)))
+    return weights
+
+
+def _integrate(
+    schedule: Schedule,
+    x_t: Array,
+    t: Array,
+    s: Array,
+    x_0: Sequence[Array],
+    lam: Sequence[Array],
+    known: Array,
+) -> Array:
+    """The step above with the polynomial through as many of the points (lam, x_0) as are known.
+
+    Where s is clean data the polynomial is the constant x_0[0].
+    """
+    at, to = schedule(t), schedule(s)
+    h = _lam(schedule, s) - _lam(schedule, t)
+    nodes = [(value - _lam(schedule, t)) / h for value in lam]
+    x_s = to.sigma / at.sigma * x_t
+    weights = [jnp.where(to.sigma > 0, moments(h, 1)[0], 1.0)] + [0.0] * (len(nodes) - 1)
+    for n in range(2, len(nodes) + 1):
+        better = integration_weights(h, nodes[:n]) + [0.0] * (len(nodes) - n)
+        use = (known >= n) & (to.sigma > 0)
+        weights = [jnp.where(use, new, old) for new, old in zip(better, weights, strict=True)]
+    for w, x in zip(weights, x_0, strict=True):
+        x_s = x_s + to.alpha * w * x
+    return x_s
+
+
+def dpm_solver_2m(eta: Array | float = 0.0) -> Solver:
+    """DPM-Solver++(2M), and with eta = 1 its SDE form (Lu et al. 2022b, algorithm 2 and 7.3).
+
+    The denoiser along a step is taken as x_0 + (x_0 - its last value) / (2 r) with r the ratio of
+    the last step to this one in lambda; the first step, and one into clean data, use x_0 alone,
+    and so are :func:`~.samplers.ddim`'s. Order 2, one evaluation a step.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory: History):
+        x_0, at, to = denoise(x_t, t), schedule(t), schedule(s)
+        lam = _lam(schedule, t)
+        h = _lam(schedule, s) - lam
+        r = (lam - memory.lam[0]) / h
+        use = (memory.known >= 1) & (to.sigma > 0)
+        middle = x_0 + jnp.where(use, 0.5 / r, 0.0) * (x_0 - memory.x_0[0])
+        weight = jnp.where(to.sigma > 0, -jnp.expm1(-(1 + eta) * h), 1.0)
+        x_s = to.sigma / at.sigma * jnp.exp(-eta * h) * x_t + to.alpha * weight * middle
+        if not (isinstance(eta, (int, float)) and eta == 0):
+            std = to.sigma * jnp.sqrt(-jnp.expm1(-2 * eta * h))
+            x_s += std * jax.random.normal(key, x_t.shape, x_t.dtype)
+        return x_s, x_0, memory.push(x_0, lam)
+
+    return Solver(step, _no_history(1))
+
+
+def dpm_solver_3m() -> Solver:
+    """DPM-Solver++(3M): the quadratic through the last three x_0 (Lu et al. 2022b, section 4).
+
+    Order 3 once three values are known; the first two steps are of orders 1 and 2, so a grid
+    whose first steps are short keeps order 3 as a whole. One evaluation a step.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory: History):
+        x_0, lam = denoise(x_t, t), _lam(schedule, t)
+        points = (x_0, *memory.x_0), (lam, *memory.lam), memory.known + 1
+        return _integrate(schedule, x_t, t, s, *points), x_0, memory.push(x_0, lam)
+
+    return Solver(step, _no_history(2))
+
+
+class _Corrected(NamedTuple):
+    x: Array  # the corrected x at the last time
+    time: Array
+    history: History
+
+
+def unipc(order: int = 2) -> Solver:
+    """UniPC (Zhao et al. 2023) with a corrector of order ``order`` + 1, one evaluation a step.
+
+    The evaluation at the predicted x_t first corrects x_t itself, by the polynomial through it and
+    the ``order`` values before it; the prediction of x_s then goes on from there. The coefficients
+    integrate the polynomials exactly (the paper's UniPC with varying coefficients, in x_0 form).
+    """
+
+    def init(x_T: Array) -> _Corrected:
+        return _Corrected(x_T, jnp.zeros((), x_T.dtype), _no_history(order)(x_T))
+
+    def step(key, denoise, schedule, x_t, t, s, memory: _Corrected):
+        x_0, lam, history = denoise(x_t, t), _lam(schedule, t), memory.history
+        values, lams = (x_0, *history.x_0), (lam, *history.lam)
+        known = history.known + 1
+
+        def correct() -> Array:
+            before = memory.time.astype(t.dtype)
+            return _integrate(schedule, memory.x, before, t, values, lams, known)
+
+        x_t = jax.lax.cond(known > 1, correct, lambda: x_t)
+        x_s = _integrate(schedule, x_t, t, s, values[:order], lams[:order], known)
+        return x_s, x_0, _Corrected(x_t, t.astype(x_t.dtype), history.push(x_0, lam))
+
+    return Solver(step, init)
+
+
+# --- what can be added to a solver -----------------------------------------------------------
+
+
+def churned(
+    solver: Solver,
+    gamma: Array | float,
+    low: float = 0.0,
+    high: float = math.inf,
+    noise: float = 1.0,
+) -> Solver:
+    """Raises the noise by a factor 1 + ``gamma`` before each step (Karras et al. 2022, alg. 2).
+
+    ``gamma`` is the paper's min(S_churn/N, sqrt(2) - 1), ``low`` and ``high`` its S_tmin and
+    S_tmax (of sigma/alpha), ``noise`` its S_noise. The schedule must have its inverse ``time``.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        key_churn, key = jax.random.split(key)
+        at = schedule(t)
+        inside = (at.sigma / at.alpha >= low) & (at.sigma / at.alpha <= high)
+        raised = schedule.time(at.log_snr - 2 * jnp.log1p(gamma))
+        to = schedule(raised)
+        std = noise_std(transition_variance(to, at), to)
+        z = jax.random.normal(key_churn, x_t.shape, x_t.dtype)
+        x_t = jnp.where(inside, to.alpha / at.alpha * x_t + noise * std * z, x_t)
+        return solver.step(key, denoise, schedule, x_t, jnp.where(inside, raised, t), s, memory)
+
+    return Solver(step, solver.init, solver.cost)
+
+
+def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
+    """A predictor with ``steps`` steps of Langevin dynamics after each of its own.
+
+    x <- x + e score + sqrt(2 e) z (Song et al. 2021, algorithms 1, 4 and 5), with
+    e = 2 (snr sigma)^2: the paper's step with the score's norm replaced by that of the noise over
+    sigma, which does not depend on the other examples of a batch. None after a step into clean
+    data.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        key, key_corrector = jax.random.split(key)
+        x_s, x_0, memory = solver.step(key, denoise, schedule, x_t, t, s, memory)
+        size = 2 * (snr * schedule(s).sigma) ** 2
+        grad_log_q = score(denoise, schedule)
+
+        def langevin(i, x):
+            z = jax.random.normal(jax.random.fold_in(key_corrector, i), x.shape, x.dtype)
+            return x + size * grad_log_q(x, s) + jnp.sqrt(2 * size) * z
+
+        def correct(x):
+            return jax.lax.fori_loop(0, steps, langevin, x)
+
+        return jax.lax.cond(ends_clean(schedule, s), lambda x: x, correct, x_s), x_0, memory
+
+    def cost(schedule, t, s):
+        return solver.cost(schedule, t, s) + (0 if ends_clean(schedule, s) else steps)
+
+    return Solver(step, solver.init, cost)
