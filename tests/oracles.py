@@ -44,11 +44,11 @@ class Gaussian:
 
 @dataclass(frozen=True)
 class Mixture:
-    """x_0 ~ sum_k weight_k N(mean_k, std^2 I); std = 0 gives a finite set of points."""
+    """x_0 ~ sum_k weight_k N(mean_k, diag(std^2)); std = 0 gives a finite set of points."""
 
     weights: np.ndarray  # [K]
     means: np.ndarray  # [K, D]
-    std: float
+    std: float | np.ndarray  # one, or one a dimension [D]
 
     def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
         k = rng.choice(len(self.weights), size=n, p=self.weights)
@@ -56,8 +56,9 @@ class Mixture:
         return (self.means[k] + noise).astype(np.float32)
 
     def log_prob(self, x: np.ndarray) -> np.ndarray:
-        squared = ((x[:, None] - self.means[None]) ** 2).sum(-1) / self.std**2
-        log_normal = -0.5 * squared - 0.5 * x.shape[1] * np.log(2 * np.pi * self.std**2)
+        std = np.broadcast_to(self.std, x.shape[1:])
+        squared = (((x[:, None] - self.means[None]) / std) ** 2).sum(-1)
+        log_normal = -0.5 * squared - 0.5 * np.log(2 * np.pi * std**2).sum()
         terms = log_normal + np.log(self.weights)[None]
         top = terms.max(axis=1, keepdims=True)
         return top[:, 0] + np.log(np.exp(terms - top).sum(axis=1))
@@ -67,15 +68,16 @@ class Mixture:
 
     def denoiser(self, schedule):
         """E[x_0|x_t]: each component's conditional mean, weighted by its responsibility."""
-        weights = jnp.asarray(self.weights, jnp.float32)
-        means = jnp.asarray(self.means, jnp.float32)
+        weights = jnp.asarray(self.weights, float)
+        means = jnp.asarray(self.means, float)
 
         def one(x_t, t):
             alpha, sigma = schedule(t)
-            variance = alpha**2 * self.std**2 + sigma**2
+            std = jnp.broadcast_to(jnp.asarray(self.std), means.shape)
+            variance = alpha**2 * std**2 + sigma**2
             difference = x_t[None, :] - alpha * means
-            logits = jnp.log(weights) - 0.5 * (difference**2).sum(-1) / variance
-            conditional = means + alpha * self.std**2 / variance * difference
+            logits = jnp.log(weights) - 0.5 * (difference**2 / variance).sum(-1)
+            conditional = means + alpha * std**2 / variance * difference
             return jax.nn.softmax(logits) @ conditional
 
         return jax.vmap(one)

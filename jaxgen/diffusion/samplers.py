@@ -8,6 +8,7 @@ continuous schedules alike; :mod:`jaxgen.diffusion.solvers` has those of higher 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -114,7 +115,7 @@ def evaluations(solver: Solver, schedule: Schedule, times: Array | np.ndarray) -
     """How often :func:`sample` calls the denoiser (the number of function evaluations, NFE)."""
     with jax.ensure_compile_time_eval():
         times = np.asarray(times)
-        return sum(solver.cost(schedule, t, s) for t, s in zip(times[:-1], times[1:], strict=True))
+        return sum(solver.cost(schedule, t, s) for t, s in itertools.pairwise(times))
 
 
 def ends_clean(schedule: Schedule, s: Array) -> Array:
@@ -180,10 +181,12 @@ def ddim(eta: Array | float = 0.0) -> Solver:
         eps = (x_t - expand(t.alpha, x_t) * x_0) / expand(t.sigma, x_t)
         if deterministic:
             return expand(s.alpha, x_0) * x_0 + expand(s.sigma, eps) * eps
+        # std = eta sigma_s sqrt(share), with share 1 - SNR_t/SNR_s of the variance at s
         share = jnp.where(s.sigma > 0, transition_variance(t, s) / t.sigma**2, 0.0)
+        std = eta * s.sigma * noise_std(share, s)
         z = jax.random.normal(key, x_t.shape, x_t.dtype)
         direction = expand(s.sigma * jnp.sqrt(1 - eta**2 * share), eps) * eps
-        return expand(s.alpha, x_0) * x_0 + direction + expand(eta * noise_std(share, s), z) * z
+        return expand(s.alpha, x_0) * x_0 + direction + expand(std, z) * z
 
     return from_estimate(update)
 

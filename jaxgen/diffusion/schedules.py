@@ -152,7 +152,7 @@ class VP:
 
 @struct.dataclass
 class SubVP:
-    """The sub-VP SDE: VP's alpha with the smaller sigma = 1 - alpha^2 (Song et al. 2021, eq. 14)."""
+    """The sub-VP SDE: VP's alpha, but sigma = 1 - alpha^2 (Song et al. 2021, eq. 14)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0

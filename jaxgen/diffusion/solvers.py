@@ -3,11 +3,12 @@
 ``euler``, ``heun`` and ``euler_maruyama`` step in the schedule's own time, so with
 :class:`~.schedules.Sigma` they are those of Karras et al. 2022 and with
 :class:`~.schedules.FlowMatching` those of rectified flow. The others step in half the log-SNR,
-lambda = log(alpha/sigma), where the linear part of the ODE is solved exactly (Lu et al. 2022):
+lambda = log(alpha/sigma), where the linear part of the ODE is solved exactly (Lu et al. 2022): with
+h = lambda_s - lambda_t
 
-    x_s = sigma_s/sigma_t x_t + alpha_s int_0^h e^(u - h) x_0(lambda_t + u) du,  h = lambda_s - lambda_t
+    x_s = sigma_s/sigma_t x_t + alpha_s int_0^h e^(u - h) x_0(lambda_t + u) du,
 
-and differ in the polynomial that stands for the denoiser x_0 along the step; they know only
+and they differ in the polynomial that stands for the denoiser x_0 along the step; they know only
 levels, so they serve discrete schedules too.
 """
 
