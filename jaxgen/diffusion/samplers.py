@@ -22,6 +22,7 @@ from jaxgen.diffusion.parameterization import Denoiser
 from jaxgen.diffusion.process import (
     Level,
     Schedule,
+    diffuse,
     expand,
     interpolated_log_variance,
     posterior_mean,
@@ -170,6 +171,15 @@ def learned_ancestral() -> Solver:
     return Solver(step)
 
 
+def ddim_step(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
+    """alpha_s x_0 + sigma_s eps with the eps that x_t and x_0 imply, ``[B, ...]``.
+
+    Song et al. 2021a, eq. 12 without noise: how x_t would move if the denoiser stayed at x_0.
+    """
+    eps = (x_t - expand(t.alpha, x_t) * x_0) / expand(t.sigma, x_t)
+    return expand(s.alpha, x_0) * x_0 + expand(s.sigma, eps) * eps
+
+
 def ddim(eta: Array | float = 0.0) -> Solver:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al. 2021a, eq. 12 and 16).
 
@@ -178,15 +188,26 @@ def ddim(eta: Array | float = 0.0) -> Solver:
     deterministic = isinstance(eta, (int, float)) and eta == 0
 
     def update(key: Array, x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
-        eps = (x_t - expand(t.alpha, x_t) * x_0) / expand(t.sigma, x_t)
         if deterministic:
-            return expand(s.alpha, x_0) * x_0 + expand(s.sigma, eps) * eps
+            return ddim_step(x_t, x_0, t, s)
         # std = eta sigma_s sqrt(share), with share 1 - SNR_t/SNR_s of the variance at s
         share = jnp.where(s.sigma > 0, transition_variance(t, s) / t.sigma**2, 0.0)
-        std = eta * s.sigma * noise_std(share, s)
+        direction = Level(s.alpha, s.sigma * jnp.sqrt(1 - eta**2 * share))
         z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        direction = expand(s.sigma * jnp.sqrt(1 - eta**2 * share), eps) * eps
-        return expand(s.alpha, x_0) * x_0 + direction + expand(std, z) * z
+        std = eta * s.sigma * noise_std(share, s)
+        return ddim_step(x_t, x_0, t, direction) + expand(std, z) * z
+
+    return from_estimate(update)
+
+
+def consistency() -> Solver:
+    """x_s = alpha_s x_0 + sigma_s z: multistep sampling of a consistency function.
+
+    Song et al. 2023, algorithm 1. Each step answers with x_0 and begins again from less noise.
+    """
+
+    def update(key: Array, x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
+        return diffuse(x_0, jax.random.normal(key, x_t.shape, x_t.dtype), s)
 
     return from_estimate(update)
 

@@ -1,4 +1,9 @@
-"""The objectives of denoising diffusion (Ho et al. 2020): L_simple and the variational bound."""
+"""The objectives of denoising diffusion: L_simple, its weighted forms, and the variational bounds.
+
+Everything is a weighted error of the noise (Kingma & Gao 2023): with any prediction target, an
+objective is E w(t) |eps - eps_hat|^2 at times t that the caller draws, and a :data:`Weighting` is
+w. :mod:`jaxgen.losses.times` has the ways of drawing times.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +15,22 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.diffusion.parameterization import Denoiser
+from jaxgen.diffusion.parameterization import (
+    Denoiser,
+    Network,
+    Target,
+    edm,
+    from_x_0,
+    relation_of,
+    to_x_0,
+)
 from jaxgen.diffusion.process import (
     Level,
+    Schedule,
     diffuse,
+    diffusion_squared,
     expand,
+    interpolated_log_variance,
     marginal,
     posterior_mean,
     posterior_variance,
@@ -28,8 +44,6 @@ from jaxgen.distributions import (
     standard_normal,
     sum_event,
 )
-
-Network = Callable[[Array, Array], Array]  # (x_t [B, ...], t [B]) -> a prediction [B, ...]
 
 
 def squared_error(prediction: Array, target: Array) -> Array:
@@ -55,8 +69,153 @@ def simple_loss(key: Array, network: Network, schedule: DiscreteSchedule, x_0: A
     return squared_error(network(diffuse(x_0, eps, schedule(t)), t), eps)
 
 
+# (schedule, t [B]) -> the weight [B] of |eps - eps_hat|^2
+Weighting = Callable[[Schedule, Array], Array]
+
+
+def denoising_loss(
+    key: Array,
+    network: Network,
+    schedule: Schedule,
+    x_0: Array,
+    t: Array,
+    *,
+    target: str | Target = "eps",
+    weighting: Weighting | None = None,
+) -> Array:
+    """w(t) |eps - eps_hat|^2 for a network that predicts ``target``, ``[B]``.
+
+    The mean over entries, of data ``x_0 [B, ...]`` at times ``t [B]``. Without a ``weighting`` the
+    error is that of the target itself, with weight 1: L_simple for any target, denoising score
+    matching for ``score``, mu-matching for ``mu``, flow matching for ``velocity``.
+    """
+    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    x_t = diffuse(x_0, eps, schedule(t))
+    error = squared_error(network(x_t, t), from_x_0(x_0, x_t, schedule, t, target))
+    if weighting is None:
+        return error
+    return weighting(schedule, t) / own_error(target)(schedule, t) * error
+
+
+def own_error(target: str | Target) -> Weighting:
+    """The weight that makes the error of eps that of ``target``: |y - y_hat|^2 / |eps - eps_hat|^2.
+
+    Both are multiples of the error of x_0, b/c and alpha/sigma times it.
+    """
+
+    def weight(schedule: Schedule, t: Array) -> Array:
+        (alpha, sigma), (_, b, c) = schedule(t), relation_of(target, schedule, t)
+        return (b * sigma / (c * alpha)) ** 2
+
+    return weight
+
+
+def min_snr(gamma: float = 5.0) -> Weighting:
+    """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, eq. 8)."""
+    return lambda schedule, t: jnp.minimum(1.0, gamma * jnp.exp(-schedule(t).log_snr))
+
+
+def truncated_snr() -> Weighting:
+    """max(SNR, 1) on the error of x_0 (Salimans & Ho 2022, section 4)."""
+    return lambda schedule, t: jnp.maximum(1.0, jnp.exp(-schedule(t).log_snr))
+
+
+def sigmoid_weighting(bias: float = -3.0) -> Weighting:
+    """sigmoid(bias - log SNR) per unit of log-SNR (Kingma & Gao 2023; Hoogeboom et al. 2024).
+
+    Times drawn uniformly already weigh by -d(log SNR)/dt, hence the factor.
+    """
+    return lambda schedule, t: (
+        jax.nn.sigmoid(bias - schedule(t).log_snr) * bound_weighting()(schedule, t)
+    )
+
+
+def edm_weighting(sigma_data: float = 0.5) -> Weighting:
+    """(s^2 + sigma_data^2)/(s sigma_data)^2 on the error of x_0, s = sigma/alpha.
+
+    Karras et al. 2022, table 1: weight 1 on the target :func:`~.parameterization.edm`.
+    """
+    return own_error(edm(sigma_data))
+
+
+def bound_weighting() -> Weighting:
+    """-1/2 d(log SNR)/dt: the continuous-time bound (Kingma et al. 2021, eq. 17), in nats an entry.
+
+    It is g^2 / (2 sigma^2), the likelihood weighting of Song et al. 2021b (eq. 7) too. ``t`` is
+    uniform on [0, 1].
+    """
+    return lambda schedule, t: 0.5 * diffusion_squared(schedule, t) / schedule(t).sigma ** 2
+
+
+def step_bound_weighting(
+    variance: Callable[[Level, Level], Array] = posterior_variance,
+) -> Weighting:
+    """The lambda_t that gives L_{t-1} of a discrete chain whose sigma_t^2 is ``variance``.
+
+    |mu - mu_hat|^2 / (2 sigma_t^2) (Ho et al. 2020, eq. 8 and 12), in nats an entry, for t > 1.
+    """
+
+    def weight(schedule: Schedule, t: Array) -> Array:
+        return own_error("mu")(schedule, t) / (2 * variance(schedule(t), schedule(t - 1)))
+
+    return weight
+
+
+def hybrid_loss(
+    key: Array,
+    network: Callable[[Array, Array], tuple[Array, Array]],
+    schedule: DiscreteSchedule,
+    x_0: Array,
+    t: Array,
+    *,
+    weight: float = 1e-3,
+    decoder: Callable[[Array, Array], Distribution] = Normal,
+) -> Array:
+    """L_hybrid = L_simple + ``weight`` T L_{t-1}, ``[B]`` (Nichol & Dhariwal 2021, eq. 16).
+
+    The network returns (eps, nu) ``[B, ...]`` with nu in [0, 1] from log beta-tilde to log beta.
+    L_{t-1} is in nats an entry and teaches only the variance: the mean in it is held fixed. T times
+    it, for a uniform t in 1..T, is an estimate of the bound.
+    """
+    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    x_t = diffuse(x_0, eps, schedule(t))
+    eps_hat, nu = network(x_t, t)
+    chex.assert_equal_shape([eps_hat, nu, x_0])
+    x_0_hat = to_x_0(jax.lax.stop_gradient(eps_hat), x_t, schedule, t, "eps")
+    log_variance = interpolated_log_variance(nu, schedule(t), schedule(t - 1))
+    term = bound_term(schedule, x_0, x_t, x_0_hat, t, log_variance, decoder) / x_0[0].size
+    return squared_error(eps_hat, eps) + weight * schedule.steps * term
+
+
+def bound_term(
+    schedule: DiscreteSchedule,
+    x_0: Array,
+    x_t: Array,
+    x_0_hat: Array,
+    t: Array,
+    log_variance: Array,
+    decoder: Callable[[Array, Array], Distribution] = Normal,
+) -> Array:
+    """L_{t-1} ``[B]`` in nats: KL(q(x_{t-1}|x_t, x_0) || p), and -log p(x_0|x_1) where t = 1.
+
+    Ho et al. 2020, eq. 5, with p normal about the mean that ``x_0_hat`` gives; ``t`` is ``[B]`` and
+    ``log_variance`` ``[B, ...]``.
+    """
+    at, to = schedule(t), schedule(t - 1)
+    mean, log_std = posterior_mean(x_t, x_0_hat, at, to), 0.5 * log_variance
+    # KL is not defined at t = 1, where q is a point; any other variance keeps its gradient finite.
+    var = jnp.where(t > 1, posterior_variance(at, to), 1.0)
+    q_log_std = jnp.broadcast_to(expand(0.5 * jnp.log(var), x_0), x_0.shape)
+    q = Normal(posterior_mean(x_t, x_0, at, to), q_log_std)
+    kl = sum_event(kl_normal(q, Normal(mean, log_std)))
+    return jnp.where(t > 1, kl, -sum_event(decoder(mean, log_std).log_prob(x_0)))
+
+
 class BoundTerms(NamedTuple):
-    """The variational bound on -log p(x_0), term by term, in nats (Ho et al. 2020, eq. 5)."""
+    """The variational bound on -log p(x_0), term by term, in nats (Ho et al. 2020, eq. 5).
+
+    ``diffusion`` is the curve of the bound over time: its mean over examples is what is plotted.
+    """
 
     prior: Array  # [B]     L_T = KL(q(x_T|x_0) || N(0, I))
     diffusion: Array  # [T - 1, B]  L_{t-1} = KL(q(x_{t-1}|x_t, x_0) || p(x_{t-1}|x_t)), t = 2..T
@@ -92,32 +251,66 @@ def variational_bound(
         :class:`~jaxgen.distributions.Normal` for a density over continuous data. Its variance is
         ``variance`` at t = 1, or at t = 2 where that vanishes (beta-tilde_1 = 0).
     """
-    key_scan, key_decoder = jax.random.split(key)
+    batch, steps = x_0.shape[0], schedule.steps
 
-    def estimate(key: Array, t: Array) -> tuple[Array, Array]:
-        eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    def log_variance(t: Array) -> Array:
+        var = variance(schedule(t), schedule(t - 1))
+        next_var = variance(schedule(t + 1), schedule(t))
+        var = jnp.where(var > 0, var, next_var)
+        return jnp.broadcast_to(jnp.log(var), x_0.shape)
+
+    def term(t: Array) -> Array:
+        eps = jax.random.normal(jax.random.fold_in(key, t), x_0.shape, x_0.dtype)
+        times = jnp.full((batch,), t)
         x_t = diffuse(x_0, eps, schedule(t))
-        return x_t, denoise(x_t, jnp.full(x_0.shape[:1], t))
+        x_0_hat = denoise(x_t, times)
+        return bound_term(schedule, x_0, x_t, x_0_hat, times, log_variance(t), decoder)
 
-    def log_std(var: Array) -> Array:
-        return jnp.broadcast_to(expand(0.5 * jnp.log(var), x_0), x_0.shape)
-
-    def kl(t: Array) -> Array:
-        x_t, x_0_hat = estimate(jax.random.fold_in(key_scan, t), t)
-        at, to = schedule(t), schedule(t - 1)
-        q = Normal(posterior_mean(x_t, x_0, at, to), log_std(posterior_variance(at, to)))
-        p = Normal(posterior_mean(x_t, x_0_hat, at, to), log_std(variance(at, to)))
-        return sum_event(kl_normal(q, p))
-
-    diffusion = jax.lax.map(kl, jnp.arange(2, schedule.steps + 1))
-    prior = kl_normal(
-        marginal(x_0, schedule(jnp.asarray(schedule.steps))), standard_normal(x_0.shape)
+    terms = jax.lax.map(term, jnp.arange(1, steps + 1))
+    return BoundTerms(
+        prior=prior_term(schedule(jnp.asarray(steps)), x_0), diffusion=terms[1:], decoder=terms[0]
     )
 
-    zero, one, two = (schedule(jnp.asarray(t)) for t in range(3))
-    x_1, x_0_hat = estimate(key_decoder, jnp.asarray(1))
-    var = jnp.where(variance(one, zero) > 0, variance(one, zero), variance(two, one))
-    p_x_0 = decoder(posterior_mean(x_1, x_0_hat, one, zero), log_std(var))
+
+def prior_term(last: Level, x_0: Array) -> Array:
+    """L_T = KL(q(x_T|x_0) || N(0, I)) at the last level, ``[B]`` in nats."""
+    return sum_event(kl_normal(marginal(x_0, last), standard_normal(x_0.shape)))
+
+
+def continuous_bound(
+    key: Array,
+    denoise: Denoiser,
+    schedule: Schedule,
+    x_0: Array,
+    t: Array,
+    *,
+    decoder: Callable[[Array, Array], Distribution] = Normal,
+) -> BoundTerms:
+    """The bound in continuous time (Kingma et al. 2021, eq. 11 and 17), in nats.
+
+    ``t [n, B]`` are times in (0, 1), uniform (or stratified) in each column; row i of ``diffusion``
+    is the loss at t[i] divided by n, so that the total is an unbiased estimate of the bound. The
+    schedule must start with noise (not with clean data, where the bound of a density is infinite):
+    the decoder is N(x_0-hat, (sigma_0/alpha_0)^2) at t = 0, and the prior is at t = 1.
+    """
+    key_decoder, key_scan = jax.random.split(key)
+
+    def term(row: tuple[Array, Array]) -> Array:
+        key, t = row
+        eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+        x_t = diffuse(x_0, eps, schedule(t))
+        error = sum_event((x_0 - denoise(x_t, t)) ** 2)
+        snr = jnp.exp(schedule(t).log_snr)
+        return bound_weighting()(schedule, t) * snr * error / rows[1].shape[0]
+
+    rows = (jax.random.split(key_scan, len(t)), t)
+    zero = jnp.zeros(x_0.shape[:1])
+    first = schedule(zero)
+    z_0 = diffuse(x_0, jax.random.normal(key_decoder, x_0.shape, x_0.dtype), first)
+    log_std = jnp.broadcast_to(expand(-0.5 * first.log_snr, x_0), x_0.shape)
+    p_x_0 = decoder(z_0 / expand(first.alpha, x_0), log_std)
     return BoundTerms(
-        prior=sum_event(prior), diffusion=diffusion, decoder=-sum_event(p_x_0.log_prob(x_0))
+        prior=prior_term(schedule(jnp.ones(x_0.shape[:1])), x_0),
+        diffusion=jax.lax.map(term, rows),
+        decoder=-sum_event(p_x_0.log_prob(x_0)),
     )

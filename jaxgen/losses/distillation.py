@@ -1,0 +1,102 @@
+"""Distillation: students that take one step where their teacher takes many.
+
+Teachers and students are denoisers, so a teacher may be guided, of any prediction target, and a
+student of a former round.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.diffusion.parameterization import Denoiser, Network
+from jaxgen.diffusion.process import Schedule, diffuse, expand
+from jaxgen.diffusion.samplers import ddim_step
+from jaxgen.losses.denoising import squared_error
+
+
+def two_step_target(teacher: Denoiser, schedule: Schedule, x_t: Array, t: Array, s: Array) -> Array:
+    """The x_0 with which one DDIM step from t to s lands where two of the teacher's do.
+
+    Salimans & Ho 2022, algorithm 2 and appendix G; ``x_t [B, ...]``, times ``[B]``, two
+    evaluations of ``teacher``.
+    """
+    middle = 0.5 * (t + s)
+    at, half, to = schedule(t), schedule(middle), schedule(s)
+    x_half = ddim_step(x_t, teacher(x_t, t), at, half)
+    x_s = ddim_step(x_half, teacher(x_half, middle), half, to)
+    ratio = to.sigma / at.sigma
+    return (x_s - expand(ratio, x_t) * x_t) / expand(to.alpha - ratio * at.alpha, x_t)
+
+
+def progressive_loss(
+    key: Array,
+    student: Denoiser,
+    teacher: Denoiser,
+    schedule: Schedule,
+    x_0: Array,
+    steps: Array | int,
+) -> Array:
+    """max(SNR, 1) |x_0-target - x_0-student|^2 for a student of ``steps`` steps, ``[B]``.
+
+    Salimans & Ho 2022, algorithm 2 with the truncated SNR weighting (section 4): times are
+    t = i/``steps``, i = 1, ..., ``steps``, drawn uniformly; the teacher takes two steps of half
+    the length. ``steps`` may be traced. The mean over entries of data ``x_0 [B, ...]``.
+    """
+    key_t, key_eps = jax.random.split(key)
+    t = jax.random.randint(key_t, x_0.shape[:1], 1, steps + 1) / steps
+    x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
+    target = jax.lax.stop_gradient(
+        two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - 1 / steps, 0.0))
+    )
+    weight = jnp.maximum(jnp.exp(schedule(t).log_snr), 1.0)
+    return weight * squared_error(student(x_t, t), target)
+
+
+def consistency_function(
+    network: Network, schedule: Schedule, first: float, sigma_data: float = 0.5
+) -> Denoiser:
+    """A denoiser f with f(x, ``first``) = x/alpha by construction: c_skip x/alpha + c_out F.
+
+    Song et al. 2023, eq. 5 and appendix C, with x/alpha and sigma/alpha for their x and sigma.
+    """
+
+    def f(x_t: Array, t: Array) -> Array:
+        level, least = schedule(t), schedule(jnp.asarray(first))
+        noise, smallest = level.sigma / level.alpha, least.sigma / least.alpha
+        c_skip = sigma_data**2 / ((noise - smallest) ** 2 + sigma_data**2)
+        c_out = sigma_data * (noise - smallest) / jnp.sqrt(noise**2 + sigma_data**2)
+        return expand(c_skip / level.alpha, x_t) * x_t + expand(c_out, x_t) * network(x_t, t)
+
+    return f
+
+
+def consistency_loss(
+    key: Array,
+    student: Denoiser,
+    target: Denoiser,
+    schedule: Schedule,
+    x_0: Array,
+    times: Array,
+    move: Callable[[Array, Array, Array], Array],
+) -> Array:
+    """|f(x_t, t) - f^-(x_s, s)|^2 for neighbours s < t of falling ``times [n + 1]``: ``[B]``.
+
+    Consistency distillation (Song et al. 2023, algorithm 2): ``move(x_t, t, s)`` is one step of a
+    teacher's ODE solver, :func:`teacher_step` for DDIM; ``target`` is the student with averaged
+    parameters. The mean over entries.
+    """
+    key_i, key_eps = jax.random.split(key)
+    i = jax.random.randint(key_i, x_0.shape[:1], 0, len(times) - 1)
+    t, s = jnp.asarray(times)[i], jnp.asarray(times)[i + 1]
+    x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
+    x_s = move(x_t, t, s)
+    return squared_error(student(x_t, t), jax.lax.stop_gradient(target(x_s, s)))
+
+
+def teacher_step(teacher: Denoiser, schedule: Schedule) -> Callable[[Array, Array, Array], Array]:
+    """``move(x_t, t, s)`` by one DDIM step of ``teacher``."""
+    return lambda x_t, t, s: ddim_step(x_t, teacher(x_t, t), schedule(t), schedule(s))
