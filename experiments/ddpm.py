@@ -21,23 +21,43 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.images import ImageModel, Net, image_model, in_batches
 from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
-from jaxgen.data.sources import DataSet, fetch, random_flip, to_signed
+from jaxgen.data.sources import DataSet, fetch, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
-from jaxgen.diffusion.parameterization import denoiser
-from jaxgen.diffusion.samplers import VARIANCES, ancestral, sample, sample_path
-from jaxgen.diffusion.schedules import cosine_betas, from_betas, linear_betas, respaced_times
+from jaxgen.diffusion.parameterization import Denoiser, denoiser
+from jaxgen.diffusion.samplers import VARIANCES, Solver, ancestral, ddim, sample, sample_path
+from jaxgen.diffusion.schedules import (
+    DiscreteSchedule,
+    cosine_betas,
+    from_betas,
+    linear_betas,
+    respaced_times,
+    scaled_linear_betas,
+    sigmoid_betas,
+)
+from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.distributions import bits_per_dimension
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.losses.denoising import discretized_decoder, simple_loss, variational_bound
-from jaxgen.models.unet import UNet
 from jaxgen.plotting import save_film, save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
-from jaxgen.training.step import TrainState, init_state, make_step
+from jaxgen.training.step import TrainState, make_step
 
-BETAS = {"linear": linear_betas, "cosine": cosine_betas}
+BETAS = {
+    "linear": linear_betas,
+    "scaled_linear": scaled_linear_betas,
+    "cosine": cosine_betas,
+    "sigmoid": sigmoid_betas,
+}
+SOLVERS = {  # of one evaluation a step, beside ancestral sampling
+    "ddim": ddim(),
+    "dpm_solver_2m": dpm_solver_2m(),
+    "dpm_solver_3m": dpm_solver_3m(),
+    "unipc": unipc(),
+}
 
 
 @dataclass(frozen=True)
@@ -45,7 +65,9 @@ class Sampling:
     """How to sample and what to measure."""
 
     sample_steps: int = 100
-    """Ancestral steps, evenly spaced over the T of training."""
+    """Steps, evenly spaced over the T of training."""
+    solver: str = "ancestral"
+    """ancestral, ddim (eta = 0), dpm_solver_2m, dpm_solver_3m or unipc."""
     variance: str = "beta_tilde"
     """sigma_t^2 of Algorithm 2: beta or beta_tilde."""
     clip_samples: bool = True
@@ -64,27 +86,12 @@ class Config:
 
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
+    net: Net = field(default_factory=Net)
     sampling: Sampling = field(default_factory=Sampling)
     schedule: str = "linear"
-    """Of beta_1 .. beta_T: linear or cosine."""
+    """Of beta_1 .. beta_T: linear, scaled_linear, cosine or sigmoid."""
     diffusion_steps: int = 1000
     """T."""
-    channels: int = 32
-    """Of the U-Net's first level."""
-    multipliers: tuple[int, ...] = (1, 1)
-    """Channel factors, one a level."""
-    blocks: int = 1
-    """Residual blocks a level."""
-    attention: tuple[int, ...] = (4,)
-    """Heights of feature maps with self-attention."""
-    dropout: float = 0.0
-    """In the residual blocks."""
-    groups: int = 8
-    """Of the group norms."""
-    conditional: bool = True
-    """Condition on the class."""
-    flip: bool = False
-    """Mirror training images at random."""
 
 
 DIGITS = Config(
@@ -96,11 +103,7 @@ MNIST = Config(
         steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
         log_every=100, checkpoint_every=2000,
     ),
-    channels=64,
-    multipliers=(1, 2, 2),
-    blocks=1,
-    attention=(7,),
-    groups=32,
+    net=Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
 )  # fmt: skip
 CIFAR10 = Config(  # Ho et al. 2020, appendix B
     data=Data("cifar10"),
@@ -108,15 +111,11 @@ CIFAR10 = Config(  # Ho et al. 2020, appendix B
         steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
         log_every=100, checkpoint_every=10_000,
     ),
+    net=Net(
+        channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
+        conditional=False, flip=True,
+    ),
     sampling=Sampling(sample_steps=1000, variance="beta", samples=50_000, sample_batch=500),
-    channels=128,
-    multipliers=(1, 2, 2, 2),
-    blocks=2,
-    attention=(16,),
-    dropout=0.1,
-    groups=32,
-    conditional=False,
-    flip=True,
 )  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
@@ -126,80 +125,71 @@ PRESETS = {
 }
 
 
-def build(config: Config, data: DataSet, placement: Placement) -> System:
-    schedule = from_betas(choose("schedule", config.schedule, BETAS)(config.diffusion_steps))
+@dataclass(frozen=True)
+class Ddpm:
+    """The parts of the system that other experiments build on."""
+
+    model: ImageModel
+    schedule: DiscreteSchedule
+
+    def denoise(self, params: Any, labels: jax.Array) -> Denoiser:
+        """(x_t, t) -> x_0, given labels ``[B]`` where conditional."""
+        return denoiser(self.model.network(params, labels), self.schedule)
+
+    def start(self, key: jax.Array, count: int) -> jax.Array:
+        """x_T ``[count, H, W, C]``."""
+        return jax.random.normal(key, (count, *self.model.data.shape))
+
+
+def make_ddpm(config: Config, data: DataSet) -> Ddpm:
+    betas = choose("schedule", config.schedule, BETAS)
+    return Ddpm(image_model(config.net, data), from_betas(betas(config.diffusion_steps)))
+
+
+def make_solver(config: Config) -> Solver:
     variance = choose("variance", config.sampling.variance, VARIANCES)
+    return choose("solver", config.sampling.solver, {"ancestral": ancestral(variance), **SOLVERS})
+
+
+def build(config: Config, data: DataSet, placement: Placement) -> System:
+    ddpm, solver = make_ddpm(config, data), make_solver(config)
+    model, schedule = ddpm.model, ddpm.schedule
+    variance = VARIANCES[config.sampling.variance]
     times = respaced_times(schedule.steps, config.sampling.sample_steps)
     film_times = respaced_times(schedule.steps, min(len(times) - 1, 100))
-    classes = data.classes if config.conditional and data.classes > 1 else None
-    levels = data.levels or 256
-    unet = UNet(
-        channels=config.channels,
-        multipliers=config.multipliers,
-        blocks=config.blocks,
-        attention=config.attention,
-        dropout=config.dropout,
-        groups=config.groups,
-        num_classes=classes,
-    )
+    classes, levels = model.classes, model.levels
     options = config.train
     optimizer = make_optimizer(options)
 
-    def given(labels: jax.Array) -> jax.Array | None:
-        return None if classes is None else labels
-
-    def predict(params, x_t, t, labels, **kwargs) -> jax.Array:
-        """The noise in x_t ``[B, H, W, C]``, given labels ``[B]`` where conditional."""
-        eps: Any = unet.apply({"params": params}, x_t, t, given(labels), **kwargs)
-        return eps
-
-    def init(key: jax.Array) -> TrainState:
-        x, t = jnp.zeros((1, *data.shape)), jnp.zeros((1,), jnp.int32)
-        return init_state(unet.init(key, x, t, given(t)), optimizer)
-
     def loss_fn(params, batch, key):
-        x_0, labels = to_signed(batch["x"], levels), batch["label"]
-        key, key_flip, key_dropout = jax.random.split(key, 3)
-        x_0 = random_flip(key_flip, x_0) if config.flip else x_0
-
-        def network(x_t, t):
-            return predict(params, x_t, t, labels, train=True, rngs={"dropout": key_dropout})
-
+        key, key_model = jax.random.split(key)
+        x_0, network = model.training(params, batch, key_model)
         return simple_loss(key, network, schedule, x_0).mean(), {}
-
-    def denoise_given(params, labels):
-        return denoiser(lambda x, t: predict(params, x, t, labels), schedule)
 
     @jax.jit
     def validation_loss(params, batch):
-        network = lambda x, t: predict(params, x, t, batch["label"])  # noqa: E731
-        x_0 = to_signed(batch["x"], levels)
-        return simple_loss(jax.random.key(0), network, schedule, x_0).mean()
+        network = model.network(params, batch["label"])
+        return simple_loss(
+            jax.random.key(0), network, schedule, to_signed(batch["x"], levels)
+        ).mean()
 
     def score(state: TrainState) -> float:
         batch = fetch(data.test, np.arange(min(len(data.test), 256)))
         return float(validation_loss(state.ema, batch))
 
     def reverse(run, times, key, params, labels):
-        denoise = denoise_given(params, labels)
+        denoise = ddpm.denoise(params, labels)
         denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
         key_start, key = jax.random.split(key)
-        x_T = jax.random.normal(key_start, (len(labels), *data.shape))
-        return run(key, denoise, schedule, x_T, times, ancestral(variance))
+        return run(key, denoise, schedule, ddpm.start(key_start, len(labels)), times, solver)
 
     draw = jax.jit(partial(reverse, sample, times))
     draw_path = jax.jit(partial(reverse, sample_path, film_times))
 
     def generate(key: jax.Array, state: TrainState, count: int) -> tuple[np.ndarray, np.ndarray]:
         """``count`` samples in [-1, 1], the classes in turn, and the labels they were drawn for."""
-        size = min(config.sampling.sample_batch, count)
-        labels = jnp.arange(math.ceil(count / size) * size) % max(data.classes, 1)
-        parts = []
-        with progress("sampling", count) as advance:
-            for i, chunk in enumerate(labels.reshape(-1, size)):
-                parts.append(jax.device_get(draw(jax.random.fold_in(key, i), state.ema, chunk)))
-                advance(size)
-        return np.concatenate(parts)[:count], np.asarray(labels[:count])
+        one = lambda key, labels: draw(key, state.ema, labels)  # noqa: E731
+        return in_batches(one, key, count, config.sampling.sample_batch, data.classes)
 
     def make_pictures(key: jax.Array, state: TrainState, directory: Path) -> list[Path]:
         columns = data.classes if classes else 10
@@ -222,7 +212,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
         @jax.jit
         def total(key, params, batch):
-            denoise = denoise_given(params, batch["label"])
+            denoise = ddpm.denoise(params, batch["label"])
             x_0 = to_signed(batch["x"], levels)
             terms = variational_bound(
                 key, denoise, schedule, x_0, variance=variance, decoder=discretized_decoder(levels)
@@ -243,12 +233,12 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def evaluate(key: jax.Array, state: TrainState, space: FeatureSpace) -> list[Number]:
         key_samples, key_bound = jax.random.split(key)
         x, labels = generate(key_samples, state, config.sampling.samples)
-        how = f"EMA of step {int(state.step)}, {len(times) - 1} ancestral steps"
+        how = f"EMA of step {int(state.step)}, {len(times) - 1} {config.sampling.solver} steps"
         numbers = sample_numbers(data, space, x, labels if classes else None, how)
         return [*numbers, bound(key_bound, state)]
 
     return System(
-        init=init,
+        init=lambda key: model.init(key, optimizer),
         step=make_step(loss_fn, optimizer, options.ema),
         score=score,
         sample=make_pictures,

@@ -1,28 +1,22 @@
-"""The U-Net of Ho et al. 2020 (appendix B), for images of any height, width and channels."""
+"""The U-Net of Ho et al. 2020 (appendix B), for images of any height, width and channels.
+
+Options beyond the paper, off by default, are those of Dhariwal & Nichol 2021 (section 3).
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxgen.models.blocks import applier, attend
+from jaxgen.models.embeddings import conditioning, sinusoidal_embedding
+
 ZERO = nn.initializers.zeros_init()
-
-
-def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
-    """sin and cos of t at ``dim / 2`` frequencies, 1 down to 1/max_period: ``[B] -> [B, dim]``.
-
-    Vaswani et al. 2017, section 3.5, applied to the noise level's index.
-    """
-    half = dim // 2
-    frequency = jnp.exp(-math.log(max_period) * jnp.arange(half) / max(half - 1, 1))
-    angle = t.astype(jnp.float32)[:, None] * frequency[None, :]
-    return jnp.concatenate([jnp.sin(angle), jnp.cos(angle)], axis=1)
 
 
 class Norm(nn.Module):
@@ -38,24 +32,32 @@ class Norm(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """norm-swish-conv, plus the embedding, norm-swish-dropout-conv, plus a shortcut.
+    """norm-swish-conv, norm-swish-dropout-conv, plus a shortcut, told of an embedding between.
 
-    The last convolution starts at zero, so the block starts as its shortcut.
+    The embedding is added before the second norm, or, with ``scale_shift``, scales and shifts what
+    that norm answers: norm(h) (1 + scale) + shift (Dhariwal & Nichol 2021, section 3.1). The last
+    convolution starts at zero, so the block starts as its shortcut.
     """
 
     channels: int
     groups: int
-    dropout: float
+    dropout: float = 0.0  # of this call: zero outside training
+    scale_shift: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Array, embedding: Array, train: bool) -> Array:
+    def __call__(self, x: Array, embedding: Array) -> Array:
         conv = lambda **kw: nn.Conv(self.channels, (3, 3), dtype=self.dtype, **kw)  # noqa: E731
         h = conv()(nn.swish(Norm(self.groups, self.dtype)(x)))
-        bias = nn.Dense(self.channels, dtype=self.dtype)(nn.swish(embedding))
-        h = h + bias[:, None, None, :]
-        h = nn.swish(Norm(self.groups, self.dtype)(h))
-        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        outputs = 2 * self.channels if self.scale_shift else self.channels
+        told = nn.Dense(outputs, dtype=self.dtype)(nn.swish(embedding))[:, None, None, :]
+        norm = Norm(self.groups, self.dtype)
+        if self.scale_shift:
+            scale, shift = jnp.split(told, 2, axis=-1)
+            h = norm(h) * (1 + scale) + shift
+        else:
+            h = norm(h + told)
+        h = nn.Dropout(self.dropout, deterministic=False)(nn.swish(h))
         h = conv(kernel_init=ZERO)(h)
         if x.shape[-1] != self.channels:
             x = nn.Dense(self.channels, dtype=self.dtype)(x)
@@ -63,9 +65,10 @@ class ResidualBlock(nn.Module):
 
 
 class SelfAttention(nn.Module):
-    """Single-head self-attention over all pixels, added to its input; starts as the identity."""
+    """Self-attention over all pixels, added to its input; starts as the identity."""
 
     groups: int
+    heads: int = 1
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -73,14 +76,12 @@ class SelfAttention(nn.Module):
         b, h, w, c = x.shape
         qkv = nn.Dense(3 * c, dtype=self.dtype)(Norm(self.groups, self.dtype)(x))
         q, k, v = jnp.split(qkv.reshape(b, h * w, 3 * c), 3, axis=-1)
-        logits = jnp.einsum("bqc,bkc->bqk", q, k) / math.sqrt(c)
-        weights = jax.nn.softmax(logits.astype(jnp.float32), axis=-1).astype(v.dtype)
-        mixed = jnp.einsum("bqk,bkc->bqc", weights, v).reshape(b, h, w, c)
+        mixed = attend(q, k, v, self.heads).reshape(b, h, w, c)
         return x + nn.Dense(c, kernel_init=ZERO, dtype=self.dtype)(mixed)
 
 
 class UNet(nn.Module):
-    """Predicts an image-shaped quantity from x ``[B, H, W, C]``, times t and labels ``[B]``.
+    """Predicts an image-shaped quantity from x ``[B, H, W, C]`` and times t ``[B]``.
 
     Level i works at ceil(size / 2^i), with ``channels * multipliers[i]`` channels; on the way up
     every level is resized to the size it had on the way down, so any height and width will do.
@@ -90,15 +91,20 @@ class UNet(nn.Module):
       multipliers: one factor a level.
       blocks: residual blocks a level on the way down; one more on the way up.
       attention: heights of feature maps (in pixels) that get self-attention after every block.
+      heads: of every attention; they divide its channels.
       dropout: rate inside the residual blocks; drawn from the ``dropout`` stream.
       groups: of the group norms.
-      num_classes: if given, ``labels`` are embedded and added to the time embedding.
+      scale_shift: whether the embedding scales and shifts in the residual blocks, or is added.
+      time_features: of ``channels`` numbers a time, see :mod:`jaxgen.models.embeddings`.
+      num_classes: if given, ``labels [B]`` are embedded and added to the time embedding.
+      condition_dim: if given, so is ``condition [B, condition_dim]``.
       out_channels: of the prediction; the input's where None.
       dtype: of the computation; parameters and the prediction are float32.
+      remat: whether blocks are computed again for the gradient, in exchange for memory.
 
     Raises:
-      ValueError: if the image is too small for the number of levels, or labels and
-        ``num_classes`` do not go together.
+      ValueError: if the image is too small for the number of levels, the heads do not divide the
+        channels, or labels and ``num_classes``, condition and ``condition_dim`` do not go together.
     """
 
     channels: int = 128
@@ -110,24 +116,44 @@ class UNet(nn.Module):
     num_classes: int | None = None
     out_channels: int | None = None
     dtype: Any = jnp.float32
+    heads: int = 1
+    scale_shift: bool = False
+    time_features: Callable[[Array, int], Array] = sinusoidal_embedding
+    condition_dim: int | None = None
+    remat: bool = False
 
     @nn.compact
     def __call__(
-        self, x: Array, t: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        t: Array,
+        labels: Array | None = None,
+        condition: Array | None = None,
+        *,
+        train: bool = False,
     ) -> Array:
-        self._check(x, t, labels)
-        embedding = sinusoidal_embedding(t, self.channels)
-        embedding = nn.Dense(4 * self.channels, dtype=self.dtype)(embedding)
-        embedding = nn.Dense(4 * self.channels, dtype=self.dtype)(nn.swish(embedding))
-        if labels is not None and self.num_classes is not None:
-            embedding += nn.Embed(self.num_classes, 4 * self.channels, dtype=self.dtype)(labels)
+        self._check(x, t)
+        embedding = conditioning(
+            self.time_features(t, self.channels),
+            labels,
+            condition,
+            width=4 * self.channels,
+            num_classes=self.num_classes,
+            condition_dim=self.condition_dim,
+            dtype=self.dtype,
+        )
+        apply, dropout = applier(self.remat), self.dropout if train else 0.0
+
+        def residual(h: Array, width: int) -> Array:
+            block = ResidualBlock(width, self.groups, dropout, self.scale_shift, self.dtype)
+            return apply(block, h, embedding)
+
+        def attention(h: Array) -> Array:
+            return apply(SelfAttention(self.groups, self.heads, self.dtype), h)
 
         def block(h: Array, multiplier: int) -> Array:
-            width = self.channels * multiplier
-            h = ResidualBlock(width, self.groups, self.dropout, self.dtype)(h, embedding, train)
-            if h.shape[1] in self.attention:
-                h = SelfAttention(self.groups, self.dtype)(h)
-            return h
+            h = residual(h, self.channels * multiplier)
+            return attention(h) if h.shape[1] in self.attention else h
 
         h = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x)
         skips = [h]
@@ -140,9 +166,7 @@ class UNet(nn.Module):
                 skips.append(h)
 
         width = h.shape[-1]
-        h = ResidualBlock(width, self.groups, self.dropout, self.dtype)(h, embedding, train)
-        h = SelfAttention(self.groups, self.dtype)(h)
-        h = ResidualBlock(width, self.groups, self.dropout, self.dtype)(h, embedding, train)
+        h = residual(attention(residual(h, width)), width)
 
         for level, multiplier in reversed(list(enumerate(self.multipliers))):
             for _ in range(self.blocks + 1):
@@ -154,11 +178,9 @@ class UNet(nn.Module):
         out = nn.Conv(self.out_channels or x.shape[-1], (3, 3), kernel_init=ZERO, dtype=self.dtype)
         return out(h).astype(jnp.float32)
 
-    def _check(self, x: Array, t: Array, labels: Array | None) -> None:
+    def _check(self, x: Array, t: Array) -> None:
         if x.ndim != 4 or t.shape != x.shape[:1]:
             raise ValueError(f"x must be [B, H, W, C] and t [B], got {x.shape} and {t.shape}.")
-        if (labels is None) != (self.num_classes is None):
-            raise ValueError("labels are given if and only if num_classes is set.")
         levels, smallest = len(self.multipliers), min(x.shape[1:3])
         if smallest <= 2 ** (levels - 2) and levels > 1:
             raise ValueError(

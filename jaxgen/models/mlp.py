@@ -1,0 +1,55 @@
+"""A residual perceptron for points, told the time: densities in the plane and small vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flax import linen as nn
+from jax import Array
+
+from jaxgen.models.embeddings import FourierFeatures, conditioning
+
+ZERO = nn.initializers.zeros_init()
+
+
+class TimeMLP(nn.Module):
+    """Predicts a vector ``[B, D]`` from points x ``[B, D]`` and times t ``[B]``.
+
+    Residual blocks as in the U-Net of Ho et al. 2020 (appendix B), with linear maps for
+    convolutions and without norms; each starts as the identity, and the prediction as zero.
+
+    Attributes:
+      width: of the hidden layers.
+      depth: number of residual blocks.
+      time_features: of ``width`` numbers a time, see :mod:`jaxgen.models.embeddings`; the default
+        is for times in [0, 1].
+      num_classes: if given, ``labels [B]`` are embedded and added to the time embedding.
+
+    Raises:
+      ValueError: if x and t are not ``[B, D]`` and ``[B]``, or labels and ``num_classes`` do not
+        go together.
+    """
+
+    width: int = 128
+    depth: int = 3
+    time_features: Callable[[Array, int], Array] = FourierFeatures()
+    num_classes: int | None = None
+
+    @nn.compact
+    def __call__(
+        self, x: Array, t: Array, labels: Array | None = None, *, train: bool = False
+    ) -> Array:
+        del train  # the contract of all networks; nothing here is different in training
+        if x.ndim != 2 or t.shape != x.shape[:1]:
+            raise ValueError(f"x must be [B, D] and t [B], got {x.shape} and {t.shape}.")
+        features = self.time_features(t, self.width)
+        embedding = nn.swish(
+            conditioning(features, labels, None, width=self.width, num_classes=self.num_classes)
+        )
+        h = nn.Dense(self.width)(x)
+        for _ in range(self.depth):
+            # The embedding's map has the bias of the sum.
+            told = nn.Dense(self.width)(embedding)
+            inner = nn.swish(nn.Dense(self.width, use_bias=False)(nn.swish(h)) + told)
+            h = h + nn.Dense(self.width, kernel_init=ZERO)(inner)
+        return nn.Dense(x.shape[-1], kernel_init=ZERO)(nn.swish(h))
