@@ -34,8 +34,23 @@ from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.sources import Arrays, fetch, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
-from jaxgen.diffusion.samplers import ancestral, sample
-from jaxgen.diffusion.schedules import from_betas, linear_betas, respaced_times
+from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample
+from jaxgen.diffusion.schedules import (
+    CosineLogSNR,
+    from_betas,
+    linear_betas,
+    respaced_times,
+    uniform_grid,
+)
+from jaxgen.diffusion.solvers import (
+    corrected,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    euler,
+    euler_maruyama,
+    heun,
+    unipc,
+)
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
 from jaxgen.training.devices import Sharded
@@ -168,6 +183,53 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
     }
 
 
+SOLVERS: dict[str, Solver] = {
+    "ancestral": ancestral(),
+    "ddim": ddim(),
+    "euler": euler(),
+    "heun": heun(),
+    "euler_maruyama": euler_maruyama(),
+    "predictor_corrector": corrected(euler_maruyama(), 1),
+    "dpm_solver_2m": dpm_solver_2m(),
+    "dpm_solver_2m_sde": dpm_solver_2m(1.0),
+    "dpm_solver_3m": dpm_solver_3m(),
+    "unipc": unipc(2),
+}
+
+
+def measure_solvers(model: str, batch: int | None, steps: int, rounds: int) -> dict:
+    """Each solver's time over that of as many separate forward passes as it makes evaluations."""
+    unet, shape, per_device = MODELS[model]
+    apply: Any = unet.apply
+    schedule, key = CosineLogSNR(12.0, -12.0), jax.random.key(0)
+    x_T = jax.random.normal(key, (batch or per_device, *shape))
+    params = jax.jit(unet.init)(key, x_T[:1], jnp.zeros((1,)))["params"]
+    times = uniform_grid(steps)
+
+    @jax.jit
+    def forward(params, x, t):
+        return apply({"params": params}, x, jnp.full(x.shape[:1], t))
+
+    @partial(jax.jit, static_argnames=("name",))
+    def draw(key, params, x_T, name):
+        denoise = denoiser(lambda x, t: apply({"params": params}, x, 1000 * t), schedule, "v")
+        return sample(key, clip_x_0(denoise), schedule, x_T, times, SOLVERS[name])
+
+    tasks: dict[str, Callable[[], Any]] = {
+        name: partial(draw, key, params, x_T, name) for name in SOLVERS
+    }
+    at = [jnp.asarray(1000 * t) for t in times[:-1]]
+    tasks["forward"] = lambda: [forward(params, x_T, t) for t in at]
+    seconds = interleaved(tasks, rounds)
+    one = seconds.pop("forward") / steps
+    numbers: dict[str, Any] = {"forward_ms": 1e3 * one, "steps": steps}
+    for name, value in seconds.items():
+        cost = evaluations(SOLVERS[name], schedule, times)
+        numbers[f"{name}_evaluations"] = cost
+        numbers[f"{name}_over_forward_passes"] = value / (cost * one)
+    return numbers
+
+
 def main(argv: list[str] | None = None) -> int:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
@@ -177,12 +239,20 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, help="over all devices (default: the model's)")
     parser.add_argument("--sample-steps", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument(
+        "--solvers", action="store_true", help="measure every solver instead, against its cost"
+    )
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args(argv)
     print(f"measuring {options.model} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
-    numbers = measure(
-        options.model, options.dtype, options.batch, options.sample_steps, options.rounds
-    )
+    if options.solvers:
+        numbers = measure_solvers(
+            options.model, options.batch, options.sample_steps, options.rounds
+        )
+    else:
+        numbers = measure(
+            options.model, options.dtype, options.batch, options.sample_steps, options.rounds
+        )
     for name, value in numbers.items():
         print(f"{name:32} {value:,.4g}" if isinstance(value, float) else f"{name:32} {value}")
     if options.json:

@@ -40,6 +40,26 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> Path:
     return path
 
 
+def save_rows(path: Path, rows: Mapping[str, np.ndarray]) -> Path:
+    """Writes a PNG with one row of images ``[n, H, W, C]`` under each other, each with its name."""
+    from PIL import ImageDraw, ImageFont
+
+    first = next(iter(rows.values()))
+    zoom = zoom_of(first.shape[1])
+    strips = [_picture(tile(x, len(x)), zoom) for x in rows.values()]
+    font = ImageFont.load_default(13)
+    margin = 12 + max(int(font.getlength(name)) for name in rows)
+    width, height = margin + strips[0].width, sum(s.height for s in strips)
+    canvas = Image.new("RGB", (width, height), "white")
+    draw, y = ImageDraw.Draw(canvas), 0
+    for name, strip in zip(rows, strips, strict=True):
+        canvas.paste(strip, (margin, y))
+        draw.text((6, y + strip.height // 2), name, fill="black", font=font, anchor="lm")
+        y += strip.height
+    canvas.save(path)
+    return path
+
+
 def save_film(
     path: Path, frames: np.ndarray, columns: int, *, seconds: float = 4.0, hold: float = 1.5
 ) -> Path:

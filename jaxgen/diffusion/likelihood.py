@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.diffusion.ode import solve_ode
 from jaxgen.diffusion.parameterization import Denoiser
 from jaxgen.diffusion.process import Schedule
-from jaxgen.diffusion.sde import probability_flow, solve_ode
+from jaxgen.diffusion.sde import probability_flow
 from jaxgen.distributions import Normal, bits_per_dimension, sum_event
 
 # --- divergences ------------------------------------------------------------------------------
@@ -103,7 +104,7 @@ def ode_log_likelihood(
         log p(x) is unbiased and the rest unchanged, up to the choice of steps.
       t_0: the time of ``x``.
       t_1: the time of the prior.
-      rtol: the relative tolerance of :func:`~.sde.solve_ode`.
+      rtol: the relative tolerance of :func:`~.ode.solve_ode`.
       atol: the absolute one.
       max_steps: the number of steps after which it gives up.
 

@@ -32,6 +32,18 @@ def two_step_target(teacher: Denoiser, schedule: Schedule, x_t: Array, t: Array,
     return (x_s - expand(ratio, x_t) * x_t) / expand(to.alpha - ratio * at.alpha, x_t)
 
 
+def truncated_error(
+    student: Denoiser, schedule: Schedule, x_t: Array, t: Array, target: Array
+) -> Array:
+    """max(SNR, 1) |target - student(x_t, t)|^2, the mean over entries, ``[B]``.
+
+    The truncated SNR weighting of Salimans & Ho 2022 (section 4), which keeps teaching a student
+    at pure noise, where it must answer with a whole image.
+    """
+    weight = jnp.maximum(jnp.exp(schedule(t).log_snr), 1.0)
+    return weight * squared_error(student(x_t, t), target)
+
+
 def progressive_loss(
     key: Array,
     student: Denoiser,
@@ -40,20 +52,17 @@ def progressive_loss(
     x_0: Array,
     steps: Array | int,
 ) -> Array:
-    """max(SNR, 1) |x_0-target - x_0-student|^2 for a student of ``steps`` steps, ``[B]``.
+    """:func:`truncated_error` of a student of ``steps`` steps at :func:`two_step_target`, ``[B]``.
 
-    Salimans & Ho 2022, algorithm 2 with the truncated SNR weighting (section 4): times are
-    t = i/``steps``, i = 1, ..., ``steps``, drawn uniformly; the teacher takes two steps of half
-    the length. ``steps`` may be traced. The mean over entries of data ``x_0 [B, ...]``.
+    Salimans & Ho 2022, algorithm 2: times are t = i/``steps``, i = 1, ..., ``steps``, drawn
+    uniformly, and the teacher takes two steps of half the length. ``steps`` may be traced; ``x_0``
+    is data ``[B, ...]``.
     """
     key_t, key_eps = jax.random.split(key)
     t = jax.random.randint(key_t, x_0.shape[:1], 1, steps + 1) / steps
     x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
-    target = jax.lax.stop_gradient(
-        two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - 1 / steps, 0.0))
-    )
-    weight = jnp.maximum(jnp.exp(schedule(t).log_snr), 1.0)
-    return weight * squared_error(student(x_t, t), target)
+    target = two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - 1 / steps, 0.0))
+    return truncated_error(student, schedule, x_t, t, jax.lax.stop_gradient(target))
 
 
 def consistency_function(

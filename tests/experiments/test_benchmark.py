@@ -56,3 +56,13 @@ def test_it_runs_on_a_bare_machine_and_its_numbers_fit_together(tmp_path):
 def test_the_scan_sampler_costs_no_more_than_its_forward_passes(tmp_path):
     _, n = run(tmp_path, "--model", "digits", "--rounds", "9")
     assert n["sample_over_forward_passes"] <= 1.05
+
+
+@pytest.mark.slow
+def test_every_solver_costs_no_more_than_its_evaluations(tmp_path):
+    words = ("--solvers", "--model", "digits", "--rounds", "9")
+    _, n = run(tmp_path, *words)
+    assert len([name for name in n if name.endswith("_evaluations")]) == 10
+    for name, value in n.items():
+        if name.endswith("_over_forward_passes"):
+            assert value <= 1.05, name

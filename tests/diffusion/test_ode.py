@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from oracles import Gaussian
 
+from jaxgen.diffusion.ode import solve_ode
 from jaxgen.diffusion.schedules import VP, FlowMatching
-from jaxgen.diffusion.sde import probability_flow, solve_ode
+from jaxgen.diffusion.sde import probability_flow
 
 
 @pytest.mark.parametrize(("schedule", "t"), [(VP(), 1e-3), (FlowMatching(), 0.05)])

@@ -1,0 +1,391 @@
+"""Diffusion in continuous time: any process, prediction, weighting and solver.
+
+python -m experiments.score_sde                          # cosine schedule, v, DPM-Solver++(2M)
+python -m experiments.score_sde --process flow           # flow matching: velocity, Heun
+python -m experiments.score_sde --process edm            # Karras et al. 2022
+python -m experiments.score_sde --process vp --weighting likelihood
+python -m experiments.score_sde sample --guidance 2      # of the run just trained
+
+Song et al. 2021; Salimans & Ho 2022; Karras et al. 2022; Lipman et al. 2023. It reports samples at
+equal cost for several solvers, and likelihoods in bits a dimension: the continuous-time bound, and
+the exact one of the probability-flow ODE.
+
+Expect, on digits with seed 0 on two CPU cores: EXPECT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from experiments.images import ImageModel, Net, image_model, in_batches
+from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
+from jaxgen.data.sources import DataSet, fetch
+from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
+from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
+from jaxgen.diffusion.process import expand
+from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample, sample_path
+from jaxgen.diffusion.schedules import (
+    VE,
+    VP,
+    ContinuousSchedule,
+    CosineLogSNR,
+    FlowMatching,
+    LinearLogSNR,
+    Shifted,
+    Sigma,
+    SubVP,
+    karras_grid,
+    log_snr_grid,
+    uniform_grid,
+)
+from jaxgen.diffusion.solvers import (
+    churned,
+    corrected,
+    dpm_solver_2m,
+    dpm_solver_3m,
+    euler,
+    euler_maruyama,
+    heun,
+    unipc,
+)
+from jaxgen.evaluation.features import FeatureSpace
+from jaxgen.evaluation.likelihood import continuous_bound_likelihood, ode_likelihood
+from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.losses.denoising import (
+    Weighting,
+    bound_weighting,
+    denoising_loss,
+    edm_weighting,
+    min_snr,
+    sigmoid_weighting,
+    truncated_snr,
+)
+from jaxgen.losses.times import log_normal_times, stratified_times
+from jaxgen.plotting import save_film, save_grid
+from jaxgen.training.devices import Placement
+from jaxgen.training.logging import progress
+from jaxgen.training.step import TrainState, make_step
+
+
+@dataclass(frozen=True)
+class Process:
+    """A schedule with what goes with it in the paper that introduced it."""
+
+    schedule: ContinuousSchedule
+    prediction: str
+    solver: str
+    grid: Callable[[ContinuousSchedule, int], Any]  # (schedule, steps) -> times
+
+
+def even(schedule: ContinuousSchedule, steps: int) -> np.ndarray:
+    """Steps of equal length in t."""
+    return uniform_grid(steps)
+
+
+def even_log_snr(schedule: ContinuousSchedule, steps: int) -> Array:
+    """Steps of equal length in the log-SNR."""
+    return log_snr_grid(schedule, steps, 1.0, 0.0)
+
+
+def karras(schedule: ContinuousSchedule, steps: int) -> np.ndarray:
+    """The grid of Karras et al. 2022; time is sigma."""
+    return karras_grid(steps)
+
+
+PROCESSES = {
+    "cosine": Process(CosineLogSNR(12.0, -12.0), "v", "dpm_solver_2m", even),
+    "linear": Process(LinearLogSNR(12.0, -9.0), "eps", "dpm_solver_2m", even_log_snr),
+    "vp": Process(VP(), "eps", "ddim", even),
+    "sub_vp": Process(SubVP(), "eps", "ddim", even),
+    "ve": Process(VE(0.01, 30.0), "edm", "ddim", even),
+    "flow": Process(FlowMatching(), "velocity", "heun", even),
+    "edm": Process(Sigma(), "edm", "heun", karras),
+}
+SOLVERS: dict[str, Solver] = {
+    "ancestral": ancestral(),
+    "ddim": ddim(),
+    "euler": euler(),
+    "heun": heun(),
+    "heun_churned": churned(heun(), 0.2, 0.05, 50.0),
+    "euler_maruyama": euler_maruyama(),
+    "predictor_corrector": corrected(euler_maruyama(), 1, 0.1),
+    "dpm_solver_2m": dpm_solver_2m(),
+    "dpm_solver_2m_sde": dpm_solver_2m(1.0),
+    "dpm_solver_3m": dpm_solver_3m(),
+    "unipc": unipc(),
+}
+WEIGHTINGS: dict[str, Weighting | None] = {
+    "own": None,
+    "likelihood": bound_weighting(),
+    "min_snr": min_snr(),
+    "truncated_snr": truncated_snr(),
+    "sigmoid": sigmoid_weighting(),
+    "edm": edm_weighting(),
+}
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How to sample and what to measure."""
+
+    solver: str = "default"
+    """ancestral, ddim, euler, heun, heun_churned, euler_maruyama, predictor_corrector,
+    dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m or unipc (default: the process's own)."""
+    sample_steps: int = 50
+    """Steps; heun and predictor_corrector evaluate the network twice a step."""
+    guidance: float = 0.0
+    """Weight of classifier-free guidance; 0 is one evaluation of the network a step."""
+    clip_samples: bool = True
+    """Clip the estimates of x_0 to [-1, 1]."""
+    samples: int = 500
+    """Samples to measure."""
+    sample_batch: int = 100
+    """Samples at a time."""
+    bound_images: int = 100
+    """Test images whose likelihood is measured."""
+    bound_times: int = 100
+    """Times at which the bound of each image is evaluated."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """Diffusion in continuous time on images."""
+
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    net: Net = field(default_factory=Net)
+    sampling: Sampling = field(default_factory=Sampling)
+    process: str = "cosine"
+    """cosine, linear, vp, sub_vp, ve, flow or edm."""
+    prediction: str = "default"
+    """eps, x_0, v, score, velocity or edm (default: the process's own)."""
+    weighting: str = "own"
+    """own (1 on the error of the prediction), likelihood, min_snr, truncated_snr, sigmoid, edm."""
+    shift: float = 0.0
+    """Added to the log-SNR at every time; 2 log(64/size) for images of another size."""
+
+
+DIGITS = Config(
+    train=Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
+    net=Net(unlabelled=0.1),
+)
+MNIST = Config(
+    data=Data("mnist"),
+    train=Train(
+        steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
+        log_every=100, checkpoint_every=2000,
+    ),
+    net=Net(
+        channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32, unlabelled=0.1
+    ),
+)  # fmt: skip
+CIFAR10 = Config(
+    data=Data("cifar10"),
+    train=Train(
+        steps=400_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
+        log_every=100, checkpoint_every=10_000,
+    ),
+    net=Net(
+        channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
+        unlabelled=0.1, flip=True,
+    ),
+    sampling=Sampling(samples=50_000, sample_batch=500),
+)  # fmt: skip
+PRESETS = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
+    "cifar10": CIFAR10,
+}
+
+
+@dataclass(frozen=True)
+class ScoreModel:
+    """The parts of the system that other experiments build on."""
+
+    model: ImageModel
+    schedule: ContinuousSchedule
+    prediction: str | Target
+
+    def scaled(self, network: Network) -> Network:
+        """Inputs of about unit size at every level, and the level as a time from 0 to 1000.
+
+        That time is T = 1000 of the cosine schedule, u = 2/pi arctan(sigma/alpha) (Salimans & Ho
+        2022, appendix E), so the network never knows which process it serves.
+        """
+
+        def predict(x_t: Array, t: Array) -> Array:
+            alpha, sigma = self.schedule(t)
+            size = jnp.sqrt(sigma**2 + 0.5 * alpha**2)  # digits, as most images, have variance 0.5
+            return network(x_t / expand(size, x_t), 2000 / jnp.pi * jnp.arctan2(sigma, alpha))
+
+        return predict
+
+    def denoise(self, params: Any, labels: Array) -> Denoiser:
+        """(x_t, t) -> x_0, given labels ``[B]`` where conditional."""
+        return self.denoiser_of(self.model.network(params, labels))
+
+    def denoiser_of(self, network: Network) -> Denoiser:
+        """The denoiser of a network of the unscaled inputs and times of :meth:`scaled`."""
+        return denoiser(self.scaled(network), self.schedule, self.prediction)
+
+    def guided(self, params: Any, labels: Array, weight: Weight) -> Denoiser:
+        """:meth:`denoise` with classifier-free guidance."""
+        nobody = jnp.full_like(labels, self.model.null)
+        return classifier_free(self.denoise(params, labels), self.denoise(params, nobody), weight)
+
+    def start(self, key: Array, count: int, time: Any) -> Array:
+        """x_T ``[count, H, W, C]``: noise of the size it has at ``time``."""
+        noise = jax.random.normal(key, (count, *self.model.data.shape))
+        return self.schedule(jnp.asarray(time)).sigma * noise
+
+
+def make_score_model(config: Config, data: DataSet) -> ScoreModel:
+    process = choose("process", config.process, PROCESSES)
+    schedule = Shifted(process.schedule, config.shift) if config.shift else process.schedule
+    name = process.prediction if config.prediction == "default" else config.prediction
+    predictions = {n: n for n in ("eps", "x_0", "v", "score", "velocity")}
+    prediction = choose("prediction", name, {**predictions, "edm": edm()})
+    return ScoreModel(image_model(config.net, data), schedule, prediction)
+
+
+def make_sampling(config: Config, steps: int | None = None) -> tuple[Solver, np.ndarray]:
+    """The solver and its times."""
+    process = PROCESSES[config.process]
+    name = config.sampling.solver
+    solver = choose("solver", process.solver if name == "default" else name, SOLVERS)
+    steps = steps or config.sampling.sample_steps
+    return solver, np.asarray(process.grid(process.schedule, steps))
+
+
+def training_times(config: Config, key: Array, batch: int) -> Array:
+    """Stratified over [0, 1]; log-normal noise levels where time is sigma."""
+    if config.process == "edm":
+        return log_normal_times(key, batch, Sigma())
+    return stratified_times(key, batch, low=1e-3)
+
+
+def build(config: Config, data: DataSet, placement: Placement) -> System:
+    score_model = make_score_model(config, data)
+    model, schedule = score_model.model, score_model.schedule
+    weighting = choose("weighting", config.weighting, WEIGHTINGS)
+    solver, times = make_sampling(config)
+    options, sampling = config.train, config.sampling
+    optimizer = make_optimizer(options)
+    if sampling.guidance and (model.classes is None or not config.net.unlabelled):
+        raise ValueError("guidance needs a conditional network trained with --unlabelled 0.1.")
+
+    def loss(key, network, x_0):
+        key_t, key = jax.random.split(key)
+        t = training_times(config, key_t, x_0.shape[0])
+        predict = score_model.scaled(network)
+        return denoising_loss(
+            key, predict, schedule, x_0, t, target=score_model.prediction, weighting=weighting
+        ).mean()
+
+    def loss_fn(params, batch, key):
+        key, key_model = jax.random.split(key)
+        x_0, network = model.training(params, batch, key_model)
+        return loss(key, network, x_0), {}
+
+    @jax.jit
+    def validation_loss(params, batch):
+        x_0, _ = model.training(params, batch, jax.random.key(0))
+        return loss(jax.random.key(0), model.network(params, batch["label"]), x_0)
+
+    def score(state: TrainState) -> float:
+        batch = fetch(data.test, np.arange(min(len(data.test), 256)))
+        return float(validation_loss(state.ema, batch))
+
+    @partial(jax.jit, static_argnames=("run",))
+    def draw(key, params, labels, guidance, run=sample):
+        denoise = score_model.denoise(params, labels)
+        if sampling.guidance:
+            denoise = score_model.guided(params, labels, guidance)
+        denoise = clip_x_0(denoise) if sampling.clip_samples else denoise
+        key_start, key = jax.random.split(key)
+        x_T = score_model.start(key_start, len(labels), times[0])
+        return run(key, denoise, schedule, x_T, times, solver)
+
+    def generate(key: Array, state: TrainState, count: int) -> tuple[np.ndarray, np.ndarray]:
+        one = lambda key, labels: draw(key, state.ema, labels, sampling.guidance)  # noqa: E731
+        return in_batches(one, key, count, sampling.sample_batch, data.classes)
+
+    def make_pictures(key: Array, state: TrainState, directory: Path) -> list[Path]:
+        columns = data.classes if model.classes else 10
+        key_grid, key_film = jax.random.split(key)
+        x, _ = generate(key_grid, state, 10 * columns)
+        labels = jnp.arange(3 * columns) % columns
+        with progress("film", 1) as advance:
+            _, (path, _) = draw(key_film, state.ema, labels, sampling.guidance, run=sample_path)
+            frames = np.asarray(path)[:: max(1, len(path) // 50)]
+            advance(1)
+        # Where noise is large, each frame is shown at the scale of its own noise.
+        frames /= np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
+        return [
+            save_grid(directory / "samples.png", x, columns),
+            save_film(directory / "film.gif", frames, columns),
+        ]
+
+    def likelihoods(key: Array, state: TrainState) -> list[Number]:
+        count = min(sampling.bound_images, len(data.test))
+        batch = fetch(data.test, np.arange(count))
+        denoise = lambda params, batch: score_model.denoise(params, batch["label"])  # noqa: E731
+        found = []
+        with progress("likelihood", 2) as advance:
+            if config.process not in ("edm", "vp", "sub_vp", "flow", "ve"):
+                bound = jax.jit(
+                    lambda key, params, batch: continuous_bound_likelihood(
+                        key, denoise(params, batch), schedule, batch["x"], model.levels,
+                        sampling.bound_times,
+                    )
+                )  # fmt: skip
+                found.append(("bound_bits_per_dimension", bound(key, state.ema, batch)))
+            advance(1)
+            ends = (0.01, 80.0) if config.process == "edm" else (1e-3, 1.0)
+            ode = jax.jit(
+                lambda key, params, batch: ode_likelihood(
+                    key, denoise(params, batch), schedule, batch["x"], model.levels, *ends, probes=4
+                )
+            )
+            found.append(("ode_bits_per_dimension", ode(key, state.ema, batch)))
+            advance(1)
+        return [
+            Number(
+                name,
+                float(np.mean(value.bits_per_dimension)),
+                f"{value.kind}, {count} test images of {model.levels} levels, EMA",
+            )
+            for name, value in found
+        ]
+
+    def evaluate(key: Array, state: TrainState, space: FeatureSpace) -> list[Number]:
+        key_samples, key_bound = jax.random.split(key)
+        x, labels = generate(key_samples, state, sampling.samples)
+        cost = evaluations(solver, schedule, times) * (2 if sampling.guidance else 1)
+        how = f"EMA of step {int(state.step)}, {len(times) - 1} steps, {cost} network evaluations"
+        numbers = sample_numbers(data, space, x, labels if model.classes else None, how)
+        return [*numbers, *likelihoods(key_bound, state)]
+
+    return System(
+        init=lambda key: model.init(key, optimizer),
+        step=make_step(loss_fn, optimizer, options.ema),
+        score=score,
+        sample=make_pictures,
+        evaluate=evaluate,
+    )
+
+
+EXPERIMENT = Experiment("score_sde", __doc__ or "", PRESETS, build)
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))
