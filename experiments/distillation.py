@@ -35,7 +35,7 @@ from jaxgen.diffusion.process import diffuse
 from jaxgen.diffusion.samplers import consistency, ddim, ddim_step, sample
 from jaxgen.diffusion.schedules import uniform_grid
 from jaxgen.evaluation.features import FeatureSpace
-from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.evaluation.report import Number, compare
 from jaxgen.losses.denoising import squared_error
 from jaxgen.losses.distillation import consistency_function, truncated_error, two_step_target
 from jaxgen.losses.times import stratified_times
@@ -253,25 +253,21 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         pairs += [
             ("student", True, n, r if progressive else 1) for r, n in enumerate(all_steps) if r > 0
         ]
+        found = {}
         for name, of_student, n, r in pairs:
             params = jax.tree.map(lambda p, r=r: p[r], state.kept)
             one = lambda key, labels, a=(of_student, n), p=params: draws(*a, key, p, labels)  # noqa: E731
             x, labels = in_batches(one, key, count, config.sampling.sample_batch, data.classes)
-            yield f"{name}, {n}", x, labels
+            found[f"{name}, {n}"] = x, labels if model.classes else None
+        return found
 
     def make_pictures(key: Array, state: Distilling, directory: Path) -> list[Path]:
-        shown = {name: x for name, x, _ in rows(key, state, 10)}
+        shown = {name: x for name, (x, _) in rows(key, state, 10).items()}
         return [save_rows(directory / "distillation.png", shown)]
 
     def evaluate(key: Array, state: Distilling, space: FeatureSpace) -> list[Number]:
-        numbers = []
-        for name, x, labels in rows(key, state, config.sampling.samples):
-            how = f"EMA, {name} steps of {config.method} distillation"
-            given = labels if model.classes else None
-            for number in sample_numbers(data, space, x, given, how):
-                if number.name in ("frechet_distance", "svm_class_agreement"):
-                    numbers.append(replace(number, name=f"{number.name}, {name}"))
-        return numbers
+        drawn = rows(key, state, config.sampling.samples)
+        return compare(data, space, drawn, f"steps, {config.method} distillation, EMA")
 
     return System(init=init, step=step, score=score, sample=make_pictures, evaluate=evaluate)
 

@@ -11,10 +11,13 @@ Expect, on digits with seed 0 on two CPU cores: EXPECT
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from experiments import ddpm
 from experiments.images import in_batches
@@ -25,54 +28,63 @@ from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, samp
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.evaluation.features import FeatureSpace
-from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.evaluation.report import Number, compare
 from jaxgen.plotting import save_rows
 from jaxgen.training.devices import Placement
 from jaxgen.training.step import TrainState
 
-COMPARED: list[tuple[str, Solver, int]] = [
-    *(("DDIM", ddim(), steps) for steps in (10, 20, 50, 100)),
-    *(("DPM-Solver++(2M)", dpm_solver_2m(), steps) for steps in (5, 10, 20)),
-    *(("DPM-Solver++(3M)", dpm_solver_3m(), steps) for steps in (5, 10)),
-    *(("UniPC", unipc(), steps) for steps in (5, 10)),
-    *(("DPM-Solver++(2M SDE)", dpm_solver_2m(1.0), steps) for steps in (20,)),
-    *(("ancestral", ancestral(), steps) for steps in (20, 100)),
+
+def even(steps: int, count: int) -> np.ndarray:
+    """Times evenly spaced."""
+    return respaced_times(steps, count)
+
+
+def quadratic(steps: int, count: int) -> np.ndarray:
+    """Times closer to each other near the data."""
+    return respaced_times(steps, count, power=2.0)
+
+
+Row = tuple[str, Solver, Callable[[int, int], np.ndarray], int]
+COMPARED: list[Row] = [
+    *(("DDIM", ddim(), even, n) for n in (10, 20, 50, 100)),
+    *(("DDIM, quadratic", ddim(), quadratic, n) for n in (10, 20)),
+    *(("DPM-Solver++(2M), quadratic", dpm_solver_2m(), quadratic, n) for n in (5, 10, 20)),
+    *(("DPM-Solver++(3M), quadratic", dpm_solver_3m(), quadratic, n) for n in (5, 10)),
+    *(("UniPC, quadratic", unipc(), quadratic, n) for n in (5, 10)),
+    ("DPM-Solver++(2M SDE), quadratic", dpm_solver_2m(1.0), quadratic, 20),
+    *(("ancestral", ancestral(), even, n) for n in (20, 100)),
 ]
 
 
 def build(config: ddpm.Config, data: DataSet, placement: Placement) -> System:
     system, parts = ddpm.build(config, data, placement), ddpm.make_ddpm(config, data)
-    schedule, size = parts.schedule, config.sampling.sample_batch
-    times = [respaced_times(schedule.steps, steps) for _, _, steps in COMPARED]
+    schedule = parts.schedule
 
-    def draw(which: int, key: jax.Array, params, labels) -> jax.Array:
+    @partial(jax.jit, static_argnames=("solver",))
+    def draw(key, params, labels, times, solver):
         denoise = parts.denoise(params, labels)
         denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
         key_start, key = jax.random.split(key)
-        x_T = parts.start(key_start, len(labels))
-        return sample(key, denoise, schedule, x_T, times[which], COMPARED[which][1])
-
-    draws = jax.jit(draw, static_argnums=0)
+        return sample(key, denoise, schedule, parts.start(key_start, len(labels)), times, solver)
 
     def rows(key: jax.Array, state: TrainState, count: int):
-        for i, (name, solver, _) in enumerate(COMPARED):
-            one = lambda key, labels, i=i: draws(i, key, state.ema, labels)  # noqa: E731
-            x, labels = in_batches(one, key, count, size, data.classes)
-            yield name, evaluations(solver, schedule, times[i]), x, labels
+        """For each solver its name and cost, and samples with their labels."""
+        found = {}
+        for name, solver, grid, steps in COMPARED:
+            times = grid(schedule.steps, steps)
+            one = lambda key, labels, t=times, s=solver: draw(key, state.ema, labels, t, s)  # noqa: E731
+            x, labels = in_batches(one, key, count, config.sampling.sample_batch, data.classes)
+            cost = evaluations(solver, schedule, times)
+            found[f"{name}, {cost}"] = x, labels if parts.model.classes else None
+        return found
 
     def make_pictures(key: jax.Array, state: TrainState, directory: Path) -> list[Path]:
-        shown = {f"{name}, {cost}": x for name, cost, x, _ in rows(key, state, 10)}
+        shown = {name: x for name, (x, _) in rows(key, state, 10).items()}
         return [save_rows(directory / "solvers.png", shown)]
 
     def evaluate(key: jax.Array, state: TrainState, space: FeatureSpace) -> list[Number]:
-        numbers = []
-        for name, cost, x, labels in rows(key, state, config.sampling.samples):
-            how = f"EMA of step {int(state.step)}, {name}, {cost} network evaluations"
-            given = labels if parts.model.classes else None
-            for number in sample_numbers(data, space, x, given, how):
-                if number.name in ("frechet_distance", "svm_class_agreement"):
-                    numbers.append(replace(number, name=f"{number.name}, {name}, {cost}"))
-        return numbers
+        drawn = rows(key, state, config.sampling.samples)
+        return compare(data, space, drawn, f"network evaluations, EMA of step {int(state.step)}")
 
     return replace(system, sample=make_pictures, evaluate=evaluate)
 

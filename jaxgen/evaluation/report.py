@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -30,6 +31,39 @@ def write_report(path: Path, numbers: list[Number]) -> None:
     path.write_text(json.dumps([asdict(n) for n in numbers], indent=2) + "\n")
 
 
+def to_values(data: DataSet, samples: np.ndarray) -> np.ndarray:
+    """Samples in [-1, 1] rounded to the values that a pixel of the data can take, float32."""
+    assert data.levels is not None
+    bins = np.clip(np.round((samples + 1) / 2 * (data.levels - 1)), 0, data.levels - 1)
+    return np.asarray(2 * bins / (data.levels - 1) - 1, np.float32)
+
+
+def compare(
+    data: DataSet,
+    space: FeatureSpace,
+    rows: Mapping[str, tuple[np.ndarray, np.ndarray | None]],
+    how: str,
+) -> list[Number]:
+    """The Frechet distance of each row's samples, and their class agreement where conditional.
+
+    For tables of samplers: a row is (samples ``[N, H, W, C]`` in [-1, 1], labels ``[N]`` or None)
+    by its name, and the training set's features are made once.
+    """
+    real = space.features(signed_images(data, data.train))
+    numbers = []
+    for row, (samples, labels) in rows.items():
+        x = to_values(data, samples)
+        drawn = f"{len(x)} samples ({row}, {how})"
+        protocol = f"{drawn} against {len(real)} training images, {space.name} features"
+        distance = frechet_distance(space.features(x), real)
+        numbers.append(Number(f"frechet_distance, {row}", distance, protocol))
+        if labels is not None and space.classify is not None:
+            agreement = float(np.mean(space.classify(x) == labels))
+            judge = f"classifier of {space.accuracy:.1%} test accuracy"
+            numbers.append(Number(f"class_agreement, {row}", agreement, f"{drawn}, {judge}"))
+    return numbers
+
+
 def sample_numbers(
     data: DataSet, space: FeatureSpace, samples: np.ndarray, labels: np.ndarray | None, how: str
 ) -> list[Number]:
@@ -38,10 +72,7 @@ def sample_numbers(
     Samples are first rounded to the values that a pixel of the data can take. ``how`` says how
     they were drawn and becomes part of each protocol.
     """
-    assert data.levels is not None
-    n = len(samples)
-    samples = np.clip(np.round((samples + 1) / 2 * (data.levels - 1)), 0, data.levels - 1)
-    samples = np.asarray(2 * samples / (data.levels - 1) - 1, np.float32)
+    n, samples = len(samples), to_values(data, samples)
     real = signed_images(data, data.train)
     test = signed_images(data, data.test)
     generated_features, real_features = space.features(samples), space.features(real)
