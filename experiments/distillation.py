@@ -74,6 +74,8 @@ class Config:
     """v or x_0."""
     teacher_steps: int = 2000
     """Updates of the teacher; the rest of --steps distil."""
+    round_steps: int = 400
+    """Updates of each student."""
     first: int = 64
     """Sampling steps of the teacher, a power of two."""
     guidance: float = 0.0
@@ -96,6 +98,7 @@ MNIST = Config(
         channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32, unlabelled=0.1
     ),
     teacher_steps=20_000,
+    round_steps=5000,
     distillation_rate=2e-4,
 )  # fmt: skip
 PRESETS = {
@@ -119,20 +122,23 @@ class Distilling:
 
 
 def rounds_of(config: Config) -> tuple[int, int]:
-    """The number of rounds and the updates in each.
+    """The number of rounds and the updates in each; consistency distillation is one long round.
 
     Raises:
-      ValueError: if the updates cannot be divided, or the teacher's steps cannot be halved.
+      ValueError: if the teacher's steps cannot be halved, or there are more updates than rounds.
     """
-    rounds = 1 if config.method == "consistency" else max(config.first, 1).bit_length() - 1
-    left = config.train.steps - config.teacher_steps
+    halvings = max(config.first, 1).bit_length() - 1
     if config.first < 2 or config.first & (config.first - 1):
         raise ValueError(f"--first must be a power of two, at least 2, not {config.first}.")
-    if left <= 0 or left % rounds:
+    last = config.teacher_steps + halvings * config.round_steps
+    if config.train.steps > last:
         raise ValueError(
-            f"--steps less --teacher-steps ({left}) must be a multiple of the {rounds} rounds."
+            f"the teacher and {halvings} rounds take {last} updates: lower --steps to it, or "
+            "raise --round-steps."
         )
-    return rounds, left // rounds
+    if config.method == "consistency":
+        return 1, halvings * config.round_steps
+    return halvings, config.round_steps
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
@@ -206,9 +212,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             state.student,
             lambda a, b: jax.tree.map(lambda x, y: jnp.where(begins, x, y), a, b),
         )
-        fresh = student.replace(params=student.ema, opt_state=optimizer(0).init(student.ema))
-        state = state.replace(
-            student=choice(fresh, student), teacher=choice(student.ema, state.teacher)
+        fresh = replace(student, params=student.ema, opt_state=optimizer(0).init(student.ema))
+        state = replace(
+            state, student=choice(fresh, student), teacher=choice(student.ema, state.teacher)
         )
 
         def objective(params):
@@ -223,7 +229,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         )
         which = jnp.maximum(since // round_steps + 1, 0)
         kept = jax.tree.map(lambda all_, p: all_.at[which].set(p), state.kept, student.ema)
-        return state.replace(student=student, kept=kept), metrics
+        return replace(state, student=student, kept=kept), metrics
 
     @jax.jit
     def validation_loss(state, batch):

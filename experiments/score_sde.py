@@ -330,7 +330,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             frames = np.asarray(path)[:: max(1, len(path) // 50)]
             advance(1)
         # Where noise is large, each frame is shown at the scale of its own noise.
-        frames /= np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
+        frames = frames / np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
         return [
             save_grid(directory / "samples.png", x, columns),
             save_film(directory / "film.gif", frames, columns),

@@ -167,9 +167,14 @@ def make_alternating_step(
 
 
 def adam(
-    learning_rate: float, *, warmup: int = 0, clip: float | None = None, b1: float = 0.9
+    learning_rate: float | Array, *, warmup: int = 0, clip: float | None = None, b1: float = 0.9
 ) -> optax.GradientTransformation:
-    """Adam with a linear warm-up over ``warmup`` steps and clipping of the global norm."""
-    schedule = optax.linear_schedule(0.0, learning_rate, warmup) if warmup else learning_rate
+    """Adam with a linear warm-up over ``warmup`` steps and clipping of the global norm.
+
+    Without a warm-up the rate may be traced: it is not part of the state.
+    """
+    schedule: Any = learning_rate
+    if warmup:
+        schedule = optax.linear_schedule(0.0, schedule, warmup)
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
     return optax.chain(clipping, optax.adam(schedule, b1=b1))

@@ -1,0 +1,117 @@
+"""The experiments built on diffusion, in a tiny form."""
+
+import json
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from PIL import Image
+
+from experiments.distillation import PRESETS, rounds_of
+from experiments.score_sde import PROCESSES, SOLVERS
+from experiments.solvers import COMPARED
+from jaxgen.diffusion.samplers import evaluations
+
+
+def arrays(directory, step):
+    """The leaves of a saved state by their paths, as they are on disk."""
+    with ocp.StandardCheckpointer() as reader:
+        tree = reader.restore(Path(directory).absolute() / "checkpoints" / str(step) / "state")
+    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
+
+
+def report(directory):
+    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
+
+
+def height(path):
+    return Image.open(path).size[1]
+
+
+def test_score_sde_in_one_command(command):
+    status, _, err = command("score_sde", "--steps 8 --dir run --guidance 1")
+    assert status == 0, err
+    numbers = report("run")
+    assert all(np.isfinite(n["value"]) for n in numbers.values())
+    assert "4 steps, 8 network evaluations" in numbers["frechet_distance"]["protocol"]  # guided
+    assert "upper bound" in numbers["bound_bits_per_dimension"]["protocol"]
+    assert "probability-flow ODE" in numbers["ode_bits_per_dimension"]["protocol"]
+    # an untrained network knows no more than which values pixels take, and a little less
+    assert 1 < numbers["bound_bits_per_dimension"]["value"] < 12
+    assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
+
+
+@pytest.mark.parametrize("process", ["flow", "edm", "ve"])
+def test_every_kind_of_process_trains_and_samples(command, process):
+    words = f"--process {process} --weighting edm --devices 1 --dir run"
+    assert command("score_sde", "train --steps 4", words)[0] == 0
+    assert command("score_sde", "sample --dir run --solver dpm_solver_3m")[0] == 0
+    assert np.asarray(Image.open("run/samples.png").convert("L")).std() > 5
+
+
+def test_processes_and_solvers_fit_together():
+    """Every process names a solver that there is, on a grid that falls to the data."""
+    for process in PROCESSES.values():
+        times = np.asarray(process.grid(process.schedule, 10))
+        assert (np.diff(times) < 0).all()
+        assert evaluations(SOLVERS[process.solver], process.schedule, times) in range(10, 21)
+        assert process.schedule(times[-1]).sigma < 0.02
+
+
+def test_solvers_are_compared_on_a_run_of_ddpm(command):
+    assert command("ddpm", "train --steps 4 --devices 1 --dir run --diffusion-steps 100")[0] == 0
+    status, out, err = command("solvers", "evaluate --dir run")
+    assert status == 0, err
+    numbers = report("run")
+    for name, _, _, steps in COMPARED:
+        assert np.isfinite(numbers[f"frechet_distance, {name}, {steps}"]["value"])
+        assert f"{name}, {steps}"[:8] in out
+
+
+def test_distillation_in_one_command(command):
+    """Two rounds of two updates after four of the teacher: 4 steps to 2 and to 1."""
+    status, _, err = command("distillation", "--steps 8 --dir run --guidance 1")
+    assert status == 0, err
+    numbers = report("run")
+    rows = ["teacher, 4", "teacher, 2", "teacher, 1", "student, 2", "student, 1"]
+    assert {n.partition(", ")[2] for n in numbers} == set(rows)
+    assert height("run/distillation.png") == 5 * height_of_a_row()
+    at_4, at_8 = arrays("run", 4), arrays("run", 8)
+    for leaf in at_4:
+        if leaf.startswith("['kept']"):
+            ema = leaf.replace("['kept']", "['student']['ema']")
+            np.testing.assert_array_equal(at_8[leaf][0], at_4[ema])  # the teacher is kept
+            np.testing.assert_array_equal(at_8[leaf][2], at_8[ema])  # and the last student
+            teacher = leaf.replace("['kept']", "['teacher']")
+            np.testing.assert_array_equal(at_8[leaf][1], at_8[teacher])  # who learned from the one
+
+
+def height_of_a_row():
+    return (8 + 2) * 6  # an image, its two white lines, six screen pixels each
+
+
+def test_distillation_resumes_across_a_round(command):
+    assert command("distillation", "train --steps 8 --dir whole")[0] == 0
+    assert command("distillation", "train --steps 6 --checkpoint-every 6 --dir parts")[0] == 0
+    assert command("distillation", "train --steps 8 --dir parts --resume")[0] == 0
+    whole, parts = arrays("whole", 8), arrays("parts", 8)
+    for leaf, value in whole.items():
+        np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)
+
+
+def test_consistency_distillation_in_one_command(command):
+    status, _, err = command("distillation", "--steps 8 --dir run --method consistency")
+    assert status == 0, err
+    assert np.isfinite(report("run")["frechet_distance, student, 1"]["value"])
+
+
+def test_rounds_must_fit():
+    from dataclasses import replace
+
+    config = PRESETS["digits"]
+    assert rounds_of(config) == (6, 400)
+    for wrong in (replace(config, first=48), replace(config, round_steps=399)):
+        with pytest.raises(ValueError, match="--"):
+            rounds_of(wrong)
