@@ -178,13 +178,13 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         weight = lambda t: jnp.where(of_data, config.guidance, 0.0) * jnp.ones_like(t)  # noqa: E731
         return parts.guided(teacher, labels, weight)
 
-    def loss(params: Any, state: Distilling, batch: Any, key: Array) -> Array:
-        """The error of the student at data while step < teacher_steps, then at its teacher."""
+    def loss(params: Any, state: Distilling, update: Array, batch: Any, key: Array) -> Array:
+        """The error of the student in one of the updates: at data, or later at its teacher."""
         key_model, key_t, key_eps = jax.random.split(key, 3)
         x_0, network = model.training(params, batch, key_model)
         student, labels = parts.denoiser_of(network), batch["label"]
-        learns = state.step < config.teacher_steps  # from data
-        done = (state.step - config.teacher_steps) // round_steps
+        learns = update < config.teacher_steps  # from data
+        done = (update - config.teacher_steps) // round_steps
         n = jnp.where(learns, 1, config.first // 2 ** (done + 1)) if progressive else config.first
         i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
         t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), i / n)
@@ -218,7 +218,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         )
 
         def objective(params):
-            return loss(params, state, batch, key), Aux({}, {})
+            return loss(params, state, state.step, batch, key), Aux({}, {})
 
         student, metrics = descend(
             state.student,
@@ -233,7 +233,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     @jax.jit
     def validation_loss(state, batch):
-        return loss(state.student.ema, state, batch, jax.random.key(0))
+        # of the update just made: the next may begin another round
+        return loss(state.student.ema, state, state.step - 1, batch, jax.random.key(0))
 
     def score(state: Distilling) -> float:
         batch = fetch(data.test, np.arange(min(len(data.test), 256)))
