@@ -46,6 +46,7 @@ def test_one_command_draws_and_measures_everything(command):
         assert "K = 3 draws, 12 test images" in numbers[f"accuracy_by_{by}"]["protocol"]
 
 
+@pytest.mark.slow
 def test_a_ddpm_without_classes_is_measured_but_does_not_classify(command):
     assert command("ddpm", f"train {MODEL} --no-conditional --dir run", tiny=False)[0] == 0
     status, out, err = command("applications", f"evaluate --dir run {TINY}", tiny=False)
