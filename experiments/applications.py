@@ -350,7 +350,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     return replace(system, sample=make_pictures, evaluate=evaluate)
 
 
-EXPERIMENT = Experiment("applications", __doc__ or "", PRESETS, build)
+EXPERIMENT = Experiment("applications", __doc__ or "", PRESETS, build, "applications.json")
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

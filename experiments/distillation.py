@@ -8,7 +8,9 @@ python -m experiments.distillation --method consistency   # one function for 1, 
 The first --teacher-steps updates train the teacher on data; the rest distil it, in equal rounds,
 each to half the steps. `distillation.png` and the table show every student at its steps.
 
-Expect, on digits with seed 0 on two CPU cores: EXPECT
+Expect, on digits with seed 0 on two CPU cores: 6 minutes of processor time. Frechet distance of
+1000 samples: the teacher with 64, 8, 2, 1 steps 0.07, 0.13, 0.57, 2.05; its students with 8, 2, 1
+steps 0.08, 0.09, 0.11.
 """
 
 from __future__ import annotations

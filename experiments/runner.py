@@ -90,6 +90,9 @@ class Train:
 # What --resume may change: none of it alters a step that was already made.
 FREE_ON_RESUME = {"steps", "parallel", "devices", "log_every", "checkpoint_every", "keep"}
 
+# Sections of a config that say how to measure a trained model, and change nothing in training.
+MEASURING = ("sampling", "applications")
+
 Config = TypeVar("Config")
 
 
@@ -115,6 +118,7 @@ class Experiment(Generic[Config]):
     about: str
     presets: dict[str, Config]
     build: Callable[[Config, DataSet, Placement], System]
+    report: str = "report.json"  # another name where it evaluates the runs of another experiment
 
 
 @dataclass(frozen=True)
@@ -183,8 +187,8 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     if "evaluate" in verbs:
         space = _feature_space(data)
         numbers = system.evaluate(jax.random.fold_in(key, 2), state, space)
-        write_report(directory / "report.json", numbers)
-        _print_report(numbers, directory)
+        write_report(directory / experiment.report, numbers)
+        _print_report(numbers, directory / experiment.report)
     return 0
 
 
@@ -328,7 +332,8 @@ def _check_directory(directory: Path, config: Any, run: Run) -> None:
     saved = from_dict(type(config), json.loads(path.read_text()))
     ours, theirs = dataclasses.asdict(config), dataclasses.asdict(saved)
     for options in (ours, theirs):
-        options.pop("sampling", None)
+        for section in MEASURING:
+            options.pop(section, None)
         for name in FREE_ON_RESUME:
             options["train"].pop(name)
     different = sorted(_differences(theirs, ours))
@@ -477,10 +482,10 @@ def _feature_space(data: DataSet) -> FeatureSpace:
     return space
 
 
-def _print_report(numbers: list[Number], directory: Path) -> None:
+def _print_report(numbers: list[Number], path: Path) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{directory / 'report.json'}", title_justify="left")
+    table = Table(title=str(path), title_justify="left")
     for column in ("number", "value", "protocol"):
         table.add_column(column, justify="right" if column == "value" else "left")
     for n in numbers:

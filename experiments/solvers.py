@@ -6,7 +6,9 @@ python -m experiments.solvers evaluate --dir runs/ddpm-digits-001 # of a run of 
 Every solver starts from the same noise, so a row of the table differs from the next by the solver
 alone. `solvers.png` shows ten of these noises, a row a solver.
 
-Expect, on digits with seed 0 on two CPU cores: EXPECT
+Expect, on digits with seed 0 on two CPU cores: 2 minutes of training and 4 of sampling. Frechet
+distance of 2000 samples by DDIM with 10, 20, 50, 100 evaluations: 0.132, 0.081, 0.064, 0.060; by
+DPM-Solver++(2M) with 10: 0.053; by ancestral sampling with 100: 0.101.
 """
 
 from __future__ import annotations
@@ -93,7 +95,7 @@ PRESETS = {
     name: replace(preset, sampling=replace(preset.sampling, samples=2000, sample_batch=500))
     for name, preset in ddpm.PRESETS.items()
 }
-EXPERIMENT = Experiment("solvers", __doc__ or "", PRESETS, build)
+EXPERIMENT = Experiment("solvers", __doc__ or "", PRESETS, build, "solvers.json")
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

@@ -25,7 +25,7 @@ PROBLEMS = ("inpainting", "denoising", "super_resolution", "deblurring")
 
 
 def report(directory):
-    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
+    return {n["name"]: n for n in json.loads(Path(directory, "applications.json").read_text())}
 
 
 def test_one_command_draws_and_measures_everything(command):

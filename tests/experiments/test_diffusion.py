@@ -23,8 +23,8 @@ def arrays(directory, step):
     return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 
-def report(directory):
-    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
+def report(directory, name="report.json"):
+    return {n["name"]: n for n in json.loads(Path(directory, name).read_text())}
 
 
 def height(path):
@@ -68,7 +68,7 @@ def test_solvers_are_compared_on_a_run_of_ddpm(command, monkeypatch):
     assert command("ddpm", "train --steps 4 --devices 1 --dir run --diffusion-steps 100")[0] == 0
     status, out, err = command("solvers", "evaluate --dir run")
     assert status == 0, err
-    numbers = report("run")
+    numbers = report("run", "solvers.json")
     for name, _, _, steps in some:
         assert np.isfinite(numbers[f"frechet_distance, {name}, {steps}"]["value"])
         assert f"{name}, {steps}"[:8] in out
