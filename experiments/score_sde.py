@@ -6,8 +6,8 @@ python -m experiments.score_sde --process edm            # Karras et al. 2022
 python -m experiments.score_sde --process vp --weighting likelihood
 python -m experiments.score_sde sample --guidance 2      # of the run just trained
 
-Song et al. 2021; Salimans & Ho 2022; Karras et al. 2022; Lipman et al. 2023. It reports the number of
-network evaluations with every figure, and likelihoods in bits a dimension: the continuous-time
+Song et al. 2021; Salimans & Ho 2022; Karras et al. 2022; Lipman et al. 2023. It reports the number
+of network evaluations with its figures, and likelihoods in bits a dimension: the continuous-time
 bound, and that of the probability-flow ODE, each under its name.
 
 Expect, on digits with seed 0 on two CPU cores: 3 minutes. Of 500 samples with 50 evaluations 97.8 %

@@ -14,6 +14,7 @@ def test_the_snippets_train_and_sample():
     key = jax.random.key(0)
     names = {
         "jax": jax,
+        "jnp": jnp,
         "key": key,
         "params": {"w": jnp.zeros(())},
         "net": lambda params, x, t, label=0.0: (params["w"] + label) * x,
