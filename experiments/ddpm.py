@@ -37,7 +37,7 @@ from jaxgen.diffusion.schedules import (
 )
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.evaluation.features import FeatureSpace
-from jaxgen.evaluation.likelihood import discrete_bound_likelihood
+from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.plotting import save_film, save_grid
@@ -212,7 +212,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         @jax.jit
         def measure(key, params, batch):
             denoise = ddpm.denoise(params, batch["label"])
-            return discrete_bound_likelihood(key, denoise, schedule, batch["x"], levels, variance)
+            return likelihood(
+                "discrete_bound", key, denoise, schedule, batch["x"], levels, variance=variance
+            )
 
         with progress("bound", 1) as advance:
             found = measure(key, state.ema, batch)

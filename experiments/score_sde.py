@@ -61,7 +61,7 @@ from jaxgen.diffusion.solvers import (
     unipc,
 )
 from jaxgen.evaluation.features import FeatureSpace
-from jaxgen.evaluation.likelihood import continuous_bound_likelihood, ode_likelihood
+from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.losses.denoising import (
     Weighting,
@@ -342,33 +342,30 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def likelihoods(key: Array, state: TrainState) -> list[Number]:
         count = min(sampling.bound_images, len(data.test))
         batch = fetch(data.test, np.arange(count))
-        denoise = lambda params, batch: score_model.denoise(params, batch["label"])  # noqa: E731
-        found = []
-        with progress("likelihood", 2) as advance:
-            if config.process not in ("edm", "vp", "sub_vp", "flow", "ve"):
-                bound = jax.jit(
-                    lambda key, params, batch: continuous_bound_likelihood(
-                        key, denoise(params, batch), schedule, batch["x"], model.levels,
-                        sampling.bound_times,
+        ends = (0.01, 80.0) if config.process == "edm" else (1e-3, 1.0)
+        methods: dict[str, dict[str, Any]] = {"ode": {"t_0": ends[0], "t_1": ends[1], "probes": 4}}
+        if config.process in ("cosine", "linear"):  # which begin with noise, as the bound must
+            methods["continuous_bound"] = {"times": sampling.bound_times}
+        found = {}
+        with progress("likelihood", len(methods)) as advance:
+            for method, how in methods.items():
+
+                @jax.jit
+                def measure(key, params, batch, method=method, how=how):
+                    denoise = score_model.denoise(params, batch["label"])
+                    return likelihood(
+                        method, key, denoise, schedule, batch["x"], model.levels, **how
                     )
-                )  # fmt: skip
-                found.append(("bound_bits_per_dimension", bound(key, state.ema, batch)))
-            advance(1)
-            ends = (0.01, 80.0) if config.process == "edm" else (1e-3, 1.0)
-            ode = jax.jit(
-                lambda key, params, batch: ode_likelihood(
-                    key, denoise(params, batch), schedule, batch["x"], model.levels, *ends, probes=4
-                )
-            )
-            found.append(("ode_bits_per_dimension", ode(key, state.ema, batch)))
-            advance(1)
+
+                found[method] = measure(key, state.ema, batch)
+                advance(1)
         return [
             Number(
-                name,
+                f"{method}_bits_per_dimension",
                 float(np.mean(value.bits_per_dimension)),
                 f"{value.kind}, {count} test images of {model.levels} levels, EMA",
             )
-            for name, value in found
+            for method, value in found.items()
         ]
 
     def evaluate(key: Array, state: TrainState, space: FeatureSpace) -> list[Number]:

@@ -1,10 +1,13 @@
 """Likelihoods of images in bits per dimension, each with the name of what it is.
 
 A bound and an exact value, of dequantized or of discrete data, are different numbers under one
-unit: every function here returns a :class:`Likelihood`, whose ``kind`` says which it is.
+unit: :func:`likelihood` measures any of them, and its ``kind`` says which it is.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -105,3 +108,26 @@ def ode_likelihood(
     bits = dequantized_bits_per_dimension(log_prob, bins[0].size, levels)
     trace = "exact trace" if probes is None else f"Hutchinson trace of {probes} probes, unbiased"
     return Likelihood(bits, f"probability-flow ODE, {trace}, uniform dequantization")
+
+
+METHODS: dict[str, Callable[..., Likelihood]] = {
+    "discrete_bound": discrete_bound_likelihood,
+    "continuous_bound": continuous_bound_likelihood,
+    "ode": ode_likelihood,
+}
+
+
+def likelihood(
+    method: str,
+    key: Array,
+    denoise: Denoiser,
+    schedule: Schedule,
+    bins: Array,
+    levels: int,
+    **options: Any,
+) -> Likelihood:
+    """The bits per dimension of images ``bins [B, H, W, C]`` in 0..levels - 1, by one of METHODS.
+
+    ``options`` are the method's own: ``variance``; ``times``; ``t_0``, ``t_1`` and ``probes``.
+    """
+    return METHODS[method](key, denoise, schedule, bins, levels, **options)

@@ -141,13 +141,17 @@ def test_ddim_with_eta_one_is_ancestral_sampling(key, schedule):
 
 
 def test_ddim_does_not_depend_on_the_key_unless_eta_asks(key):
-    data, x_T = Gaussian(np.zeros(2), np.eye(2)), jnp.ones((3, 2))
-    draw = jax.jit(
-        lambda key, eta: sample(key, data.denoiser(VP()), VP(), x_T, uniform_grid(5), ddim(eta))
-    )
+    data, x_T, traces = Gaussian(np.zeros(2), np.eye(2)), jnp.ones((3, 2)), []
+
+    @jax.jit
+    def draw(key, eta):
+        traces.append(1)
+        return sample(key, data.denoiser(VP()), VP(), x_T, uniform_grid(5), ddim(eta))
+
     other = jax.random.key(1)
     np.testing.assert_array_equal(draw(key, 0.0), draw(other, 0.0))
     assert not np.allclose(draw(key, 0.5), draw(other, 0.5))
+    assert len(traces) == 1  # a new eta compiles nothing
     static = sample(key, data.denoiser(VP()), VP(), x_T, uniform_grid(5), ddim())
     np.testing.assert_allclose(draw(key, 0.0), static, rtol=1e-5)
 

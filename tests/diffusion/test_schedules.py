@@ -24,6 +24,8 @@ from jaxgen.diffusion.schedules import (
     sigmoid_betas,
     uniform_grid,
 )
+from jaxgen.losses.denoising import continuous_bound
+from jaxgen.models.monotone import MonotoneLogSNR
 
 
 def test_linear_schedule_is_the_papers():
@@ -247,3 +249,21 @@ def test_quadratic_times():
         times = respaced_times(1000, count, power=2)
         assert (times[0], times[-1], len(times)) == (1000, 0, count + 1)
         assert (np.diff(times) < 0).all()
+
+
+def test_a_learned_schedule_is_one_and_its_parameters_have_gradients(key):
+    """Kingma et al. 2021, section 4.1: a monotone network for the log-SNR."""
+    model, t = MonotoneLogSNR(hidden=16), jnp.linspace(0.05, 0.95, 9)
+    variables = model.init(key, t)
+    learned = lambda variables: LogSNR(lambda t: model.apply(variables, t))
+    schedule = learned(variables)
+    np.testing.assert_allclose(schedule.time(schedule(t).log_snr), t, atol=1e-3)
+    assert (diffusion_squared(schedule, t) > 0).all()
+
+    def loss(variables):
+        x_0, denoise = jnp.ones((9, 2)), lambda x, t: 0.5 * x
+        return continuous_bound(key, denoise, learned(variables), x_0, t[None]).total().mean()
+
+    gradients = jax.tree.leaves(jax.grad(loss)(variables))
+    assert all(np.isfinite(g).all() for g in gradients)
+    assert all(np.abs(g).max() > 0 for g in gradients)

@@ -5,11 +5,7 @@ import numpy as np
 from oracles import Mixture
 
 from jaxgen.diffusion.schedules import VP, LinearLogSNR, from_betas, linear_betas
-from jaxgen.evaluation.likelihood import (
-    continuous_bound_likelihood,
-    discrete_bound_likelihood,
-    ode_likelihood,
-)
+from jaxgen.evaluation.likelihood import likelihood
 
 LEVELS = 17
 VALUES = np.linspace(-1, 1, LEVELS)[:, None]
@@ -34,7 +30,7 @@ def test_the_bounds_of_a_discrete_distribution_are_just_above_its_entropy(key):
     np.testing.assert_allclose(empirical, ENTROPY, atol=0.05)
 
     schedule = from_betas(linear_betas(2000, 0.1 / 2000, 20 / 2000))
-    discrete = discrete_bound_likelihood(key, pixels(data, schedule), schedule, bins, LEVELS)
+    discrete = likelihood("discrete_bound", key, pixels(data, schedule), schedule, bins, LEVELS)
     gap = float(discrete.bits_per_dimension.mean()) - empirical
     assert -0.02 < gap < 0.15
     assert "bound" in discrete.kind
@@ -44,8 +40,8 @@ def test_the_bounds_of_a_discrete_distribution_are_just_above_its_entropy(key):
     assert curve_bits > 0.9 * empirical
 
     schedule = LinearLogSNR(12.0, -8.0)
-    continuous = continuous_bound_likelihood(
-        key, pixels(data, schedule), schedule, bins, LEVELS, times=64
+    continuous = likelihood(
+        "continuous_bound", key, pixels(data, schedule), schedule, bins, LEVELS, times=64
     )
     gap = float(continuous.bits_per_dimension.mean()) - empirical
     assert -0.03 < gap < 0.06
@@ -61,6 +57,6 @@ def test_the_ode_gives_the_density_of_dequantized_data(key):
     bits = -log_p / np.log(2) - np.log2(2 / (LEVELS - 1))  # a bin is 2/(levels - 1) wide
     want = bits[np.asarray(bins).ravel()].mean()
     for probes in (None, 1):  # in one dimension a probe of +-1 is exact
-        got = ode_likelihood(key, pixels(data, VP()), VP(), bins, LEVELS, probes=probes)
+        got = likelihood("ode", key, pixels(data, VP()), VP(), bins, LEVELS, probes=probes)
         np.testing.assert_allclose(got.bits_per_dimension.mean(), want, atol=0.01)
     assert "Hutchinson" in got.kind

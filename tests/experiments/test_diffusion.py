@@ -37,10 +37,10 @@ def test_score_sde_in_one_command(command):
     numbers = report("run")
     assert all(np.isfinite(n["value"]) for n in numbers.values())
     assert "4 steps, 8 network evaluations" in numbers["frechet_distance"]["protocol"]  # guided
-    assert "upper bound" in numbers["bound_bits_per_dimension"]["protocol"]
+    assert "upper bound" in numbers["continuous_bound_bits_per_dimension"]["protocol"]
     assert "probability-flow ODE" in numbers["ode_bits_per_dimension"]["protocol"]
     # an untrained network knows no more than which values pixels take, and a little less
-    assert 1 < numbers["bound_bits_per_dimension"]["value"] < 12
+    assert 1 < numbers["continuous_bound_bits_per_dimension"]["value"] < 12
     assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
 
 
@@ -100,9 +100,10 @@ def height_of_a_row():
 
 
 def test_distillation_resumes_across_a_round(command):
-    assert command("distillation", "train --steps 8 --dir whole")[0] == 0
-    assert command("distillation", "train --steps 6 --checkpoint-every 6 --dir parts")[0] == 0
-    assert command("distillation", "train --steps 8 --dir parts --resume")[0] == 0
+    how = "train --prediction x_0 --guidance 1"
+    assert command("distillation", how, "--steps 8 --dir whole")[0] == 0
+    assert command("distillation", how, "--steps 6 --checkpoint-every 6 --dir parts")[0] == 0
+    assert command("distillation", how, "--steps 8 --dir parts --resume")[0] == 0
     whole, parts = arrays("whole", 8), arrays("parts", 8)
     for leaf, value in whole.items():
         np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)

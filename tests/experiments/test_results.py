@@ -14,6 +14,23 @@ def report(directory):
     return {n["name"]: n["value"] for n in json.loads(Path(directory, "report.json").read_text())}
 
 
+def test_solvers_on_digits(command):
+    """DDIM improves with its steps, and DPM-Solver++ needs half as many."""
+    assert command("ddpm", "train --devices 1 --dir run", tiny=False)[0] == 0
+    words = "evaluate --dir run --samples 2000 --sample-batch 500"
+    assert command("solvers", words, tiny=False)[0] == 0
+    numbers = json.loads(Path("run/solvers.json").read_text())
+    distance = {
+        n["name"].removeprefix("frechet_distance, "): n["value"]
+        for n in numbers
+        if n["name"].startswith("frechet")
+    }
+    falling = [distance[f"DDIM, {steps}"] for steps in (10, 20, 50, 100)]
+    assert falling == sorted(falling, reverse=True)
+    best = min(distance["DDIM, 20"], distance["DDIM, quadratic, 20"])
+    assert distance["DPM-Solver++(2M), quadratic, 10"] <= best
+
+
 def timed(command, *words):
     begun = time.monotonic()
     assert command(*words, tiny=False)[0] == 0
