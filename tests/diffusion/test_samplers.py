@@ -49,21 +49,6 @@ def test_algorithm_2_reproduces_a_gaussian(key, variance):
 
 
 @pytest.mark.parametrize("variance", VARIANCES)
-def test_algorithm_2_reproduces_a_mixture(key, variance):
-    means = np.array([[2.0, 0.0], [-1.0, 1.5], [-1.0, -1.5]])
-    data = Mixture(np.array([0.6, 0.3, 0.1]), means, 0.2)
-    x = run(key, data.denoiser(LINEAR), LINEAR, respaced_times(1000, 1000), variance, (N, 2))
-    x = np.asarray(x)
-    mode = data.nearest_mode(x)
-    weights = np.bincount(mode, minlength=3) / N
-    np.testing.assert_allclose(weights, data.weights, atol=4 * np.sqrt(0.25 / N))
-    for k in range(3):
-        inside = x[mode == k]
-        np.testing.assert_allclose(inside.mean(axis=0), means[k], atol=0.02)
-        np.testing.assert_allclose(np.cov(inside.T), 0.2**2 * np.eye(2), atol=0.004)
-
-
-@pytest.mark.parametrize("variance", VARIANCES)
 @pytest.mark.parametrize(("betas", "count"), [(linear_betas(), 20), (cosine_betas(), 7)])
 def test_few_steps_have_the_error_that_theory_gives_them(key, variance, betas, count):
     """Respaced steps are biased; the exact recursion of the two moments says by how much."""

@@ -98,7 +98,7 @@ jax.tree_util.register_dataclass(Mixture, ["weights", "means", "std"], [])
 @pytest.mark.parametrize("name", SOLVERS)
 def test_marginals(key, name, dim):
     """A point, a Gaussian and a mixture of three, through one compiled program."""
-    n = 8000 if dim == 2 else 1000
+    n = 4000 if dim == 2 else 500
     rng = np.random.default_rng(0)
     centre = np.tile([0.5, -0.7], dim // 2)
     directions = np.linalg.qr(rng.standard_normal((dim, 2)))[0].T
@@ -189,12 +189,7 @@ CONVERGENCE = {
     "unipc 1": (unipc(1), 2, None),
     "unipc 2": (unipc(2), 3, short_start),
 }
-CURVES = {
-    "vp": (VP(), 0.9, 0.05),
-    "cosine": (CosineLogSNR(), 0.9, 0.1),
-    "flow": (FlowMatching(), 0.9, 0.1),
-    "sigma": (Sigma(), 5.0, 0.2),
-}
+CURVES = {"vp": (VP(), 0.9, 0.05), "flow": (FlowMatching(), 0.9, 0.1)}
 
 
 @pytest.mark.parametrize("curve", CURVES)

@@ -44,7 +44,7 @@ def test_score_sde_in_one_command(command):
     assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
 
 
-@pytest.mark.parametrize("process", ["flow", "edm"])
+@pytest.mark.parametrize("process", ["flow", pytest.param("edm", marks=pytest.mark.slow)])
 def test_every_kind_of_process_trains_and_samples(command, process):
     words = f"--process {process} --weighting edm --devices 1 --dir run"
     assert command("score_sde", "train --steps 4", words)[0] == 0
@@ -109,6 +109,7 @@ def test_distillation_resumes_across_a_round(command):
         np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)
 
 
+@pytest.mark.slow
 def test_consistency_distillation_in_one_command(command):
     words = "--steps 6 --dir run --method consistency --first 2 --checkpoint-every 3"
     status, _, err = command("distillation", words)
