@@ -44,7 +44,8 @@ def test_score_sde_in_one_command(command):
     assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
 
 
-@pytest.mark.parametrize("process", ["flow", pytest.param("edm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("process", ["flow", "edm", "ve"])
 def test_every_kind_of_process_trains_and_samples(command, process):
     words = f"--process {process} --weighting edm --devices 1 --dir run"
     assert command("score_sde", "train --steps 4", words)[0] == 0
@@ -99,6 +100,7 @@ def height_of_a_row():
     return (8 + 2) * 6  # an image, its two white lines, six screen pixels each
 
 
+@pytest.mark.slow
 def test_distillation_resumes_across_a_round(command):
     how = "train --prediction x_0 --guidance 1"
     assert command("distillation", how, "--steps 8 --dir whole")[0] == 0
