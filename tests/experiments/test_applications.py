@@ -28,6 +28,7 @@ def report(directory):
     return {n["name"]: n for n in json.loads(Path(directory, "applications.json").read_text())}
 
 
+@pytest.mark.slow
 def test_one_command_draws_and_measures_everything(command):
     status, out, err = command("applications", f"{MODEL} {TINY} --dir run", tiny=False)
     assert status == 0, err

@@ -72,7 +72,7 @@ def test_stopping_and_resuming_changes_no_bit(command, name):
     assert read_metrics(Path("whole/metrics.jsonl")) == read_metrics(Path("parts/metrics.jsonl"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ddpm", "vae", pytest.param("gan", marks=pytest.mark.slow)])
 def test_the_number_of_devices_does_not_matter(command, name):
     for count in (1, 2, 8):
         words = f"train --steps 4 --devices {count} --dir on{count}"
@@ -88,7 +88,7 @@ def test_the_number_of_devices_does_not_matter(command, name):
             )
 
 
-@pytest.mark.parametrize("name", ["vae", "gan"])
+@pytest.mark.parametrize("name", ["vae", pytest.param("gan", marks=pytest.mark.slow)])
 def test_pmap_trains_and_its_checkpoint_resumes_under_jit(command, name):
     words = "train --steps 4 --devices 4 --dir run"
     assert command(name, words, "--parallel pmap")[0] == 0
