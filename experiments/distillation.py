@@ -21,25 +21,29 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import struct
 from jax import Array
 
-from experiments.images import Net, in_batches
+from experiments import score_sde
+from experiments.images import Net, first_records, in_batches
 from experiments.runner import Data, Experiment, System, Train, choose, main
 from experiments.score_sde import PROCESSES, ScoreModel, make_score_model
-from experiments.score_sde import Config as ScoreConfig
-from jaxgen.data.sources import DataSet, fetch
+from jaxgen.data.sources import DataSet
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, edm, from_x_0
 from jaxgen.diffusion.process import diffuse
-from jaxgen.diffusion.samplers import consistency, ddim, ddim_step, sample
+from jaxgen.diffusion.samplers import consistency, ddim, sample
 from jaxgen.diffusion.schedules import uniform_grid
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.losses.denoising import squared_error
-from jaxgen.losses.distillation import consistency_function, truncated_error, two_step_target
+from jaxgen.losses.distillation import (
+    consistency_function,
+    teacher_step,
+    truncated_error,
+    two_step_target,
+)
 from jaxgen.losses.times import stratified_times
 from jaxgen.plotting import save_rows
 from jaxgen.training.devices import Placement
@@ -86,23 +90,18 @@ class Config:
     """Learning rate at the start of a round; it falls to 0."""
 
 
+TEACHERS = score_sde.PRESETS
 DIGITS = Config(
-    train=Train(steps=4400, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.99),
-    net=Net(unlabelled=0.1),
+    train=replace(TEACHERS["digits"].train, steps=4400, ema=0.99), net=TEACHERS["digits"].net
 )
 MNIST = Config(
     data=Data("mnist"),
-    train=Train(
-        steps=50_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
-        log_every=100, checkpoint_every=5000,
-    ),
-    net=Net(
-        channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32, unlabelled=0.1
-    ),
+    train=replace(TEACHERS["mnist"].train, steps=50_000, checkpoint_every=5000),
+    net=TEACHERS["mnist"].net,
     teacher_steps=20_000,
     round_steps=5000,
     distillation_rate=2e-4,
-)  # fmt: skip
+)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -151,11 +150,10 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     choose("prediction", config.prediction, {"v": 0, "x_0": 0})
     rounds, round_steps = rounds_of(config)
     parts = make_score_model(
-        ScoreConfig(net=config.net, process=config.process, prediction=config.prediction), data
+        score_sde.Config(net=config.net, process=config.process, prediction=config.prediction), data
     )
     model, schedule, options = parts.model, parts.schedule, config.train
-    if config.guidance and (model.classes is None or not config.net.unlabelled):
-        raise ValueError("guidance needs a conditional network trained with --unlabelled 0.1.")
+    model.check_guidance(config.guidance)
     progressive = config.method == "progressive"
 
     def optimizer(step: Array | int) -> optax.GradientTransformation:
@@ -197,7 +195,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         def answer() -> Array:
             if progressive:
                 return two_step_target(teacher, schedule, x_t, t, s)
-            x_s = ddim_step(x_t, teacher(x_t, t), schedule(t), schedule(s))
+            x_s = teacher_step(teacher, schedule)(x_t, t, s)
             return consistent(parts, parts.denoise(state.student.ema, labels))(x_s, s)
 
         target = jax.lax.stop_gradient(jax.lax.cond(learns, lambda: x_0, answer))
@@ -210,10 +208,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         key = step_key(key, state.step, axis_name)
         since = state.step - config.teacher_steps
         begins = (since >= 0) & (since % round_steps == 0)
-        student, choice = (
-            state.student,
-            lambda a, b: jax.tree.map(lambda x, y: jnp.where(begins, x, y), a, b),
-        )
+        choice = lambda a, b: jax.tree.map(lambda x, y: jnp.where(begins, x, y), a, b)  # noqa: E731
+        student = state.student
         fresh = replace(student, params=student.ema, opt_state=optimizer(0).init(student.ema))
         state = replace(
             state, student=choice(fresh, student), teacher=choice(student.ema, state.teacher)
@@ -239,8 +235,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return loss(state.student.ema, state, state.step - 1, batch, jax.random.key(0))
 
     def score(state: Distilling) -> float:
-        batch = fetch(data.test, np.arange(min(len(data.test), 256)))
-        return float(validation_loss(state, batch))
+        return float(validation_loss(state, first_records(data.test, 256)))
 
     def draw(of_student: bool, n: int, key: Array, params: Any, labels: Array) -> Array:
         denoise, solver = parts.denoise(params, labels), ddim()

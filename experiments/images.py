@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen.data.sources import DataSet, random_flip, to_signed
+from jaxgen.data.sources import DataSet, Source, fetch, random_flip, to_signed
 from jaxgen.diffusion.parameterization import Network
 from jaxgen.models.unet import UNet
 from jaxgen.training.logging import progress
@@ -91,6 +91,15 @@ class ImageModel:
             labels = jnp.where(hidden, self.null, labels)
         return x_0, self.network(params, labels, train=True, rngs={"dropout": key_dropout})
 
+    def check_guidance(self, weight: float) -> None:
+        """Classifier-free guidance needs a network that was trained with and without the class.
+
+        Raises:
+          ValueError: if ``weight`` asks for guidance and this one was not.
+        """
+        if weight and (self.classes is None or not self.net.unlabelled):
+            raise ValueError("guidance needs a conditional network trained with --unlabelled 0.1.")
+
     def _given(self, labels: Array) -> Array | None:
         return None if self.classes is None else labels
 
@@ -113,6 +122,17 @@ def image_model(net: Net, data: DataSet) -> ImageModel:
         remat=net.remat,
     )
     return ImageModel(data, net, unet, classes, data.levels or 256)
+
+
+def first_records(source: Source, count: int) -> dict[str, np.ndarray]:
+    """The first ``count`` records, or all where there are fewer."""
+    return fetch(source, np.arange(min(count, len(source))))
+
+
+def film_frames(path: Array) -> np.ndarray:
+    """About 50 of the states ``[n, N, H, W, C]`` of a sampler's path, and the last one."""
+    states = np.asarray(path)
+    return np.concatenate([states[:: max(1, len(states) // 50)], states[-1:]])
 
 
 def in_batches(

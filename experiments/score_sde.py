@@ -29,9 +29,17 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.images import ImageModel, Net, image_model, in_batches
+from experiments import ddpm
+from experiments.images import (
+    ImageModel,
+    Net,
+    film_frames,
+    first_records,
+    image_model,
+    in_batches,
+)
 from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
-from jaxgen.data.sources import DataSet, fetch
+from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
 from jaxgen.diffusion.process import expand
@@ -177,38 +185,19 @@ class Config:
     """Added to the log-SNR at every time; 2 log(64/size) for images of another size."""
 
 
-DIGITS = Config(
-    train=Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
-    net=Net(unlabelled=0.1),
-)
-MNIST = Config(
-    data=Data("mnist"),
-    train=Train(
-        steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
-        log_every=100, checkpoint_every=2000,
-    ),
-    net=Net(
-        channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32, unlabelled=0.1
-    ),
-)  # fmt: skip
-CIFAR10 = Config(
-    data=Data("cifar10"),
-    train=Train(
-        steps=400_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
-        log_every=100, checkpoint_every=10_000,
-    ),
-    net=Net(
-        channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
-        unlabelled=0.1, flip=True,
-    ),
+def _preset(config: ddpm.Config) -> Config:
+    """The DDPM's network and training, with some labels hidden so that it can be guided."""
+    net = replace(config.net, unlabelled=0.1)
+    return Config(data=config.data, train=config.train, net=net)
+
+
+PRESETS = {name: _preset(config) for name, config in ddpm.PRESETS.items()}
+PRESETS["cifar10"] = replace(
+    PRESETS["cifar10"],
+    train=replace(ddpm.CIFAR10.train, steps=400_000),
+    net=replace(PRESETS["cifar10"].net, conditional=True),
     sampling=Sampling(samples=50_000, sample_batch=500),
-)  # fmt: skip
-PRESETS = {
-    "digits": DIGITS,
-    "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
-    "cifar10": CIFAR10,
-}
+)
 
 
 @dataclass(frozen=True)
@@ -261,13 +250,12 @@ def make_score_model(config: Config, data: DataSet) -> ScoreModel:
     return ScoreModel(image_model(config.net, data), schedule, prediction)
 
 
-def make_sampling(config: Config, steps: int | None = None) -> tuple[Solver, np.ndarray]:
+def make_sampling(config: Config) -> tuple[Solver, np.ndarray]:
     """The solver and its times."""
     process = PROCESSES[config.process]
     name = config.sampling.solver
     solver = choose("solver", process.solver if name == "default" else name, SOLVERS)
-    steps = steps or config.sampling.sample_steps
-    return solver, np.asarray(process.grid(process.schedule, steps))
+    return solver, np.asarray(process.grid(process.schedule, config.sampling.sample_steps))
 
 
 def training_times(config: Config, key: Array, batch: int) -> Array:
@@ -284,8 +272,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     solver, times = make_sampling(config)
     options, sampling = config.train, config.sampling
     optimizer = make_optimizer(options)
-    if sampling.guidance and (model.classes is None or not config.net.unlabelled):
-        raise ValueError("guidance needs a conditional network trained with --unlabelled 0.1.")
+    model.check_guidance(sampling.guidance)
 
     def loss(key, network, x_0):
         key_t, key = jax.random.split(key)
@@ -302,12 +289,11 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     @jax.jit
     def validation_loss(params, batch):
-        x_0, _ = model.training(params, batch, jax.random.key(0))
+        x_0 = to_signed(batch["x"], model.levels)
         return loss(jax.random.key(0), model.network(params, batch["label"]), x_0)
 
     def score(state: TrainState) -> float:
-        batch = fetch(data.test, np.arange(min(len(data.test), 256)))
-        return float(validation_loss(state.ema, batch))
+        return float(validation_loss(state.ema, first_records(data.test, 256)))
 
     @partial(jax.jit, static_argnames=("run",))
     def draw(key, params, labels, guidance, run=sample):
@@ -330,7 +316,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         labels = jnp.arange(3 * columns) % columns
         with progress("film", 1) as advance:
             _, (path, _) = draw(key_film, state.ema, labels, sampling.guidance, run=sample_path)
-            frames = np.asarray(path)[:: max(1, len(path) // 50)]
+            frames = film_frames(path)
             advance(1)
         # Where noise is large, each frame is shown at the scale of its own noise.
         frames = frames / np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
@@ -340,8 +326,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         ]
 
     def likelihoods(key: Array, state: TrainState) -> list[Number]:
-        count = min(sampling.bound_images, len(data.test))
-        batch = fetch(data.test, np.arange(count))
+        batch = first_records(data.test, sampling.bound_images)
         ends = (0.01, 80.0) if config.process == "edm" else (1e-3, 1.0)
         methods: dict[str, dict[str, Any]] = {"ode": {"t_0": ends[0], "t_1": ends[1], "probes": 4}}
         if config.process in ("cosine", "linear"):  # which begin with noise, as the bound must
@@ -363,7 +348,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             Number(
                 f"{method}_bits_per_dimension",
                 float(np.mean(value.bits_per_dimension)),
-                f"{value.kind}, {count} test images of {model.levels} levels, EMA",
+                f"{value.kind}, {len(batch['x'])} test images of {model.levels} levels, EMA",
             )
             for method, value in found.items()
         ]

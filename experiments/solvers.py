@@ -25,7 +25,6 @@ from experiments import ddpm
 from experiments.images import in_batches
 from experiments.runner import Experiment, System, main
 from jaxgen.data.sources import DataSet
-from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
@@ -64,10 +63,8 @@ def build(config: ddpm.Config, data: DataSet, placement: Placement) -> System:
 
     @partial(jax.jit, static_argnames=("solver",))
     def draw(key, params, labels, times, solver):
-        denoise = parts.denoise(params, labels)
-        denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
-        key_start, key = jax.random.split(key)
-        return sample(key, denoise, schedule, parts.start(key_start, len(labels)), times, solver)
+        clip = config.sampling.clip_samples
+        return parts.reverse(sample, key, params, labels, times, solver, clip)
 
     def rows(key: jax.Array, state: TrainState, count: int):
         """For each solver its name and cost, and samples with their labels."""
