@@ -32,7 +32,8 @@ from jax import Array
 from sklearn.metrics import roc_auc_score
 
 from experiments import ddpm
-from experiments.runner import Experiment, Mistake, System, main
+from experiments.runner import main
+from experiments.system import Experiment, Mistake, System
 from jaxgen.data.sources import DataSet, fetch, to_signed
 from jaxgen.diffusion.guidance import clip_x_0, inpaint
 from jaxgen.diffusion.inverse_problems import (

@@ -30,7 +30,8 @@ from experiments.images import (
     image_model,
     in_batches,
 )
-from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
+from experiments.runner import main
+from experiments.system import Data, Experiment, System, Train, choose, make_optimizer
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, denoiser
@@ -247,7 +248,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     return System(
         init=lambda key: model.init(key, optimizer),
-        step=make_step(loss_fn, optimizer, options.ema),
+        step=make_step(loss_fn, optimizer, options.ema, options.accumulate),
         score=score,
         sample=make_pictures,
         evaluate=evaluate,

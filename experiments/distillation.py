@@ -27,8 +27,9 @@ from jax import Array
 
 from experiments import score_sde
 from experiments.images import Net, first_records, in_batches
-from experiments.runner import Data, Experiment, System, Train, choose, main
+from experiments.runner import main
 from experiments.score_sde import PROCESSES, ScoreModel, make_score_model
+from experiments.system import Data, Experiment, System, Train, choose
 from jaxgen.data.sources import DataSet
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, edm, from_x_0
@@ -215,14 +216,17 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             state, student=choice(fresh, student), teacher=choice(student.ema, state.teacher)
         )
 
-        def objective(params):
+        def objective(params, batch, key):
             return loss(params, state, state.step, batch, key), Aux({}, {})
 
         student, metrics = descend(
             state.student,
             objective,
+            batch,
+            key,
             optimizer(state.step),
             ema_decay=options.ema,
+            accumulate=options.accumulate,
             axis_name=axis_name,
         )
         which = jnp.maximum(since // round_steps + 1, 0)

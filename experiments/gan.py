@@ -18,16 +18,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.runner import (
-    Data,
-    Experiment,
-    Mistake,
-    System,
-    Train,
-    choose,
-    main,
-    make_optimizer,
-)
+from experiments.runner import main
+from experiments.system import Data, Experiment, Mistake, System, Train, choose, make_optimizer
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import FeatureSpace, feature_space, signed_images
@@ -108,6 +100,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             f"batch ({options.batch}) is not divisible by discriminator steps "
             f"({config.discriminator_steps})."
         )
+    if options.accumulate > 1:
+        raise Mistake("batch norm needs the whole batch: leave out --accumulate.")
     generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
     axis_name = placement.axis_name
     generator = Generator(shape, config.stages, config.channels, axis_name)

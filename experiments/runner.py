@@ -1,137 +1,61 @@
-"""What every experiment does alike: options, run directories, training, reports.
+"""What every experiment does alike: commands, training, reports.
 
-An experiment is an :class:`Experiment`: presets of its config, and a function that builds a
-:class:`System` from a config and a data set. This module is the rest of the command.
+A command answers with its exit status: 0 done; 2 a mistake, told in one sentence; 3 the loss or
+its gradient was not finite; 74 a checkpoint or a log could not be written; 75 stopped by SIGTERM
+after saving, to be resumed; 130 interrupted.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
+import itertools
+import signal
 import sys
 import time
-import typing
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+import traceback
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import jax
-import optax
 import tyro
+from jax import Array
+from jax.experimental import multihost_utils
 
+from experiments import sweep
+from experiments.folders import (
+    check_directory,
+    locked,
+    newest,
+    read_config,
+    run_directory,
+    write_config,
+)
+from experiments.system import Experiment, Mistake, Run, System, Train, choose
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.sources import Arrays, DataError, DataSet, did_you_mean, load
 from jaxgen.evaluation.features import FeatureSpace, cache_dir, feature_space
 from jaxgen.evaluation.report import Number, write_report
 from jaxgen.plotting import save_curves
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
-from jaxgen.training.devices import PLACEMENTS, Placement, check_divisible, scan_steps
-from jaxgen.training.logging import MetricLog, console, progress, read_metrics
-from jaxgen.training.loop import NonFiniteLoss, fit
-from jaxgen.training.step import adam
+from jaxgen.training.checkpoints import Checkpoints, DamagedCheckpoint, NoCheckpoint, StorageError
+from jaxgen.training.devices import (
+    Placement,
+    Pmapped,
+    Sharded,
+    check_divisible,
+    memory_available,
+    memory_needed,
+    on_one_device,
+    scan_steps,
+)
+from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
+from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
 
 VERBS = ("train", "sample", "evaluate")
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
-
-
-class Mistake(ValueError):
-    """A wrong option or state of affairs, said in one sentence that names the fix."""
-
-
-@dataclass(frozen=True)
-class Data:
-    """Which data."""
-
-    data: str = "digits"
-    """digits, folder:PATH, or an image set of tensorflow-datasets."""
-    data_dir: str | None = None
-    """Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets)."""
-    manual_dir: str | None = None
-    """A folder with the set's original files, to prepare it from."""
-    image_size: int | None = None
-    """Crop and resize images to this many pixels a side."""
-
-
-@dataclass(frozen=True)
-class Train:
-    """How to train."""
-
-    steps: int = 2000
-    """Updates in all."""
-    batch: int = 64
-    """Examples a step, over all devices."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
-    b1: float = 0.9
-    """Of Adam."""
-    warmup: int = 0
-    """Steps of linear warm-up."""
-    clip: float | None = None
-    """Global norm to clip the gradient at."""
-    ema: float = 0.99
-    """Decay of the moving average of the parameters."""
-    seed: int = 0
-    """Of initialization, data order, noise and sampling."""
-    parallel: str = "jit"
-    """jit (sharded over the devices) or pmap."""
-    devices: int | None = None
-    """How many devices to use (default: all)."""
-    steps_per_call: int = 1
-    """Steps in one dispatch; for dense networks, and on accelerators."""
-    log_every: int = 50
-    """Steps between rows of metrics."""
-    checkpoint_every: int = 500
-    """Steps between checkpoints."""
-    keep: int = 3
-    """How many of the latest checkpoints to keep, beside the best."""
-
-
-# What --resume may change: none of it alters a step that was already made.
-FREE_ON_RESUME = {"steps", "parallel", "devices", "log_every", "checkpoint_every", "keep"}
-
-# Sections of a config that say how to measure a trained model, and change nothing in training.
-MEASURING = ("sampling", "applications")
-
-Config = TypeVar("Config")
-
-
-@dataclass(frozen=True)
-class System:
-    """A model with its data: what the runner needs to train, sample and measure it.
-
-    ``sample`` and ``evaluate`` take the trained state; ``sample`` writes pictures and names them.
-    """
-
-    init: Callable[[jax.Array], Any]  # key -> state
-    step: Callable  # the step body
-    score: Callable[[Any], float]  # state -> a validation score, lower is better
-    sample: Callable[[jax.Array, Any, Path], list[Path]]
-    evaluate: Callable[[jax.Array, Any, FeatureSpace], list[Number]]
-
-
-@dataclass(frozen=True)
-class Experiment(Generic[Config]):
-    """A system's name, one line about it, its presets by data set, and how to build it."""
-
-    name: str
-    about: str
-    presets: dict[str, Config]
-    build: Callable[[Config, DataSet, Placement], System]
-    report: str = "report.json"  # another name where it evaluates the runs of another experiment
-
-
-@dataclass(frozen=True)
-class Run:
-    """Which run."""
-
-    dir: Path | None = None
-    """The run's directory (default: a new one, runs/NAME-DATA-001; for sample, evaluate and
-    --resume the newest such)."""
-    resume: bool = False
-    """Go on with the run in the directory, from its last checkpoint."""
-    checkpoint: str = "last"
-    """Which checkpoint to sample from and evaluate: last, best or a step."""
+PROFILED = (10, 20)  # the calls of the step between which --profile traces
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -139,26 +63,50 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         return _main(experiment, argv)
-    except (Mistake, DataError, NoCheckpoint) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except NonFiniteLoss as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 3
+    except (Mistake, DataError, NoCheckpoint, DamagedCheckpoint) as error:
+        return _failed(f"error: {error}", 2)
+    except FloatingPointError as error:
+        return _failed(f"error: {_first_operation(error)}", 3)
+    except StorageError as error:
+        return _failed(f"error: {error}", 74)
+    except Preempted as error:
+        return _failed(f"preempted: {error} and saved: add --resume to go on.", 75)
     except KeyboardInterrupt:
-        print("interrupted: add --resume to go on from the last checkpoint.", file=sys.stderr)
-        return 130
+        return _failed("interrupted: add --resume to go on from the last checkpoint.", 130)
+
+
+def _failed(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _first_operation(error: FloatingPointError) -> str:
+    """What --debug-nans found: the operation, and the innermost line outside the framework."""
+    if isinstance(error, NonFiniteLoss):
+        return str(error)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(f"/{package}/" in frame.filename for package in ("jax", "flax", "optax"))
+    ]
+    return f"{error}, first at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
 
 
 def _main(experiment: Experiment, argv: list[str]) -> int:
     verbs, config, run = parse(experiment, argv)
-    directory = _directory(experiment, config, run, fresh="train" in verbs and not run.resume)
+    if run.coordinator is not None:
+        _join(run, verbs)
+    first = jax.process_index() == 0
+    fresh = "train" in verbs and not run.resume
+    directory = run_directory(experiment.name, config, run, fresh)
     console.print(f"jaxgen {experiment.name}: {', '.join(verbs)} on {config.data.data}")
     console.print(f"results in {directory}")
     enable_compilation_cache()
+    jax.config.update("jax_debug_nans", run.debug_nans)
     if "train" in verbs:
         _check_steps(config.train)
-        _check_directory(directory, config, run)
+        if first:
+            check_directory(directory, config, run)
     elif not (directory / "config.json").exists():
         raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
 
@@ -166,27 +114,41 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     if not data.is_image:
         raise Mistake(f"{experiment.name} trains on images; {data.name} is a set of points.")
     placement = make_placement(config.train)
+    members = sweep.members(config)
+    key = sweep.run_key(config, members)
     try:
-        system = experiment.build(config, data, placement)
-        abstract = jax.eval_shape(system.init, jax.random.key(0))
+        system = (
+            sweep.together(experiment.build, members, data, placement)
+            if members
+            else experiment.build(config, data, placement)
+        )
+        jax.eval_shape(system.init, key)
     except (ValueError, AssertionError) as error:
         raise Mistake(str(error)) from error
 
-    with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
+    with ExitStack() as held:
+        if "train" in verbs and first:
+            held.enter_context(locked(directory))
+            check_directory(directory, config, run)  # again: another run may have come and gone
+            write_config(directory, config)
+        checkpoints = held.enter_context(open_checkpoints(directory, config, members))
         state = None
         if "train" in verbs:
-            state = train(directory, config, data, placement, system, checkpoints, run.resume)
+            state = train(directory, config, members, data, placement, system, checkpoints, run)
+        if jax.process_count() > 1:
+            checkpoints.close()
+            jax.distributed.shutdown()  # what follows is work for one process
+            if not first:
+                return 0
         if state is None or run.checkpoint != "last":
-            step, state = restore(checkpoints, abstract, run.checkpoint)
+            step, state = restore(checkpoints, system, key, run.checkpoint)
             console.print(f"checkpoint of step {step}")
-    key = jax.random.key(config.train.seed)
     if "sample" in verbs:
-        files = system.sample(jax.random.fold_in(key, 1), state, directory)
-        names = ", ".join(path.name for path in files)
-        console.print(f"pictures: {names}")
+        files = system.sample(sweep.fold(key, 1), state, directory)
+        console.print(f"pictures: {', '.join(path.name for path in files)}")
     if "evaluate" in verbs:
         space = _feature_space(data)
-        numbers = system.evaluate(jax.random.fold_in(key, 2), state, space)
+        numbers = system.evaluate(sweep.fold(key, 2), state, space)
         write_report(directory / experiment.report, numbers)
         _print_report(numbers, directory / experiment.report)
     return 0
@@ -196,6 +158,21 @@ def enable_compilation_cache() -> None:
     """Compiled programs are kept between runs, so that only the first start compiles."""
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+
+
+def _join(run: Run, verbs: tuple[str, ...]) -> None:
+    """Makes this one of several processes that train together."""
+    if "train" not in verbs or run.checkpoint != "last":
+        raise Mistake("several processes only train: sample and evaluate with one.")
+    if run.dir is None:
+        raise Mistake("several processes write to one directory: name it with --dir.")
+    if run.coordinator == "auto":
+        jax.distributed.initialize()
+    elif run.processes is None or run.process is None:
+        raise Mistake("--coordinator HOST:PORT needs --processes and --process as well.")
+    else:
+        jax.distributed.initialize(run.coordinator, run.processes, run.process)
+    console.quiet = jax.process_index() > 0
 
 
 # --- options ---------------------------------------------------------------------------------
@@ -219,9 +196,8 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     default = experiment.presets.get(name, experiment.presets["digits"])
     if "train" not in verbs or "--resume" in argv:
         directory = _peek(argv, "--dir")
-        found = Path(directory) if directory else _newest(experiment.name, name)
-        if found and (found / "config.json").exists():
-            default = from_dict(type(default), json.loads((found / "config.json").read_text()))
+        found = Path(directory) if directory else newest(experiment.name, name)
+        default = (read_config(type(default), found) if found else None) or default
 
     options = dataclasses.make_dataclass(
         "Options",
@@ -260,98 +236,12 @@ def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
     return value, [word for word in argv if not word.startswith(f"{flag}=")]
 
 
-def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
-    """``table[name]``, or a :class:`Mistake` that offers the nearest names."""
-    if name not in table:
-        raise Mistake(f"unknown {kind} '{name}'{did_you_mean(name, table)}")
-    return table[name]
-
-
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A (nested) config dataclass from its JSON form; options it lacks keep their defaults."""
-    hints = typing.get_type_hints(kind)
-    known = {}
-    for f in dataclasses.fields(kind):
-        if f.name in values:
-            value = values[f.name]
-            if dataclasses.is_dataclass(hints[f.name]):
-                value = from_dict(hints[f.name], value)
-            elif isinstance(value, list):
-                value = tuple(value)
-            known[f.name] = value
-    return kind(**known)
-
-
-# --- run directories -------------------------------------------------------------------------
-
-
-def _stem(experiment: str, data: str) -> str:
-    return f"{experiment}-" + "".join(c if c.isalnum() or c in "_-" else "_" for c in data)
-
-
-def _existing(experiment: str, data: str) -> list[Path]:
-    return sorted(Path("runs").glob(f"{_stem(experiment, data)}-[0-9][0-9][0-9]"))
-
-
-def _newest(experiment: str, data: str) -> Path | None:
-    return next(reversed(_existing(experiment, data)), None)
-
-
-def _directory(experiment: Experiment, config: Any, run: Run, fresh: bool) -> Path:
-    if run.dir is not None:
-        return run.dir
-    existing = _existing(experiment.name, config.data.data)
-    if fresh:
-        number = 1 + (int(existing[-1].name[-3:]) if existing else 0)
-        return Path("runs") / f"{_stem(experiment.name, config.data.data)}-{number:03d}"
-    if not existing:
-        raise NoCheckpoint(
-            f"there is no run of {experiment.name} on {config.data.data} under runs/: "
-            "train first, or give its --dir."
-        )
-    return existing[-1]
-
-
 def _check_steps(options: Train) -> None:
     if options.steps % options.steps_per_call:
         raise Mistake(
             f"steps ({options.steps}) is not a multiple of steps per call "
             f"({options.steps_per_call})."
         )
-
-
-def _check_directory(directory: Path, config: Any, run: Run) -> None:
-    """Refuses to train over another run, before anything is compiled or overwritten."""
-    path = directory / "config.json"
-    if not path.exists():
-        if run.resume:
-            raise NoCheckpoint(f"no run to resume in {directory}: leave out --resume.")
-        return
-    if not run.resume:
-        raise Mistake(f"{directory} already holds a run: add --resume, or give another --dir.")
-    saved = from_dict(type(config), json.loads(path.read_text()))
-    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(saved)
-    for options in (ours, theirs):
-        for section in MEASURING:
-            options.pop(section, None)
-        for name in FREE_ON_RESUME:
-            options["train"].pop(name)
-    different = sorted(_differences(theirs, ours))
-    if different:
-        raise Mistake(
-            f"{directory} holds a run with other options ({'; '.join(different)}): "
-            "resume it with its own, or give another --dir."
-        )
-
-
-def _differences(theirs: dict, ours: dict) -> list[str]:
-    found = []
-    for name, value in ours.items():
-        if isinstance(value, dict):
-            found += _differences(theirs[name], value)
-        elif theirs[name] != value:
-            found.append(f"{name} is {theirs[name]}, not {value}")
-    return found
 
 
 # --- training --------------------------------------------------------------------------------
@@ -361,64 +251,69 @@ def make_placement(options: Train) -> Placement:
     """The devices of a run.
 
     Raises:
-      Mistake: for an unknown kind, too many devices, or a batch they cannot share.
+      Mistake: for an unknown kind, too many devices, or a batch or state they cannot share.
     """
-    kind = choose("kind of parallelism", options.parallel, PLACEMENTS)
-    available = jax.devices()
+    choose("kind of parallelism", options.parallel, {"jit": 0, "pmap": 0})
+    available, model = jax.devices(), options.model_devices
     count = options.devices or len(available)
     if count > len(available):
         raise Mistake(f"there are {len(available)} devices, not {count}: lower --devices.")
+    if jax.process_count() > 1 and (options.parallel != "jit" or count < len(available)):
+        raise Mistake("several processes use jit and all devices: drop --parallel and --devices.")
+    if options.parallel != "jit" and model > 1:
+        raise Mistake("pmap keeps the state whole on every device: use --parallel jit.")
+    if count % model:
+        raise Mistake(f"--model-devices ({model}) does not divide the {count} devices.")
     try:
-        check_divisible(options.batch, count)
+        check_divisible(options.batch, count * options.accumulate)
     except ValueError as error:
         raise Mistake(str(error)) from error
-    return kind(tuple(available[:count]))
-
-
-def make_optimizer(options: Train) -> optax.GradientTransformation:
-    """The optimizer that the options name."""
-    return adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+    devices = tuple(available[:count])
+    return Pmapped(devices) if options.parallel == "pmap" else Sharded(devices, model)
 
 
 def train(
     directory: Path,
     config: Any,
+    members: tuple[sweep.Member, ...],
     data: DataSet,
     placement: Placement,
     system: System,
-    checkpoints: Checkpoints,
-    resume: bool,
+    checkpoints: Checkpoints | sweep.MemberCheckpoints,
+    run: Run,
 ) -> Any:
-    """Trains to ``config.train.steps`` and returns the state; writes the run directory."""
+    """Trains to ``config.train.steps`` and returns the state, whole on one device."""
     options: Train = config.train
-    key = jax.random.key(options.seed)
-    state, start = jax.jit(system.init)(jax.random.fold_in(key, 0)), 0
-    if resume:
-        _, state, start = checkpoints.restore(state)
+    key = sweep.run_key(config, members)
+    if run.resume and checkpoints.steps():
+        start, state, _ = checkpoints.restore(placement.stored(system.init, key))
+        checkpoints.drop_after(start)
+        state = placement.put_state(state)
         console.print(f"resuming from step {start}")
-        if start >= options.steps:
-            return state
-    saved = dataclasses.asdict(config)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").write_text(json.dumps(saved, indent=2, default=str) + "\n")
-
-    step = system.step if options.steps_per_call == 1 else scan_steps(system.step)
-    log = MetricLog(directory, start)
+    else:
+        start, state = 0, placement.init(system.init, sweep.fold(key, 0))
+    if start >= options.steps:
+        return on_one_device(placement.get_state(state))
+    key = sweep.fold(key, 3)
+    saved, begun = dataclasses.asdict(config), time.monotonic()
+    ready = Waiting(batches(data, options, members, placement, start))
+    log = open_log(directory, members, start)
 
     def checkpoint(done: int, state: Any) -> None:
-        state = placement.get_state(state)
-        score = system.score(state)
+        stored = placement.get_state(state)
+        score = system.score(on_one_device(stored))
         log.write(done, {"validation": score})
-        checkpoints.save(done, state, saved, score)
+        checkpoints.save(done, stored, saved, score)
 
-    begun = time.monotonic()
     try:
-        with progress("compiling", options.steps, start) as advance:
+        with progress("compiling", options.steps, start) as advance, preemption() as stopping:
+            advance(activity="compiling")
+            step = compile_step(system.step, state, ready, key, placement, options, run)
             state = fit(
-                placement.put_state(state),
-                placement.compile(step),
-                batches(data, options, placement, start),
-                jax.random.fold_in(key, 3),
+                state,
+                profiled(step, directory / "profile") if run.profile else step,
+                ready,
+                key,
                 start=start,
                 stop=options.steps,
                 steps_per_call=options.steps_per_call,
@@ -427,49 +322,178 @@ def train(
                 checkpoint=checkpoint,
                 checkpoint_every=options.checkpoint_every,
                 advance=advance,
+                max_skipped=options.max_skipped,
+                stopping=stopping,
             )
     except NonFiniteLoss as error:
         kept = checkpoints.steps()
         last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
         raise NonFiniteLoss(f"{error} Checkpoints in {checkpoints.directory}: {last}.") from error
+    except OSError as error:
+        if isinstance(error, StorageError):
+            raise
+        reason = error.strerror or error
+        raise StorageError(
+            f"cannot write to {directory} ({reason}): make room, then --resume."
+        ) from error
     finally:
         log.close()
-    save_curves(directory / "curves.png", read_metrics(directory / "metrics.jsonl"))
+    if jax.process_index() == 0:
+        for folder in [directory / member.name for member in members] or [directory]:
+            save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"))
     seconds = time.monotonic() - begun
-    console.print(f"trained {options.steps - start} steps in {seconds:.0f} s; curves: curves.png")
-    return placement.get_state(state)
+    console.print(
+        f"trained {options.steps - start} steps in {seconds:.0f} s, "
+        f"{ready.seconds / seconds:.1%} of it waiting for data; curves: curves.png"
+    )
+    return on_one_device(placement.get_state(state))
 
 
-def batches(data: DataSet, options: Train, placement: Placement, start: int):
+def compile_step(
+    step: Callable,
+    state: Any,
+    ready: Waiting,
+    key: Array,
+    placement: Placement,
+    options: Train,
+    run: Run,
+) -> Callable:
+    """The compiled step, once it is known to fit into the memory of a device.
+
+    Raises:
+      Mistake: if it does not.
+    """
+    step = step if options.steps_per_call == 1 else scan_steps(step)
+    if run.debug_nans:  # which runs a step again, operation by operation, on the same state
+        return placement.compile(step, donate=False)
+    device = jax.local_devices()[0]
+    try:
+        program = placement.compile(step).lower(state, ready.first(), key).compile()
+        needed = memory_needed(program)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        program, needed = None, None
+    available = memory_available(device)
+    if needed is not None:
+        console.print(
+            f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
+            f"on each of {jax.device_count()} devices"
+        )
+    if program is None or (needed is not None and needed > available):
+        raise Mistake(
+            f"a step does not fit into the {available / 2**30:.1f} GiB of a {device.device_kind}: "
+            "lower --batch, or try --accumulate 2, --remat, --bfloat16 or more --model-devices."
+        )
+    return program
+
+
+class Waiting(Iterator):
+    """An iterator that counts the seconds spent waiting for it."""
+
+    def __init__(self, batches: Iterator) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def first(self) -> Any:
+        """The next element, which stays the next."""
+        element = next(self)
+        self._batches = itertools.chain([element], self._batches)
+        return element
+
+    def __next__(self) -> Any:
+        begun = time.perf_counter()
+        element = next(self._batches)
+        self.seconds += time.perf_counter() - begun
+        return element
+
+
+@contextmanager
+def preemption() -> Generator[Callable[[int], bool]]:
+    """Answers, inside the block, whether SIGTERM has asked this run to stop after a step.
+
+    Of several processes it may reach one alone; all then stop after the same step.
+    """
+    if jax.process_count() > 1:
+        calls = itertools.count()
+        yield lambda done: multihost_utils.reached_preemption_sync_point(next(calls))
+        return
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        yield lambda done: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def profiled(step: Callable, directory: Path) -> Callable:
+    """The step, some calls of which are traced: ``tensorboard --logdir`` or ui.perfetto.dev."""
+    calls = itertools.count()
+
+    def traced(state: Any, batch: Any, key: Array) -> Any:
+        call = next(calls)
+        if call == PROFILED[0]:
+            jax.profiler.start_trace(directory, create_perfetto_trace=True)
+        state, metrics = step(state, batch, key)
+        if call == PROFILED[1]:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            console.print(f"profile of {PROFILED[1] - PROFILED[0]} calls in {directory}")
+        return state, metrics
+
+    return traced
+
+
+def batches(
+    data: DataSet,
+    options: Train,
+    members: tuple[sweep.Member, ...],
+    placement: Placement,
+    start: int,
+) -> Iterator[Any]:
     """Placed batches from step ``start`` on: gathered on the devices where the data fits there."""
     index = index_batches(
         len(data.train),
         options.batch,
-        seed=options.seed,
+        seed=sweep.seeds(members) if members else options.seed,
         start=start,
         stride=options.steps_per_call,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
+        rows=placement.rows(options.batch),
     )
-    many = options.steps_per_call > 1
+    leading = int(options.steps_per_call > 1) + int(bool(members))
     if isinstance(data.train, Arrays) and data.train.x.nbytes <= RESIDENT_LIMIT:
         gather = placement.resident({"x": data.train.x, "label": data.train.label})
-        return (gather(placement.put_batch(i, many=many)) for i in prefetched(index))
-    return (placement.put_batch(b, many=many) for b in read_batches(data.train, index))
+        return (gather(placement.put_batch(i, leading=leading)) for i in prefetched(index))
+    return (placement.put_batch(b, leading=leading) for b in read_batches(data.train, index))
 
 
-def restore(checkpoints: Checkpoints, abstract: Any, which: str) -> tuple[int, Any]:
+def restore(
+    checkpoints: Checkpoints | sweep.MemberCheckpoints, system: System, key: Array, which: str
+) -> tuple[int, Any]:
     """The state of a checkpoint named ``last``, ``best`` or by its step, on the first device."""
     if which not in ("last", "best") and not which.isdigit():
         raise Mistake(f"--checkpoint is last, best or a step, not '{which}'.")
-    step = {"last": None, "best": checkpoints.best()}.get(which, 0)
+    step = checkpoints.best() if which == "best" else None
     step = int(which) if which.isdigit() else step
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
-    )
-    step, state, _ = checkpoints.restore(abstract, step)
+    alone = Sharded((jax.local_devices()[0],))
+    step, state, _ = checkpoints.restore(alone.stored(system.init, key), step)
     return step, state
+
+
+def open_checkpoints(
+    directory: Path, config: Any, members: tuple[sweep.Member, ...]
+) -> Checkpoints | sweep.MemberCheckpoints:
+    if members:
+        return sweep.MemberCheckpoints(directory, members, config.train.keep)
+    return Checkpoints(directory / "checkpoints", config.train.keep)
+
+
+def open_log(directory: Path, members: tuple[sweep.Member, ...], start: int) -> Any:
+    """Where the metrics go; the first process alone writes."""
+    if jax.process_index() > 0:
+        return NoLog()
+    if members:
+        return sweep.MemberLogs(directory, members, start)
+    return MetricLog(directory, start)
 
 
 # --- reports ---------------------------------------------------------------------------------
@@ -489,5 +513,6 @@ def _print_report(numbers: list[Number], path: Path) -> None:
     for column in ("number", "value", "protocol"):
         table.add_column(column, justify="right" if column == "value" else "left")
     for n in numbers:
-        table.add_row(n.name, f"{n.value:.4g}", n.protocol)
+        spread = "" if n.std is None else f" ± {n.std:.2g}"
+        table.add_row(n.name, f"{n.value:.4g}{spread}", n.protocol)
     console.print(table)

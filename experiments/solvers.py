@@ -23,7 +23,8 @@ import numpy as np
 
 from experiments import ddpm
 from experiments.images import in_batches
-from experiments.runner import Experiment, System, main
+from experiments.runner import main
+from experiments.system import Experiment, System
 from jaxgen.data.sources import DataSet
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample
 from jaxgen.diffusion.schedules import respaced_times

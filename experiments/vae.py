@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.stats import norm
 
-from experiments.runner import Data, Experiment, System, Train, choose, main, make_optimizer
+from experiments.runner import main
+from experiments.system import Data, Experiment, System, Train, choose, make_optimizer
 from jaxgen.data.sources import DataSet, fetch, to_signed, to_unit
 from jaxgen.evaluation.features import FeatureSpace, map_batches
 from jaxgen.evaluation.latents import spherical_path
@@ -232,7 +233,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     return System(
         init=init,
-        step=make_step(loss_fn, optimizer, options.ema),
+        step=make_step(loss_fn, optimizer, options.ema, options.accumulate),
         score=score,
         sample=make_pictures,
         evaluate=evaluate,

@@ -1,12 +1,13 @@
 """The order in which examples are seen, as a function of (seed, step).
 
 It is an endless sequence of shuffled epochs; batch ``step`` is its elements
-``[step * B, (step + 1) * B)``. So the position of a run is its step, processes take disjoint
-elements of the same global batch, and a resumed run needs nothing but the number.
+``[step * B, (step + 1) * B)``. So the position of a run is its step, a resumed run needs nothing
+but the number, and every process knows the whole batch and reads its own rows of it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import SupportsIndex
 
@@ -14,15 +15,10 @@ import numpy as np
 
 
 class ShuffledBatches:
-    """Random access to index batches: ``[step] -> int32 [batch / process_count]``."""
+    """Random access to index batches: ``[step] -> int32 [batch]``."""
 
-    def __init__(
-        self, size: int, batch: int, seed: int, process_index: int = 0, process_count: int = 1
-    ) -> None:
-        if batch % process_count:
-            raise ValueError(f"batch ({batch}) is not divisible by {process_count} processes.")
+    def __init__(self, size: int, batch: int, seed: int) -> None:
         self.size, self.batch, self.seed = size, batch, seed
-        self.process_index, self.process_count = process_index, process_count
         self._epoch = lru_cache(maxsize=2)(self._shuffle)
 
     def _shuffle(self, epoch: int) -> np.ndarray:
@@ -35,10 +31,22 @@ class ShuffledBatches:
 
     def __getitem__(self, index: SupportsIndex) -> np.ndarray:
         position = int(index) * self.batch + np.arange(self.batch)
-        position = position[self.process_index :: self.process_count]
         epoch, offset = np.divmod(position, self.size)
         elements = np.empty(len(position), np.int32)
         for e in np.unique(epoch):
             here = epoch == e
             elements[here] = self._epoch(int(e))[offset[here]]
         return elements
+
+
+class Together:
+    """The batches of several orders, stacked: ``[step] -> int32 [orders, batch]``."""
+
+    def __init__(self, orders: Sequence[ShuffledBatches]) -> None:
+        self.orders = orders
+
+    def __len__(self) -> int:
+        return len(self.orders[0])
+
+    def __getitem__(self, index: SupportsIndex) -> np.ndarray:
+        return np.stack([order[index] for order in self.orders])

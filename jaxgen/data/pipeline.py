@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
 
-from jaxgen.data.order import ShuffledBatches
+from jaxgen.data.order import ShuffledBatches, Together
 from jaxgen.data.sources import Source, fetch
 
 
@@ -16,15 +16,20 @@ def index_batches(
     size: int,
     batch: int,
     *,
-    seed: int,
+    seed: int | Sequence[int],
     start: int = 0,
     stride: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: slice = slice(None),
 ) -> grain.MapDataset:
-    """Index batches from step ``start`` on; ``stride`` > 1 stacks that many steps, ``[n, B]``."""
-    order: Any = ShuffledBatches(size, batch, seed, process_index, process_count)
-    steps = grain.MapDataset.source(order)[start:]
+    """The given rows of index batches from step ``start`` on.
+
+    Several seeds are stacked, ``[S, B]``, and ``stride`` > 1 stacks that many steps, ``[n, ...]``.
+    """
+    if isinstance(seed, int):
+        order: Any = ShuffledBatches(size, batch, seed)
+    else:
+        order = Together([ShuffledBatches(size, batch, each) for each in seed])
+    steps = grain.MapDataset.source(order)[start:].map(lambda index: index[..., rows])
     return steps.batch(stride) if stride > 1 else steps
 
 

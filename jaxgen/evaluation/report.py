@@ -19,16 +19,18 @@ SVM_LIMIT = 10_000  # images, above which fitting a support-vector machine takes
 
 @dataclass(frozen=True)
 class Number:
-    """A measured value and how it was measured."""
+    """A measured value and how it was measured; ``std`` where it is the mean of several runs."""
 
     name: str
     value: float
     protocol: str
+    std: float | None = None
 
 
 def write_report(path: Path, numbers: list[Number]) -> None:
     """Writes numbers with their protocols as JSON."""
-    path.write_text(json.dumps([asdict(n) for n in numbers], indent=2) + "\n")
+    rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in numbers]
+    path.write_text(json.dumps(rows, indent=2) + "\n")
 
 
 def to_values(data: DataSet, samples: np.ndarray) -> np.ndarray:

@@ -1,22 +1,85 @@
-"""Checkpoints through Orbax: asynchronous, atomic, the last n and the best kept."""
+"""Checkpoints through Orbax: asynchronous, atomic, verified, the last n and the best kept.
+
+What is restored is what was saved, or is not used: each checkpoint carries a :func:`fingerprint` of
+its arrays, and one that cannot be read or has another is left for the one before.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax import Array
 from orbax.checkpoint import checkpoint_managers as managers
+
+from jaxgen.training.logging import console
 
 
 class NoCheckpoint(FileNotFoundError):
     """Raised where a checkpoint is needed and there is none."""
 
 
+class DamagedCheckpoint(ValueError):
+    """Raised where what is read is not what was saved."""
+
+
+class StorageError(OSError):
+    """Raised where a checkpoint could not be written; the earlier ones are intact."""
+
+
+def _words(x: Array) -> Array:
+    """The bits of an array as unsigned integers of 32 bits or fewer."""
+    if x.dtype == jnp.bool_:
+        return x.astype(jnp.uint32)
+    width = min(x.dtype.itemsize, 4)
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * width}").astype(jnp.uint32)
+
+
+@jax.jit
+def fingerprint(tree: Any) -> Array:
+    """One number a leaf, ``[leaves]`` uint32: sum_i (2 i + 1) word_i mod 2^32.
+
+    The weights are odd and so invertible: any change of a single word is seen. The sum is of
+    integers, so it does not depend on how the arrays are divided over devices.
+    """
+
+    def of(x: Array) -> Array:
+        words = _words(x)
+        i = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
+        return jnp.sum((2 * i + 1) * words, dtype=jnp.uint32)
+
+    return jnp.stack([of(x) for x in jax.tree.leaves(tree)])
+
+
 def _score(metrics: Any) -> float:
     return metrics["score"]
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of an error; storage libraries write pages."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+
+
+def _set_unreadable_aside(directory: Path) -> dict[int, str]:
+    """Renames checkpoints whose score cannot be read, which a manager reads first of all.
+
+    Returns why, by step.
+    """
+    damaged = {}
+    for path in directory.glob("*/metrics/metrics"):
+        folder = path.parents[1]
+        try:
+            float(json.loads(path.read_text())["score"])
+        except (ValueError, TypeError, KeyError) as error:
+            if folder.name.isdigit():
+                damaged[int(folder.name)] = _reason(error)
+                folder.rename(folder.with_name(f"damaged-{folder.name}"))
+    return damaged
 
 
 class Checkpoints:
@@ -29,6 +92,7 @@ class Checkpoints:
 
     def __init__(self, directory: Path | str, keep: int = 3) -> None:
         self.directory = Path(directory).absolute()
+        self._damaged = _set_unreadable_aside(self.directory)
         policy = managers.AnyPreservationPolicy(
             [
                 managers.LatestN(keep),
@@ -46,14 +110,25 @@ class Checkpoints:
         """Starts to write the state after ``step`` steps; the next save or close waits for it.
 
         The data position is the step: batch i of a run is a function of (seed, i) alone.
+
+        Raises:
+          StorageError: if this or the save before it could not be written.
         """
         if step in self._manager.all_steps():
             return
+        about = {
+            "config": config,
+            "position": step,
+            "score": score,
+            "fingerprint": jax.device_get(fingerprint(state)).tolist(),
+        }
         items = ocp.args.Composite(
-            state=ocp.args.StandardSave(state),
-            about=ocp.args.JsonSave({"config": config, "position": step}),
+            state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
         )
-        self._manager.save(step, args=items, metrics={"score": score})
+        try:
+            self._manager.save(step, args=items, metrics={"score": score})
+        except Exception as error:
+            raise self._unwritten(error) from error
 
     def steps(self) -> list[int]:
         """The steps that can be restored, rising."""
@@ -64,25 +139,76 @@ class Checkpoints:
         return self._manager.best_step()
 
     def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, int]:
-        """The step, its state and its data position; the latest where ``step`` is None.
+        """The step, its state and its data position; the latest that is whole if ``step`` is None.
 
         ``abstract`` is a tree of arrays or ``ShapeDtypeStruct`` whose shardings say where each
-        array goes, so a run may come back on another number of devices.
+        array goes, so a run may come back on another number of devices. A damaged latest
+        checkpoint is passed over with a warning.
 
         Raises:
           NoCheckpoint: where there is none, or not that one.
+          DamagedCheckpoint: where that one, or every one, is damaged.
         """
-        steps = self.steps()
+        steps, damaged = self.steps(), dict(self._damaged)
         if not steps or (step is not None and step not in steps):
             wanted = "no checkpoint" if step is None else f"no checkpoint of step {step}"
             raise NoCheckpoint(f"{wanted} in {self.directory} (there: {steps or 'none'}).")
-        step = steps[-1] if step is None else step
+        for candidate in reversed(steps) if step is None else [step]:
+            try:
+                state, position = self._read(abstract, candidate)
+            except Exception as error:  # whatever the readers of damaged files raise
+                damaged[candidate] = _reason(error)
+                continue
+            for bad, reason in damaged.items():
+                console.print(
+                    f"warning: the checkpoint of step {bad} in {self.directory} is damaged "
+                    f"({reason}); using the one of step {candidate}."
+                )
+            return candidate, state, position
+        reasons = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
+        raise DamagedCheckpoint(
+            f"no checkpoint to use in {self.directory} ({reasons}): name another with --checkpoint "
+            f"(there: {steps}), or train anew with another --dir."
+        )
+
+    def _read(self, abstract: Any, step: int) -> tuple[Any, int]:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
         )
         restored = self._manager.restore(step, args=items)
-        return step, restored["state"], restored["about"]["position"]
+        state, about = restored["state"], restored["about"]
+        if jax.device_get(fingerprint(state)).tolist() != about["fingerprint"]:
+            raise DamagedCheckpoint("its arrays are not those that were saved.")
+        if about["position"] != step or self._manager.metrics(step) != {"score": about["score"]}:
+            raise DamagedCheckpoint("its description is not the one that was saved.")
+        return state, step
+
+    def drop_after(self, step: int) -> None:
+        """Removes the checkpoints of later steps, which a run resumed here would write anew."""
+        for later in [s for s in self.steps() if s > step]:
+            self._manager.delete(later)
+
+    def close(self) -> None:
+        """Waits for the save under way.
+
+        Raises:
+          StorageError: if it could not be written.
+        """
+        try:
+            self._manager.wait_until_finished()
+        except Exception as error:
+            raise self._unwritten(error) from error
+        finally:
+            self._manager.close()
+
+    def _unwritten(self, error: Exception) -> StorageError:
+        kept = sorted(ocp.utils.checkpoint_steps(self.directory)) if self.directory.exists() else []
+        last = f"the last whole one is of step {kept[-1]}" if kept else "there is none before it"
+        return StorageError(
+            f"a checkpoint in {self.directory} could not be written ({_reason(error)}): {last}; "
+            "make room, then --resume."
+        )
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -93,5 +219,8 @@ class Checkpoints:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._manager.wait_until_finished()
-        self._manager.close()
+        try:
+            self.close()
+        except StorageError:
+            if error is None:  # else the first error is the one to hear of
+                raise

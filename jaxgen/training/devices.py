@@ -1,13 +1,17 @@
 """Where a step runs: thin wrappers that put one step body on one or many devices.
 
-:class:`Sharded` is ``jit`` over a mesh. The arrays are global, so draws, batch statistics and means
-are those of the whole batch and the result does not depend on the number of devices.
-:class:`Pmapped` is ``pmap``: every device runs the body on its own share with its own key, and
-the body averages over the named axis. Both take and return the same states and batches.
+:class:`Sharded` is ``jit`` over a mesh, in one process or in many. The arrays are global, so draws,
+batch statistics and means are those of the whole batch and the result does not depend on the number
+of devices. :class:`Pmapped` is ``pmap``: every device runs the body on its own share with its own
+key, and the body averages over the named axis. Both take and return the same states and batches.
+
+A state has two forms. *Placed* is what the compiled step takes and returns. *Stored* is what a
+checkpoint holds: arrays without a device axis, which may be divided over devices and processes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,29 +21,48 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 AXIS = "batch"
+MODEL_AXIS = "model"
+SMALLEST_SPLIT = 1024  # elements; dividing smaller arrays saves nothing and costs a message
 
 
 class Placement(Protocol):
-    """Compiles steps and moves states and batches for a set of devices."""
+    """Compiles steps and moves states and batches for a set of devices.
+
+    A batch is one for all processes; each reads and passes its ``rows`` of it alone.
+    """
 
     @property
     def axis_name(self) -> str | None: ...
 
-    def compile(self, step: Callable) -> Callable:
-        """(state, batch, key) -> (state, metrics), the state's buffers donated."""
+    def compile(self, step: Callable, *, donate: bool = True) -> Any:
+        """The jitted (state, batch, key) -> (state, metrics), the state's buffers donated."""
         ...
 
-    def put_state(self, state: Any) -> Any: ...
+    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        """The placed state ``init(key)``, no device ever holding more than its part."""
+        ...
+
+    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        """Shapes, types and shardings of the stored ``init(key)``, to restore a checkpoint to."""
+        ...
+
+    def put_state(self, state: Any) -> Any:
+        """A stored state (or one on a single device), placed."""
+        ...
 
     def get_state(self, state: Any) -> Any:
-        """The state as arrays without a device axis, as checkpoints and evaluation hold it."""
+        """A placed state, as it is stored."""
         ...
 
-    def put_batch(self, batch: Any, *, many: bool = False) -> Any:
-        """Host arrays ``[B, ...]`` to devices; ``[n, B, ...]`` for n steps where ``many``."""
+    def rows(self, batch: int) -> slice:
+        """Which rows of a batch of this size the devices of this process hold."""
+        ...
+
+    def put_batch(self, batch: Any, *, leading: int = 0) -> Any:
+        """Host arrays with this process's rows at axis ``leading``, to its devices."""
         ...
 
     def resident(self, data: Any) -> Callable[[Any], Any]:
@@ -73,11 +96,29 @@ def _gather(data, index):
     return jax.tree.map(lambda x: x[index], data)
 
 
+def split_longest(shape: tuple[int, ...], parts: int) -> PartitionSpec:
+    """Divides the longest axis that ``parts`` divides over the model axis of the mesh.
+
+    Arrays of fewer than ``SMALLEST_SPLIT`` elements, or without such an axis, stay whole.
+    """
+    axes = [i for i, n in enumerate(shape) if n % parts == 0]
+    if parts == 1 or not axes or np.prod(shape) < SMALLEST_SPLIT:
+        return PartitionSpec()
+    longest = max(axes, key=lambda i: shape[i])
+    return PartitionSpec(*[MODEL_AXIS if i == longest else None for i in range(len(shape))])
+
+
 @dataclass(frozen=True)
 class Sharded:
-    """``jit`` over a one-axis mesh: the batch is divided, the state is replicated."""
+    """``jit`` over a mesh (data x model), in one process or in many.
+
+    The batch is divided over all devices. Every ``model`` neighbours divide parameters, averages
+    and optimizer state among them (Zhao et al. 2023, FSDP; with ``model`` = 1 each device holds
+    all of it), and XLA gathers each array where the step needs it whole.
+    """
 
     devices: tuple[Any, ...]
+    model: int = 1
 
     @property
     def axis_name(self) -> str | None:
@@ -85,37 +126,70 @@ class Sharded:
 
     @property
     def _mesh(self) -> Mesh:
-        return Mesh(np.asarray(self.devices), (AXIS,))
+        return Mesh(np.asarray(self.devices).reshape(-1, self.model), (AXIS, MODEL_AXIS))
 
-    def _sharding(self, *axes: str | None) -> NamedSharding:
+    def _sharding(self, *axes: Any) -> NamedSharding:
         return NamedSharding(self._mesh, PartitionSpec(*axes))
 
-    def compile(self, step: Callable) -> Callable:
-        replicated = self._sharding()
-        return jax.jit(step, donate_argnums=0, out_shardings=(replicated, replicated))
+    def _divided(self, leading: int) -> NamedSharding:
+        return self._sharding(*[None] * leading, (AXIS, MODEL_AXIS))
+
+    def _of_state(self, state: Any) -> Any:
+        mesh = self._mesh
+        return jax.tree.map(
+            lambda x: NamedSharding(mesh, split_longest(x.shape, self.model)), state
+        )
+
+    def compile(self, step: Callable, *, donate: bool = True) -> Any:
+        def kept_in_place(state, batch, key):
+            state, metrics = step(state, batch, key)
+            state = lax.with_sharding_constraint(state, self._of_state(state))
+            return state, lax.with_sharding_constraint(metrics, self._sharding())
+
+        return jax.jit(kept_in_place, donate_argnums=0 if donate else ())
+
+    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        shardings = self._of_state(jax.eval_shape(init, key))
+        return jax.jit(init, out_shardings=shardings)(key)
+
+    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        shapes = jax.eval_shape(init, key)
+        return jax.tree.map(
+            lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+            shapes,
+            self._of_state(shapes),
+        )
 
     def put_state(self, state: Any) -> Any:
-        return jax.device_put(state, self._sharding())
+        return jax.device_put(state, self._of_state(state))
 
     def get_state(self, state: Any) -> Any:
         return state
 
-    def put_batch(self, batch: Any, *, many: bool = False) -> Any:
-        sharding = self._sharding(*((None, AXIS) if many else (AXIS,)))
+    def rows(self, batch: int) -> slice:
+        check_divisible(batch, len(self.devices))
+        held = self._divided(0).addressable_devices_indices_map((batch,)).values()
+        parts = [index[0].indices(batch) for index in held if index]
+        return slice(min(part[0] for part in parts), max(part[1] for part in parts))
+
+    def put_batch(self, batch: Any, *, leading: int = 0) -> Any:
+        sharding = self._divided(leading)
 
         def put(x):
-            check_divisible(x.shape[int(many)], len(self.devices))
+            check_divisible(x.shape[leading], len(sharding.addressable_devices))
             return jax.make_array_from_process_local_data(sharding, x)
 
         return jax.tree.map(put, batch)
 
     def resident(self, data: Any) -> Callable[[Any], Any]:
-        data = jax.device_put(data, self._sharding())
+        whole = self._sharding()
+        data = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), data
+        )
         gather = {
-            1: jax.jit(_gather, out_shardings=self._sharding(AXIS)),
-            2: jax.jit(_gather, out_shardings=self._sharding(None, AXIS)),
+            leading: jax.jit(_gather, out_shardings=self._divided(leading)) for leading in range(3)
         }
-        return lambda index: gather[index.ndim](data, index)
+        return lambda index: gather[index.ndim - 1](data, index)
 
 
 @dataclass(frozen=True)
@@ -128,20 +202,25 @@ class Pmapped:
     def axis_name(self) -> str | None:
         return AXIS
 
-    def compile(self, step: Callable) -> Callable:
-        mapped = jax.pmap(
+    def compile(self, step: Callable, *, donate: bool = True) -> Any:
+        return jax.pmap(
             partial(step, axis_name=AXIS),
             axis_name=AXIS,
             in_axes=(0, 0, None),
+            out_axes=(0, None),  # metrics are equal on all, by pmean
             devices=self.devices,
-            donate_argnums=0,
+            donate_argnums=0 if donate else (),
         )
 
-        def run(state, batch, key):
-            state, metrics = mapped(state, batch, key)
-            return state, jax.tree.map(lambda x: x[0], metrics)  # equal on all, by pmean
+    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        return self.put_state(jax.jit(init)(key))
 
-        return run
+    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+        one = SingleDeviceSharding(self.devices[0])
+        return jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),
+            jax.eval_shape(init, key),
+        )
 
     def _split(self, x: Any, axis: int) -> Any:
         n = len(self.devices)
@@ -160,8 +239,11 @@ class Pmapped:
     def get_state(self, state: Any) -> Any:
         return jax.tree.map(lambda x: x[0], state)
 
-    def put_batch(self, batch: Any, *, many: bool = False) -> Any:
-        return self._put(jax.tree.map(lambda x: self._split(np.asarray(x), int(many)), batch))
+    def rows(self, batch: int) -> slice:
+        return slice(0, batch)
+
+    def put_batch(self, batch: Any, *, leading: int = 0) -> Any:
+        return self._put(jax.tree.map(lambda x: self._split(np.asarray(x), leading), batch))
 
     def resident(self, data: Any) -> Callable[[Any], Any]:
         copies = self.put_state(data)
@@ -169,7 +251,39 @@ class Pmapped:
         return lambda index: gather(copies, index)
 
 
-PLACEMENTS: dict[str, Callable[[tuple[Any, ...]], Placement]] = {
-    "jit": Sharded,
-    "pmap": Pmapped,
-}
+def on_one_device(state: Any) -> Any:
+    """The whole of a stored state on the first device of this process, for evaluation.
+
+    Every process must call it: what they divide among them is gathered.
+    """
+
+    def whole(x: jax.Array) -> jax.Array:
+        if not isinstance(x.sharding, NamedSharding):
+            return x
+        replicated = NamedSharding(x.sharding.mesh, PartitionSpec())
+        return jax.device_put(x, replicated).addressable_data(0)
+
+    return jax.tree.map(whole, state)
+
+
+def memory_needed(program: Any) -> int | None:
+    """Bytes a device holds while a compiled program runs, by XLA's plan; None where it has none."""
+    plan = program.memory_analysis()
+    plan = plan[0] if isinstance(plan, (list, tuple)) else plan
+    if plan is None:
+        return None
+    return (
+        plan.argument_size_in_bytes
+        + plan.output_size_in_bytes
+        - plan.alias_size_in_bytes
+        + plan.temp_size_in_bytes
+    )
+
+
+def memory_available(device: Any) -> int:
+    """Bytes of one device; on CPU its share of the machine's memory."""
+    limit = (device.memory_stats() or {}).get("bytes_limit")
+    if limit:
+        return int(limit)
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return total // jax.local_device_count()

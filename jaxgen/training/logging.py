@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -43,15 +45,26 @@ class MetricLog:
             str(directory / "tensorboard"), purge_step=start + 1 if start else None
         )
 
-    def write(self, step: int, metrics: dict[str, float]) -> None:
+    def write(self, step: int, metrics: Mapping[str, float | np.ndarray]) -> None:
+        values = {name: float(value) for name, value in metrics.items()}
+        metrics = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
+        """Ends the files and draws ``curves.png``."""
         self._file.close()
         self._events.close()
+
+
+class NoLog:
+    """Writes nothing: the log of all processes but the first."""
+
+    def write(self, step: int, metrics: Mapping[str, float | np.ndarray]) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
@@ -105,16 +118,17 @@ def progress(activity: str, total: int, done: int = 0) -> Generator[Advance]:
 class _LineProgress:
     def __init__(self, activity: str, total: int, done: int, every: float = 10.0) -> None:
         self.activity, self.total, self.done, self.every = activity, total, done, every
-        self.first, self.printed, self.begun_at = True, time.monotonic(), done
+        self.first, self.printed, self.begun_at, self.note = True, time.monotonic(), done, ""
         self.start = self.printed
 
     def __call__(self, amount: int = 0, note: str = "", *, activity: str | None = None) -> None:
         changed = activity is not None and activity != self.activity
         self.activity = activity or self.activity
-        self.done += amount
+        self.done, self.note = self.done + amount, note or self.note
         now = time.monotonic()
         if self.first or changed or self.done >= self.total or now - self.printed >= self.every:
             self.first, self.printed = False, now
             rate = (self.done - self.begun_at) / max(now - self.start, 1e-9)
             left = f", {(self.total - self.done) / rate:.0f} s left" if rate > 0 else ""
-            print(f"{self.activity}: {self.done}/{self.total}{left} {note}".rstrip(), flush=True)
+            line = f"{self.activity}: {self.done}/{self.total}{left} {self.note}".rstrip()
+            console.print(line, markup=False)

@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax import Array
 
-from jaxgen.training.logging import Advance, MetricLog
+from jaxgen.training.logging import Advance
+
+
+class Log(Protocol):
+    """Where the means of the metrics go."""
+
+    def write(self, step: int, metrics: dict[str, Any]) -> None: ...
 
 
 class NonFiniteLoss(FloatingPointError):
-    """Raised by :func:`fit`, with the step; the last good checkpoint is kept."""
+    """Raised by :func:`fit` where too many steps in a row were skipped; names the first."""
+
+
+class Preempted(RuntimeError):
+    """Raised by :func:`fit` after it saved, because it was asked to stop."""
 
 
 def fit(
@@ -26,25 +35,28 @@ def fit(
     start: int,
     stop: int,
     steps_per_call: int = 1,
-    log: MetricLog,
+    log: Log,
     log_every: int,
     checkpoint: Callable[[int, Any], None],
     checkpoint_every: int,
     advance: Advance,
+    max_skipped: int = 10,
+    stopping: Callable[[int], bool] = lambda done: False,
 ) -> Any:
     """Runs steps ``start + 1 .. stop`` and returns the state.
 
     Metrics stay on the device until a logging step, where those of every step since the last one
     are fetched together, checked and averaged: dispatch is never held up in between. ``checkpoint``
-    is called with (steps made, state) every ``checkpoint_every`` steps and after the last one,
-    only ever on a state whose losses were finite.
+    is called with (steps made, state) every ``checkpoint_every`` steps and after the last one. A
+    step whose loss is not finite or whose metric ``skipped`` is not 0 is left out of the average.
 
     Raises:
-      NonFiniteLoss: naming the first step whose loss is not finite.
+      NonFiniteLoss: if ``max_skipped`` steps in a row were skipped, or the loss of a step that
+        tells of no ``skipped`` is not finite.
+      Preempted: after a checkpoint, as soon as ``stopping(steps made)``.
     """
     pending: list[dict[str, Array]] = []
-    done = start
-    advance(activity="compiling")
+    done, row = start, np.zeros((), int)
     while done < stop:
         state, metrics = step(state, next(batches), key)
         if done == start:
@@ -52,31 +64,60 @@ def fit(
             advance(activity="training")
         done += steps_per_call
         pending.append(metrics)
-        saving = done % checkpoint_every < steps_per_call or done >= stop
+        stopped = stopping(done)
+        saving = done % checkpoint_every < steps_per_call or done >= stop or stopped
         if saving or done % log_every < steps_per_call:
-            means = _collect(pending, done)
+            means, row = _collect(pending, done, steps_per_call, row, max_skipped)
             pending = []
             log.write(done, means)
-            advance(0, f"loss {means[_main(means)]:.4f}")
+            advance(0, _note(means))
         if saving:
             checkpoint(done, state)
         advance(steps_per_call)
+        if stopped and done < stop:
+            raise Preempted(f"stopped at step {done} of {stop}")
     return state
 
 
-def _main(means: dict[str, float]) -> str:
-    return "loss" if "loss" in means else next(name for name in means if name.endswith("loss"))
+def _note(means: dict[str, np.ndarray]) -> str:
+    """The loss and how many steps were skipped, for the progress bar."""
+    name = "loss" if "loss" in means else next(name for name in means if name.endswith("loss"))
+    skipped = sum(int(np.sum(v)) for k, v in means.items() if k.endswith("skipped"))
+    return f"loss {np.mean(means[name]):.4f}" + (f", {skipped} skipped" if skipped else "")
 
 
-def _collect(pending: list[dict[str, Array]], done: int) -> dict[str, float]:
-    """The mean of each metric over all pending steps, once every loss among them is finite."""
+def _collect(
+    pending: list[dict[str, Array]], done: int, steps_per_call: int, row: np.ndarray, limit: int
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """The mean of each metric over the pending steps that were not skipped, and how many were.
+
+    ``row`` counts the steps skipped in a row so far; the new count is returned. Values may have
+    an axis of members after that of steps, and then both results have it.
+
+    Raises:
+      NonFiniteLoss: if ``limit`` in a row were skipped (by every member).
+    """
     host = jax.device_get(pending)
-    rows = {name: np.concatenate([np.atleast_1d(m[name]) for m in host]) for name in host[0]}
-    for name, values in rows.items():
-        if name.endswith("loss") and not np.isfinite(values).all():
-            first = done - len(values) + 1 + int(np.argmin(np.isfinite(values)))
+    axis = np.concatenate if steps_per_call > 1 else np.stack
+    rows = {name: axis([m[name] for m in host]) for name in host[0]}
+    losses = [v for name, v in rows.items() if name.endswith("loss")]
+    skips = [v for name, v in rows.items() if name.endswith("skipped")]
+    limit = limit if skips else 1
+    bad = ~np.all(np.isfinite(losses), axis=0) | (np.any(skips, axis=0) if skips else False)
+    for i, skipped in enumerate(bad):
+        row = np.where(skipped, row + 1, 0)
+        if np.all(row >= limit):
+            first = done - len(bad) + 1 + i - limit + 1
             raise NonFiniteLoss(
-                f"{name} is not finite at step {first}: "
-                "lower the learning rate or clip the gradient."
+                f"the loss or its gradient is not finite from step {first} on ({limit} in a row): "
+                "lower the learning rate, clip the gradient, or find the operation by --debug-nans."
             )
-    return {name: math.fsum(values) / len(values) for name, values in rows.items()}
+    kept = np.sum(~bad, axis=0)
+    kept = np.where(kept, kept, np.nan)  # no mean of nothing
+    means = {
+        name: np.sum(v, axis=0)
+        if name.endswith("skipped")
+        else np.sum(np.where(bad, 0.0, v), axis=0, dtype=np.float64) / kept
+        for name, v in rows.items()
+    }
+    return means, row

@@ -54,34 +54,83 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
     )
 
 
+# (params, batch, key) -> (scalar, Aux): what the step body differentiates
+AuxLoss = Callable[[Params, Batch, Array], tuple[Array, Aux]]
+
+
+def gradient(
+    loss: AuxLoss, params: Params, batch: Batch, key: Array, parts: int = 1
+) -> tuple[tuple[Array, Aux], Params]:
+    """``((value, aux), gradient)`` of a batch, taken in ``parts`` one after the other and averaged.
+
+    With parts, the memory for activations is that of one part; part i draws from
+    ``fold_in(key, i)``. The parts are strided, so that each is spread over the devices as the whole
+    is. What is nonlinear in the batch (batch norm) sees its part alone.
+
+    Raises:
+      ValueError: unless the parts divide the batch.
+    """
+    compute = jax.value_and_grad(loss, has_aux=True)
+    if parts == 1:
+        return compute(params, batch, key)
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % parts:
+        raise ValueError(f"a batch of {size} cannot be accumulated in {parts} parts.")
+    split = lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
+
+    def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
+        i, batch = part
+        found = compute(params, batch, jax.random.fold_in(key, i))
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+
+    xs = (jnp.arange(parts), jax.tree.map(split, batch))
+    shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], xs[1]), key)
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    return lax.scan(add, zeros, xs)[0]
+
+
 def descend(
     state: TrainState,
-    loss: Callable[[Params], tuple[Array, Aux]],
+    loss: AuxLoss,
+    batch: Batch,
+    key: Array,
     optimizer: optax.GradientTransformation,
     *,
     ema_decay: float,
+    accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
     """One update: gradient, mean over devices, optimizer, EMA.
 
-    Under ``pmap`` each device sees its share of the batch: gradients, mutable collections and
-    metrics are averaged over ``axis_name``.
+    Where the loss or the gradient is not finite the update is skipped: everything but the step
+    count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
+    share of the batch: gradients, mutable collections and metrics are averaged over ``axis_name``.
+    ``accumulate`` is the ``parts`` of :func:`gradient`.
     """
-    (value, aux), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
+    (value, aux), grads = gradient(loss, state.params, batch, key, accumulate)
     metrics = {"loss": value, **aux.metrics}
     mutables = aux.mutables
     if axis_name is not None:
         grads, mutables, metrics = lax.pmean((grads, mutables, metrics), axis_name)
+    grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     new_state = TrainState(
-        step=state.step + 1,
+        step=state.step,
         params=params,
         opt_state=opt_state,
         ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
         mutables=mutables,
     )
-    return new_state, {**metrics, "grad_norm": optax.tree.norm(grads)}
+    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    norms = {
+        "grad_norm": grad_norm,
+        "update_norm": optax.tree.norm(updates),
+        "param_norm": optax.tree.norm(new_state.params),
+    }
+    skipped = 1 - finite.astype(jnp.int32)
+    return replace(new_state, step=state.step + 1), {**metrics, **norms, "skipped": skipped}
 
 
 def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
@@ -90,15 +139,32 @@ def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
     return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
 
 
-def make_step(loss_fn: Loss, optimizer: optax.GradientTransformation, ema_decay: float) -> Step:
-    """The step ``(state, batch, key) -> (state, metrics)`` of one network without mutables."""
+def make_step(
+    loss_fn: Loss,
+    optimizer: optax.GradientTransformation,
+    ema_decay: float,
+    accumulate: int = 1,
+) -> Step:
+    """The step ``(state, batch, key) -> (state, metrics)`` of one network without mutables.
+
+    ``accumulate`` is the ``parts`` of :func:`gradient`.
+    """
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
+        value, metrics = loss_fn(params, batch, key)
+        return value, Aux(metrics, {})
 
     def step(state: TrainState, batch: Batch, key: Array, axis_name: str | None = None):
-        def loss(params: Params) -> tuple[Array, Aux]:
-            value, metrics = loss_fn(params, batch, step_key(key, state.step, axis_name))
-            return value, Aux(metrics, state.mutables)
-
-        return descend(state, loss, optimizer, ema_decay=ema_decay, axis_name=axis_name)
+        return descend(
+            state,
+            loss,
+            batch,
+            step_key(key, state.step, axis_name),
+            optimizer,
+            ema_decay=ema_decay,
+            accumulate=accumulate,
+            axis_name=axis_name,
+        )
 
     return step
 
@@ -143,10 +209,11 @@ def make_alternating_step(
         part, metrics = batch, {}
         for i in range(discriminator_steps):
             part = jax.tree.map(lambda x: x[i], parts)  # noqa: B023 (used at once)
-            loss = lambda p: losses.discriminator(p, state, part, keys[i])  # noqa: E731, B023
             discriminator, metrics = descend(
                 state.discriminator,
-                loss,
+                lambda p, b, k: losses.discriminator(p, state, b, k),  # noqa: B023
+                part,
+                keys[i],
                 optimizers.discriminator,
                 ema_decay=ema_decay,
                 axis_name=axis_name,
@@ -154,7 +221,9 @@ def make_alternating_step(
             state = replace(state, discriminator=discriminator)
         generator, generator_metrics = descend(
             state.generator,
-            lambda p: losses.generator(p, state, part, keys[-1]),
+            lambda p, b, k: losses.generator(p, state, b, k),
+            part,
+            keys[-1],
             optimizers.generator,
             ema_decay=ema_decay,
             axis_name=axis_name,

@@ -12,7 +12,7 @@ from oracles import Gaussian, Mixture
 from PIL import Image
 
 from experiments.applications import PRESETS, Applications, estimate, make_problems, psnr
-from experiments.runner import Mistake
+from experiments.system import Mistake
 from jaxgen.diffusion.schedules import from_betas, linear_betas
 
 MODEL = (

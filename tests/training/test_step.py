@@ -55,12 +55,13 @@ def test_every_step_draws_from_its_own_key():
 
 
 def test_mutable_collections_come_back():
-    def loss(params):
+    def loss(params, batch, key):
         return params["w"].sum(), Aux({}, {"batch_stats": {"mean": jnp.ones(2)}})
 
     optimizer = optax.sgd(0.1)
     variables = {"params": PARAMS, "batch_stats": {"mean": jnp.zeros(2)}}
-    state, _ = descend(init_state(variables, optimizer), loss, optimizer, ema_decay=0.0)
+    state = init_state(variables, optimizer)
+    state, _ = descend(state, loss, jnp.zeros(1), jax.random.key(0), optimizer, ema_decay=0.0)
     np.testing.assert_array_equal(state.mutables["batch_stats"]["mean"], 1)
 
 

@@ -1,0 +1,124 @@
+"""Run directories: their names, what they hold, and who may write to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from experiments.system import Mistake, Run, from_dict
+from jaxgen.training.checkpoints import NoCheckpoint, StorageError
+
+# What --resume may change: none of it alters a step that was already made.
+FREE_ON_RESUME = {
+    "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
+    "max_skipped",
+}  # fmt: skip
+
+# Sections of a config that say how to measure a trained model, and change nothing in training.
+MEASURING = ("sampling", "applications")
+
+
+def _stem(experiment: str, data: str) -> str:
+    return f"{experiment}-" + "".join(c if c.isalnum() or c in "_-" else "_" for c in data)
+
+
+def _existing(experiment: str, data: str) -> list[Path]:
+    return sorted(Path("runs").glob(f"{_stem(experiment, data)}-[0-9][0-9][0-9]"))
+
+
+def newest(experiment: str, data: str) -> Path | None:
+    return next(reversed(_existing(experiment, data)), None)
+
+
+def run_directory(experiment: str, config: Any, run: Run, fresh: bool) -> Path:
+    if run.dir is not None:
+        return run.dir
+    existing = _existing(experiment, config.data.data)
+    if fresh:
+        number = 1 + (int(existing[-1].name[-3:]) if existing else 0)
+        return Path("runs") / f"{_stem(experiment, config.data.data)}-{number:03d}"
+    if not existing:
+        raise NoCheckpoint(
+            f"there is no run of {experiment} on {config.data.data} under runs/: "
+            "train first, or give its --dir."
+        )
+    return existing[-1]
+
+
+def check_directory(directory: Path, config: Any, run: Run) -> None:
+    """Refuses to train over another run, before anything is compiled or overwritten."""
+    saved = read_config(type(config), directory)
+    if saved is None:
+        if run.resume:
+            raise NoCheckpoint(f"no run to resume in {directory}: leave out --resume.")
+        return
+    if not run.resume:
+        raise Mistake(f"{directory} already holds a run: add --resume, or give another --dir.")
+    ours, theirs = dataclasses.asdict(config), dataclasses.asdict(saved)
+    for options in (ours, theirs):
+        for section in MEASURING:
+            options.pop(section, None)
+        for name in FREE_ON_RESUME:
+            options["train"].pop(name)
+    different = sorted(_differences(theirs, ours))
+    if different:
+        raise Mistake(
+            f"{directory} holds a run with other options ({'; '.join(different)}): "
+            "resume it with its own, or give another --dir."
+        )
+
+
+def _differences(theirs: dict, ours: dict) -> list[str]:
+    found = []
+    for name, value in ours.items():
+        if isinstance(value, dict):
+            found += _differences(theirs[name], value)
+        elif theirs[name] != value:
+            found.append(f"{name} is {theirs[name]}, not {value}")
+    return found
+
+
+def read_config(kind: type, directory: Path) -> Any | None:
+    """The config of the run in a directory; None where there is no run."""
+    path = directory / "config.json"
+    return from_dict(kind, json.loads(path.read_text())) if path.exists() else None
+
+
+def write_config(directory: Path, config: Any) -> None:
+    """Writes the config at once or not at all."""
+    path, part = directory / "config.json", directory / "config.json.part"
+    part.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    os.replace(part, path)
+
+
+@contextmanager
+def locked(directory: Path) -> Generator[None]:
+    """Makes the directory and holds it for one run; the system frees it when the process ends.
+
+    Raises:
+      Mistake: if another run holds it.
+      StorageError: if it cannot be written to.
+    """
+    lock = filelock.FileLock(directory / ".lock")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise Mistake(
+            f"another run is writing to {directory}: wait for it, or give another --dir."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {directory} ({error.strerror or error}): give another --dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
