@@ -284,6 +284,8 @@ def train(
 ) -> Any:
     """Trains to ``config.train.steps`` and returns the state, whole on one device."""
     options: Train = config.train
+    if run.debug_nans:  # a scan would be the operation that is named
+        options = dataclasses.replace(options, steps_per_call=1)
     key = sweep.run_key(config, members)
     if run.resume and checkpoints.steps():
         start, state, _ = checkpoints.restore(placement.stored(system.init, key))

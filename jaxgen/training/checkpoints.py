@@ -189,7 +189,7 @@ class Checkpoints:
         for later in [s for s in self.steps() if s > step]:
             self._manager.delete(later)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save under way.
 
         Raises:
@@ -199,6 +199,11 @@ class Checkpoints:
             self._manager.wait_until_finished()
         except Exception as error:
             raise self._unwritten(error) from error
+
+    def close(self) -> None:
+        """Waits for the save under way, and ends."""
+        try:
+            self.wait()
         finally:
             self._manager.close()
 

@@ -52,6 +52,14 @@ def test_it_runs_on_a_bare_machine_and_its_numbers_fit_together(tmp_path):
     assert min(v for v in n.values() if isinstance(v, float)) > 0
 
 
+def test_without_pytorch_the_comparison_says_what_to_install(monkeypatch):
+    from experiments import benchmark
+
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(SystemExit, match=r"not installed \(torch\): pip install torch diffusers"):
+        benchmark.main(["--torch"])
+
+
 @pytest.mark.slow
 def test_the_scan_sampler_costs_no_more_than_its_forward_passes(tmp_path):
     _, n = run(tmp_path, "--model", "digits", "--rounds", "9")

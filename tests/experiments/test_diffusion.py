@@ -3,24 +3,16 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from PIL import Image
+from processes import arrays
 
 from experiments.distillation import PRESETS, rounds_of
 from experiments.score_sde import PROCESSES, SOLVERS
 from experiments.solvers import COMPARED
 from jaxgen.diffusion.samplers import evaluations
 from jaxgen.training.logging import read_metrics
-
-
-def arrays(directory, step):
-    """The leaves of a saved state by their paths, as they are on disk."""
-    with ocp.StandardCheckpointer() as reader:
-        tree = reader.restore(Path(directory).absolute() / "checkpoints" / str(step) / "state")
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 
 def report(directory, name="report.json"):

@@ -3,10 +3,10 @@
 import json
 from pathlib import Path
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
+from processes import arrays
 
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
@@ -22,15 +22,6 @@ NUMBERS = {
     "vae": {"elbo", "log_likelihood", "reconstruction_error", "classes_covered"},
     "gan": {"classes_covered"},
 }
-
-
-def arrays(directory, step):
-    """The leaves of a saved state, as they are on disk."""
-    import orbax.checkpoint as ocp
-
-    with ocp.StandardCheckpointer() as reader:
-        tree = reader.restore(Path(directory).absolute() / "checkpoints" / str(step) / "state")
-    return {jax.tree_util.keystr(k): np.asarray(v) for k, v in jax.tree.leaves_with_path(tree)}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,4 +1,6 @@
 import json
+import resource
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +8,15 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.checkpoints import (
+    Checkpoints,
+    DamagedCheckpoint,
+    NoCheckpoint,
+    StorageError,
+    fingerprint,
+)
+from jaxgen.training.devices import Pmapped, Sharded
+from jaxgen.training.step import adam, init_state
 
 
 def state(value):
@@ -68,3 +78,135 @@ def test_the_config_travels_with_the_checkpoint(tmp_path):
         checkpoints.save(1, state(1), {"train": {"steps": 5}}, 0.0)
     about = next(p for p in (tmp_path / "1" / "about").iterdir() if p.is_file())
     assert json.loads(about.read_text())["config"] == {"train": {"steps": 5}}
+
+
+DTYPES = ["float32", "bfloat16", "int32", "uint8", "bool"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_fingerprint_changes_with_any_single_word(dtype):
+    rng = np.random.default_rng(0)
+    x = np.asarray(jnp.asarray(rng.integers(2, size=(7, 5)), dtype))
+    seen = {int(fingerprint([x])[0])}
+    for i in range(x.size):
+        other = x.copy()
+        other.reshape(-1)[i] = 1 - other.reshape(-1)[i]
+        seen.add(int(fingerprint([other])[0]))
+    assert int(fingerprint([x])[0]) not in {
+        int(fingerprint([np.roll(x, 1, axis=0)])[0]),
+        int(fingerprint([x.T])[0]),
+    }
+    assert len(seen) > x.size // 2  # the whole, and hardly any two changes alike
+
+
+def test_a_fingerprint_does_not_depend_on_the_layout():
+    tree = {"a": jax.random.normal(jax.random.key(0), (16, 8)), "b": jnp.arange(5)}
+    want = fingerprint(tree)
+    mesh = Mesh(np.asarray(jax.devices()), ("batch",))
+    split = dict(tree, a=jax.device_put(tree["a"], NamedSharding(mesh, PartitionSpec("batch"))))
+    np.testing.assert_array_equal(fingerprint(split), want)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """Three checkpoints of which the last is to be damaged."""
+    directory = tmp_path_factory.mktemp("saved")
+    with Checkpoints(directory) as checkpoints:
+        for step in (1, 2, 3):
+            checkpoints.save(step, state(step), {"a": 1}, 1.0 / step)
+    return directory
+
+
+@pytest.mark.parametrize("damage", ["flip", "truncate"])
+def test_any_damage_to_the_newest_is_found_or_harmless(saved, tmp_path, damage, capsys):
+    """Every file of the newest checkpoint in turn: what comes back was saved, or is the one before.
+
+    Some files repeat what others hold, and are not read.
+    """
+    rng, passed_over = np.random.default_rng(0), 0
+    files = [path for path in (saved / "3").rglob("*") if path.is_file() and path.stat().st_size]
+    for i, path in enumerate(files):
+        copy = tmp_path / str(i)
+        shutil.copytree(saved, copy)
+        broken = copy / path.relative_to(saved)
+        raw = bytearray(broken.read_bytes())
+        if damage == "flip":
+            raw[rng.integers(len(raw))] ^= 1 << int(rng.integers(8))
+        else:
+            raw = raw[: len(raw) // 2]
+        broken.write_bytes(bytes(raw))
+        with Checkpoints(copy) as checkpoints:
+            step, restored, _ = checkpoints.restore(state(0))
+        out = capsys.readouterr().out
+        np.testing.assert_array_equal(restored["w"], float(step))
+        assert restored["step"] == step
+        if step == 2:
+            passed_over += 1
+            assert f"the checkpoint of step 3 in {copy} is damaged" in out
+            assert "using the one of step 2" in out
+        else:
+            assert (step, out) == (3, "")
+    assert passed_over >= 5
+
+
+def test_numbers_that_differ_are_found_though_they_can_be_read(saved, tmp_path, capsys):
+    """A whole checkpoint whose arrays are not those of its fingerprint."""
+    copy = tmp_path / "copy"
+    shutil.copytree(saved, copy)
+    shutil.rmtree(copy / "3" / "state")
+    shutil.copytree(copy / "2" / "state", copy / "3" / "state")
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.restore(state(0))[0] == 2
+        assert "its arrays are not those that were saved" in capsys.readouterr().out
+        with pytest.raises(DamagedCheckpoint, match=r"step 3.*name another"):
+            checkpoints.restore(state(0), 3)
+        checkpoints.drop_after(2)
+        assert checkpoints.steps() == [1, 2]
+        checkpoints.save(3, state(3), {}, 0.1)
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.restore(state(0))[0] == 3
+
+
+def test_a_full_disk_is_told_and_leaves_the_earlier_ones(tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    noise = lambda i: {"w": jax.random.normal(jax.random.key(i), (300, 500)), "step": jnp.int32(i)}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, noise(1), {}, 1.0)
+    checkpoints.wait()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        checkpoints.save(2, noise(2), {}, 0.5)
+        with pytest.raises(StorageError, match="last whole one is of step 1; make room"):
+            checkpoints.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    with Checkpoints(tmp_path) as checkpoints:
+        step, restored, _ = checkpoints.restore(noise(0))
+    assert step == 1
+    np.testing.assert_array_equal(restored["w"], noise(1)["w"])
+
+
+LAYOUTS = {
+    "one": Sharded(tuple(jax.devices()[:1])),
+    "eight": Sharded(tuple(jax.devices())),
+    "split in two": Sharded(tuple(jax.devices()), 2),
+    "split in eight": Sharded(tuple(jax.devices()), 8),
+    "pmap": Pmapped(tuple(jax.devices()[:4])),
+}
+
+
+@pytest.mark.parametrize("after", LAYOUTS)
+@pytest.mark.parametrize("before", ["eight", "split in eight", "pmap"])
+def test_a_state_returns_in_any_layout(tmp_path, before, after):
+    def init(key):
+        params = {"w": jax.random.normal(key, (64, 48)), "b": jax.random.normal(key, (3,))}
+        return init_state({"params": params}, adam(1e-3))
+
+    key = jax.random.key(3)
+    old, new = LAYOUTS[before], LAYOUTS[after]
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, old.get_state(old.init(init, key)), {}, 0.0)
+        _, restored, _ = checkpoints.restore(new.stored(init, key))
+    placed = new.get_state(new.put_state(restored))
+    jax.tree.map(np.testing.assert_array_equal, placed, init(key))

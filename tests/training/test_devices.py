@@ -5,7 +5,17 @@ import optax
 import pytest
 from flax import linen as nn
 
-from jaxgen.training.devices import Pmapped, Sharded, check_divisible, scan_steps
+from jaxgen.training.devices import (
+    MODEL_AXIS,
+    Pmapped,
+    Sharded,
+    check_divisible,
+    memory_available,
+    memory_needed,
+    on_one_device,
+    scan_steps,
+    split_longest,
+)
 from jaxgen.training.step import Aux, descend, init_state, make_step
 
 DEVICES = tuple(jax.devices())
@@ -153,3 +163,74 @@ def test_batches_that_devices_cannot_share_are_refused():
     for kind in (Sharded, Pmapped):
         with pytest.raises(ValueError, match="not divisible"):
             kind(DEVICES).put_batch(np.zeros((10, 2)))
+
+
+WIDE = 64
+
+
+def wide_loss(params, batch, key):
+    noise = jax.random.normal(key, batch.shape)
+    hidden = jnp.tanh((batch + noise) @ params["up"])
+    return jnp.mean((hidden @ params["down"] - batch) ** 2), {}
+
+
+def wide_state(key):
+    up, down = jax.random.split(key)
+    params = {
+        "up": 0.1 * jax.random.normal(up, (3, WIDE * 8)),
+        "down": 0.1 * jax.random.normal(down, (WIDE * 8, 3)),
+    }
+    return init_state({"params": params}, OPTIMIZER)
+
+
+@pytest.mark.parametrize(("count", "model"), [(2, 2), (8, 2), (8, 8)])
+def test_a_divided_state_trains_to_the_same_numbers(count, model):
+    def run(placement):
+        step = placement.compile(make_step(wide_loss, OPTIMIZER, 0.9))
+        state = placement.init(wide_state, jax.random.key(0))
+        for batch in DATA:
+            state, metrics = step(state, placement.put_batch(batch), jax.random.key(1))
+        return state, metrics
+
+    state, metrics = run(Sharded(DEVICES[:count], model))
+    want, want_metrics = run(Sharded(DEVICES[:1]))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.device_get((state, metrics)),
+        jax.device_get((want, want_metrics)),
+    )
+    for tree in (state.params, state.ema, state.opt_state[0].mu):
+        for x in jax.tree.leaves(tree):
+            assert x.addressable_shards[0].data.size == x.size // model
+    whole = on_one_device(state)
+    assert {len(x.sharding.device_set) for x in jax.tree.leaves(whole)} == {1}
+    np.testing.assert_array_equal(whole.params["up"], jax.device_get(state.params["up"]))
+
+
+def test_dividing_the_state_lowers_the_memory_of_a_device():
+    def needed(placement):
+        step = placement.compile(make_step(wide_loss, OPTIMIZER, 0.9))
+        state = placement.init(wide_state, jax.random.key(0))
+        batch = placement.put_batch(DATA[0])
+        return memory_needed(step.lower(state, batch, jax.random.key(1)).compile())
+
+    size = 4 * sum(x.size for x in jax.tree.leaves(wide_state(jax.random.key(0))))
+    whole, divided = needed(Sharded(DEVICES)), needed(Sharded(DEVICES, 8))
+    assert size < whole < 4 * size
+    assert divided < whole - size / 2
+    assert memory_available(DEVICES[0]) > whole
+
+
+def test_the_longest_axis_that_can_be_is_divided():
+    assert split_longest((3, 3, 64, 128), 4) == (None, None, None, MODEL_AXIS)
+    assert split_longest((130, 129), 2) == (MODEL_AXIS, None)
+    assert split_longest((129, 131), 2) == ()
+    assert split_longest((8, 8), 2) == ()  # too small to be worth it
+    assert split_longest((4096,), 1) == ()
+
+
+@pytest.mark.parametrize("model", [1, 2])
+def test_the_rows_of_the_only_process_are_all(model):
+    assert Sharded(DEVICES, model).rows(16) == slice(0, 16)
+    with pytest.raises(ValueError, match="not divisible"):
+        Sharded(DEVICES, model).rows(12)

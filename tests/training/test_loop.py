@@ -1,4 +1,5 @@
 import itertools
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -6,10 +7,12 @@ import numpy as np
 import pytest
 
 from jaxgen.training.logging import MetricLog, progress, read_metrics
-from jaxgen.training.loop import NonFiniteLoss, fit
+from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
 
 
-def run(tmp_path, step, *, start=0, stop, state=0.0, per_call=1, log_every=2, save_every=4):
+def run(
+    tmp_path, step, *, start=0, stop, state=0.0, per_call=1, log_every=2, save_every=4, **kwargs
+):
     saved, log = {}, MetricLog(tmp_path, start)
     with progress("testing", stop, start) as advance:
         end = fit(
@@ -25,6 +28,7 @@ def run(tmp_path, step, *, start=0, stop, state=0.0, per_call=1, log_every=2, sa
             checkpoint=lambda done, state: saved.update({done: float(state)}),
             checkpoint_every=save_every,
             advance=advance,
+            **kwargs,
         )
     log.close()
     return float(end), saved, read_metrics(tmp_path / "metrics.jsonl")
@@ -117,3 +121,62 @@ def test_tensorboard_holds_the_same_numbers(tmp_path):
         values |= {(event.step, v.tag): v.simple_value for v in event.summary.value}
     assert values[(2, "loss")] == 0.5
     assert values[(4, "loss")] == 2.5
+
+
+def skipping(bad):
+    """A step whose loss is its number, skipped (and not finite) at the given numbers."""
+
+    def step(state, batch, key):
+        here = jnp.isin(state + 1, jnp.array(bad, jnp.float32))
+        return state + 1, {"loss": jnp.where(here, jnp.nan, state + 1), "skipped": here.astype(int)}
+
+    return step
+
+
+def test_skipped_steps_are_counted_and_left_out_of_the_mean(tmp_path):
+    end, saved, rows = run(tmp_path, skipping([2, 5, 6]), stop=8, max_skipped=3)
+    assert end == 8
+    assert set(saved) == {4, 8}
+    assert [row["skipped"] for row in rows] == [1, 0, 2, 0]
+    assert [row.get("loss") for row in rows] == [1.0, 3.5, None, 7.5]
+
+
+def test_too_many_skipped_steps_in_a_row_stop_the_run(tmp_path):
+    with pytest.raises(NonFiniteLoss, match=r"from step 6 on \(4 in a row\)"):
+        run(tmp_path, skipping([2, 3, 4, 6, 7, 8, 9, 10]), stop=20, max_skipped=4)
+
+
+def test_members_of_a_sweep_are_counted_apart(tmp_path):
+    """One member fails for ever; the run goes on for the other and stops when both fail."""
+
+    def step(state, batch, key):
+        bad = jnp.array([True, False]) | (state >= 8)
+        loss = jnp.where(bad, jnp.nan, jnp.array([1.0, 2.0]))
+        return state + 1, {"loss": loss, "skipped": bad.astype(int)}
+
+    class Log:
+        rows: ClassVar[list] = []
+
+        def write(self, step, metrics):
+            self.rows.append(metrics)
+
+    with pytest.raises(NonFiniteLoss, match="from step 9 on"), progress("t", 20) as advance:
+        fit(
+            jnp.float32(0), step, itertools.count(), jax.random.key(0), start=0, stop=20,
+            log=Log(), log_every=2, checkpoint=lambda *_: None, checkpoint_every=20,
+            advance=advance, max_skipped=3,
+        )  # fmt: skip
+    assert [row["skipped"].tolist() for row in Log.rows] == [[2, 0]] * 4 + [[2, 2]]
+    np.testing.assert_array_equal([row["loss"][1] for row in Log.rows[:4]], 2.0)
+
+
+def test_a_run_that_is_told_to_stop_saves_first(tmp_path):
+    saved = {}
+    with pytest.raises(Preempted, match="stopped at step 3 of 20"), progress("t", 20) as advance:
+        fit(
+            jnp.float32(0), count, itertools.count(), jax.random.key(0), start=0, stop=20,
+            log=MetricLog(tmp_path), log_every=10,
+            checkpoint=lambda done, state: saved.update({done: float(state)}),
+            checkpoint_every=5, advance=advance, stopping=lambda done: done >= 3,
+        )  # fmt: skip
+    assert saved == {3: 3.0}

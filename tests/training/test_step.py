@@ -9,6 +9,7 @@ from jaxgen.training.step import (
     Players,
     adam,
     descend,
+    gradient,
     init_state,
     make_alternating_step,
     make_step,
@@ -118,3 +119,76 @@ def test_adam_warms_up_and_clips():
     moments = opt_state[1][0].mu["w"]  # clipped to norm 1: (0.6, 0.8), averaged
     np.testing.assert_allclose(moments / jnp.linalg.norm(moments), [0.6, 0.8], rtol=1e-5)
     assert jnp.linalg.norm(moments) < 1
+
+
+def noisy(params, batch, key):
+    noise = jax.random.normal(key, batch.shape)
+    return jnp.mean((params["w"][None] - batch - noise) ** 2), {}
+
+
+@pytest.mark.parametrize("parts", [2, 3, 6])
+def test_accumulated_gradients_are_those_of_the_large_batch(parts):
+    batch = jax.random.normal(jax.random.key(1), (12, 2))
+    optimizer = adam(0.1, clip=1.0)
+    one = jax.jit(make_step(quadratic, optimizer, 0.9))
+    many = jax.jit(make_step(quadratic, optimizer, 0.9, accumulate=parts))
+    a, b = (init_state({"params": PARAMS}, optimizer) for _ in range(2))
+    for i in range(4):
+        a, metrics_a = one(a, batch + i, jax.random.key(0))
+        b, metrics_b = many(b, batch + i, jax.random.key(0))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), a, b)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-6), metrics_a, metrics_b
+    )
+
+
+def test_each_accumulated_part_draws_from_its_own_key():
+    batch, key = jnp.zeros((6, 2)), jax.random.key(4)
+    loss = lambda params, batch, key: (noisy(params, batch, key)[0], Aux({}, {}))
+    (_, _), got = gradient(loss, PARAMS, batch, key, parts=3)
+    parts = [
+        jax.grad(lambda p, i=i: noisy(p, batch[i::3], jax.random.fold_in(key, i))[0])(PARAMS)["w"]
+        for i in range(3)
+    ]
+    np.testing.assert_allclose(got["w"], sum(parts) / 3, rtol=1e-5)
+    assert not np.allclose(parts[0], parts[1])
+
+
+def test_parts_that_do_not_divide_the_batch_are_refused():
+    step = make_step(quadratic, optax.sgd(0.1), 0.0, accumulate=5)
+    with pytest.raises(ValueError, match="a batch of 12 cannot be accumulated in 5 parts"):
+        step(init_state({"params": PARAMS}, optax.sgd(0.1)), jnp.zeros((12, 2)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("kind", ["loss", "gradient"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(kind):
+    """sqrt(|b|) has a finite value and an infinite slope at 0; log(b) is infinite there."""
+
+    def loss(params, batch, key):
+        argument = jnp.abs(params["w"].sum() - params["w"].sum() + batch).mean()
+        value = jnp.log(argument) if kind == "loss" else jnp.sqrt(argument)
+        return value + (params["w"] ** 2).sum(), {}
+
+    optimizer = adam(0.1)
+    step = jax.jit(make_step(loss, optimizer, 0.9))
+    state = init_state({"params": PARAMS}, optimizer)
+    state, metrics = step(state, jnp.ones(2), jax.random.key(0))
+    assert metrics["skipped"] == 0
+    after, metrics = step(state, jnp.zeros(2), jax.random.key(0))
+    assert metrics["skipped"] == 1
+    assert after.step == state.step + 1
+    rest = lambda s: (s.params, s.opt_state, s.ema)
+    jax.tree.map(np.testing.assert_array_equal, rest(after), rest(state))
+    again, metrics = step(after, jnp.ones(2), jax.random.key(0))
+    assert metrics["skipped"] == 0
+    assert not np.array_equal(again.params["w"], after.params["w"])
+
+
+def test_norms_are_those_of_the_gradient_the_update_and_the_parameters():
+    optimizer = optax.sgd(0.5)
+    state = init_state({"params": PARAMS}, optimizer)
+    batch = jnp.array([[0.0, 0.0], [2.0, 4.0]])
+    state, metrics = make_step(quadratic, optimizer, 0.9)(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["grad_norm"], 4.0)  # (1, -2) - (1, 2)
+    np.testing.assert_allclose(metrics["update_norm"], 2.0)
+    np.testing.assert_allclose(metrics["param_norm"], 1.0)  # (1, 0)

@@ -1,0 +1,236 @@
+"""Runs that are killed, stopped, starved and damaged.
+
+``pytest -m slow tests/experiments/test_faults.py`` kills every experiment at random moments, two
+dozen times in all, and prints the table of the README.
+"""
+
+import random
+import signal
+import time
+from pathlib import Path
+
+import filelock
+import numpy as np
+import pytest
+from processes import COMMON, TINY, arrays, finish, mismatches, start, wait_for
+
+from jaxgen.training.checkpoints import Checkpoints
+from jaxgen.training.logging import read_metrics
+
+STEPS = 240
+LONG = "--log-every 10 --checkpoint-every 20 --seed 3"
+LASTING = {"distillation": "--teacher-steps 120 --round-steps 60"}
+
+
+def words(name, directory):
+    return f"train {TINY[name]} {COMMON} {LONG} {LASTING.get(name, '')} --dir {directory}"
+
+
+def train(name, directory, cwd, steps=STEPS):
+    """Starts the run, or goes on with it."""
+    resume = "--resume" if (cwd / directory / "config.json").exists() else ""
+    return start(name, f"{words(name, directory)} --steps {steps} {resume}", cwd)
+
+
+def kill_often(name, cwd, kills, seconds, rng):
+    """Kills runs, every other time in the middle of a save, and goes on with them.
+
+    ``seconds`` is how long a whole run takes. A run that came to its end in between is compared
+    with the whole one, and another begun. Returns how many were killed while saving.
+    """
+    done = saving = runs = 0
+    while done < kills:
+        folder = cwd / f"killed{runs}" / "checkpoints"
+        process, end = train(name, f"killed{runs}", cwd), time.monotonic() + rng.random() * seconds
+        alive = lambda p=process: p.poll() is None
+        busy = lambda f=folder: any(f.glob("*tmp*"))
+        moment = busy if done % 2 else (lambda e=end: time.monotonic() > e)
+        wait_for(lambda a=alive, m=moment: not a() or m())
+        if alive():
+            done, saving = done + 1, saving + busy()
+            process.kill()
+        process.communicate()
+        if process.returncode == 0 or done == kills:
+            status, out = finish(train(name, f"killed{runs}", cwd))
+            assert status == 0, out
+            check_same(name, cwd, "whole", f"killed{runs}")
+            runs += 1
+    return saving
+
+
+def check_same(name, cwd, whole, parts):
+    wrong = mismatches(arrays(cwd / whole, STEPS), arrays(cwd / parts, STEPS))
+    logs = [read_metrics(cwd / d / "metrics.jsonl") for d in (whole, parts)]
+    assert wrong == 0, f"{wrong} arrays of {name} differ"
+    assert logs[0] == logs[1]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nothing happened to: its directory, and how long it took."""
+    cwd, begun = tmp_path_factory.mktemp("runs"), time.monotonic()
+    status, out = finish(train("vae", "whole", cwd))
+    assert status == 0, out
+    return cwd, time.monotonic() - begun
+
+
+def test_a_killed_run_goes_on_bit_for_bit(whole):
+    cwd, seconds = whole
+    kill_often("vae", cwd, 2, seconds, random.Random(0))
+
+
+def test_a_run_told_to_stop_saves_and_says_so_by_its_status(whole):
+    whole, _ = whole
+    process = train("vae", "stopped", whole)
+    wait_for(lambda: (whole / "stopped" / "metrics.jsonl").exists())
+    time.sleep(0.3)
+    process.send_signal(signal.SIGTERM)
+    status, out = finish(process)
+    assert status == 75, out
+    assert "preempted: stopped at step" in out
+    with Checkpoints(whole / "stopped" / "checkpoints") as checkpoints:
+        last = checkpoints.steps()[-1]
+    assert f"stopped at step {last} of {STEPS} and saved: add --resume" in out
+    status, out = finish(train("vae", "stopped", whole))
+    assert status == 0, out
+    assert f"resuming from step {last}" in out
+    assert mismatches(arrays(whole / "whole", STEPS), arrays(whole / "stopped", STEPS)) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("vae", 4), ("gan", 4), ("ddpm", 4), ("score_sde", 4), ("distillation", 4),
+        ("solvers", 2), ("applications", 2),
+    ],
+)  # fmt: skip
+@pytest.mark.timeout(900)
+def test_every_experiment_survives_being_killed(name, kills, tmp_path, capsys):
+    begun = time.monotonic()
+    status, out = finish(train(name, "whole", tmp_path), 600)
+    assert status == 0, out
+    saving = kill_often(name, tmp_path, kills, time.monotonic() - begun, random.Random(name))
+    with capsys.disabled():
+        print(f"\n{name}: {kills} killed, {saving} of them while saving, 0 mismatches")
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(command):
+    assert command("vae", "train --steps 12 --dir whole")[0] == 0
+    assert command("vae", "train --steps 8 --dir run")[0] == 0
+    (path,) = Path("run/checkpoints/8/state/d").iterdir()
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    path.write_bytes(bytes(raw))
+    status, out, err = command("vae", "sample --dir run", tiny=False)
+    assert (status, err) == (0, "")
+    assert "warning: the checkpoint of step 8 in" in out
+    assert "using the one of step 4" in out
+    status, _, err = command("vae", "sample --dir run --checkpoint 8", tiny=False)
+    assert status == 2
+    assert "step 8: " in err
+    assert "name another with --checkpoint" in err
+    status, out, _ = command("vae", "train --steps 12 --dir run --resume")
+    assert status == 0
+    assert "resuming from step 4" in out
+    for step in (8, 12):
+        assert mismatches(arrays("whole", step), arrays("run", step)) == 0
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(command):
+    assert command("vae", "train --steps 4 --dir whole")[0] == 0
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    import shutil
+
+    shutil.rmtree("run/checkpoints")
+    status, out, _ = command("vae", "train --steps 4 --dir run --resume")
+    assert status == 0
+    assert "resuming" not in out
+    assert mismatches(arrays("whole", 4), arrays("run", 4)) == 0
+
+
+def test_a_directory_is_held_by_one_run(command, tmp_path):
+    (tmp_path / "run").mkdir()
+    with filelock.FileLock(tmp_path / "run" / ".lock"):
+        status, _, err = command("vae", "train --steps 4 --dir run")
+    assert status == 2
+    assert err == ("error: another run is writing to run: wait for it, or give another --dir.\n")
+    assert {p.name for p in Path("run").iterdir()} == {".lock"}
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+
+
+def test_a_directory_that_cannot_be_written_is_told(command):
+    Path("file").write_text("")
+    status, _, err = command("vae", "train --steps 4 --dir file/run")
+    assert status == 74
+    assert err.startswith("error: cannot write to file/run (")
+    assert err.endswith("): give another --dir.\n")
+
+
+def test_a_full_disk_stops_the_run_and_spares_what_is_there(command):
+    import resource
+
+    big = "--hidden 600 --steps-per-call 1 --dir run"
+    assert command("vae", f"train --steps 4 {big}")[0] == 0
+    before = arrays("run", 4)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        status, _, err = command("vae", f"train --steps 12 {big} --resume")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 74
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "could not be written" in line
+    assert line.endswith("the last whole one is of step 4; make room, then --resume.")
+    assert mismatches(before, arrays("run", 4)) == 0
+    status, out, _ = command("vae", f"train --steps 12 {big} --resume")
+    assert status == 0
+    assert "resuming from step 4" in out
+
+
+def test_the_operation_that_answers_nan_is_named(command):
+    status, _, err = command("vae", "train --steps 8 --dir run --learning-rate 1e30 --debug-nans")
+    assert status == 3
+    (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert "invalid value (nan) encountered in" in line
+    assert "jaxgen" in line  # a line of this project
+    assert ".py:" in line
+
+
+def test_a_profile_is_a_trace_that_can_be_opened(command):
+    import gzip
+    import json
+
+    status, out, _ = command("vae", "train --steps 44 --checkpoint-every 44 --dir run --profile")
+    assert status == 0
+    assert "profile of 10 calls in run/profile" in out
+    (path,) = Path("run/profile").rglob("perfetto_trace.json.gz")
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    assert len(events) > 100
+    assert list(Path("run/profile").rglob("*.xplane.pb"))  # what TensorBoard reads
+
+
+def test_what_does_not_fit_is_told_before_the_first_step(command, monkeypatch):
+    monkeypatch.setattr("experiments.runner.memory_available", lambda device: 10_000)
+    status, out, err = command("vae", "train --steps 4 --dir run --devices 1")
+    assert status == 2
+    assert "memory: a step needs" in out
+    assert "does not fit" in err
+    assert "--accumulate" in err
+    assert not list(Path("run/checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.parametrize("name", ["vae", pytest.param("ddpm", marks=pytest.mark.slow)])
+def test_accumulation_and_a_divided_state_are_options(command, name):
+    small = "train --steps 4 --batch 32 --learning-rate 1e-4 --hidden 128"
+    small = small if name == "vae" else small.replace("--hidden 128", "")
+    assert command(name, f"{small} --devices 1 --dir whole")[0] == 0
+    assert command(name, f"{small} --devices 4 --model-devices 4 --dir divided")[0] == 0
+    assert command(name, f"{small} --devices 1 --accumulate 2 --dir parts")[0] == 0
+    whole, divided, parts = (arrays(d, 4) for d in ("whole", "divided", "parts"))
+    for leaf, value in whole.items():
+        np.testing.assert_allclose(value, divided[leaf], rtol=2e-3, atol=2e-5, err_msg=leaf)
+    assert parts.keys() == whole.keys()
+    moved = [np.abs(parts[k] - whole[k]).max() for k in whole if "params" in k]
+    assert 0 < max(moved) < 1e-2  # other draws of the noise, the same objective

@@ -1,0 +1,102 @@
+"""Several processes that train together give what one gives."""
+
+import signal
+import time
+
+import numpy as np
+import pytest
+from processes import arrays, finish, start, start_together, wait_for
+
+OPTIONS = (
+    "train --hidden 64 --latents 2 --batch 16 --log-every 2 --checkpoint-every 4 "
+    "--steps-per-call 1 --learning-rate 1e-4"
+)
+
+
+def together(*args, **kwargs):
+    results = [finish(p) for p in start_together(*args, **kwargs)]
+    assert [status for status, _ in results] == [0] * len(results), results
+    return results
+
+
+def assert_close(a, b):
+    assert a.keys() == b.keys()
+    for leaf, value in a.items():
+        np.testing.assert_allclose(value, b[leaf], rtol=2e-3, atol=2e-6, err_msg=leaf)
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    """The directory of runs, with one by a single process."""
+    cwd = tmp_path_factory.mktemp("runs")
+    status, out = finish(start("vae", f"{OPTIONS} --steps 8 --dir one", cwd))
+    assert status == 0, out
+    return cwd
+
+
+def test_two_processes_train_as_one(one):
+    (_, first), (_, second) = together(2, "vae", f"{OPTIONS} --steps 8 --dir two", one)
+    assert "on each of 2 devices" in first
+    assert "training" in first
+    assert "training" not in second  # one of them speaks
+    assert_close(arrays(one / "one", 8), arrays(one / "two", 8))
+
+
+@pytest.mark.slow
+def test_four_processes_divide_the_state_and_others_go_on_with_it(one):
+    divided = f"{OPTIONS} --dir four --model-devices 4"
+    together(4, "vae", f"{divided} --steps 4", one)
+    together(2, "vae", "train --dir four --steps 8 --model-devices 2 --resume", one, devices=2)
+    assert_close(arrays(one / "one", 8), arrays(one / "four", 8))
+    status, out = finish(start("vae", "train --dir four --steps 12 --resume", one))
+    assert status == 0, out
+    assert "resuming from step 8" in out
+    status, out = finish(start("vae", "train --dir one --steps 12 --resume", one))
+    assert status == 0, out
+    assert_close(arrays(one / "one", 12), arrays(one / "four", 12))
+
+
+@pytest.mark.slow
+def test_processes_told_to_stop_stop_at_the_same_step(one):
+    processes = start_together(2, "vae", f"{OPTIONS} --steps 100000 --dir stopped", one)
+    wait_for(lambda: (one / "stopped" / "metrics.jsonl").exists())
+    time.sleep(1)
+    processes[1].send_signal(signal.SIGTERM)  # one alone is told
+    results = [finish(p) for p in processes]
+    assert [status for status, _ in results] == [75, 75], results
+    (said,) = {line for _, out in results for line in out.splitlines() if "preempted" in line}
+    assert "and saved: add --resume to go on." in said
+
+
+@pytest.mark.slow
+def test_records_read_by_two_processes_are_those_of_one(one, monkeypatch):
+    """A set that is not kept on the devices: each process reads its own rows alone."""
+    script = """
+import sys
+import jax
+import experiments.runner as runner
+import experiments.vae as vae
+from jaxgen.data import pipeline
+seen = []
+fetch = pipeline.fetch
+pipeline.fetch = lambda source, index: seen.append(index.tolist()) or fetch(source, index)
+runner.RESIDENT_LIMIT = 0
+status = runner.main(vae.EXPERIMENT)
+print("SEEN", seen)
+raise SystemExit(status)
+"""
+    (one / "streamed.py").write_text(script)
+    import processes
+
+    monkeypatch.setattr(processes, "program", lambda name: ["streamed.py"])
+    words = f"{OPTIONS} --steps 8"
+    status, out = finish(start("vae", f"{words} --dir streamed1", one))
+    assert status == 0, out
+    results = together(2, "vae", f"{words} --dir streamed2", one)
+    read = [eval(o.split("SEEN ")[1].splitlines()[0]) for o in (out, results[0][1], results[1][1])]
+    for step in range(8):
+        whole, first, second = (rows[step] for rows in read)
+        assert first + second == whole
+        assert len(first) == len(second) == 8
+    assert_close(arrays(one / "streamed1", 8), arrays(one / "streamed2", 8))
+    assert_close(arrays(one / "one", 8), arrays(one / "streamed2", 8))
