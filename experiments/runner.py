@@ -168,10 +168,10 @@ def _join(run: Run, verbs: tuple[str, ...]) -> None:
         raise Mistake("several processes write to one directory: name it with --dir.")
     if run.coordinator == "auto":
         jax.distributed.initialize()
-    elif run.processes is None or run.process is None:
-        raise Mistake("--coordinator HOST:PORT needs --processes and --process as well.")
+    elif run.num_processes is None or run.process_id is None:
+        raise Mistake("--coordinator HOST:PORT needs --num-processes and --process-id.")
     else:
-        jax.distributed.initialize(run.coordinator, run.processes, run.process)
+        jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
     console.quiet = jax.process_index() > 0
 
 

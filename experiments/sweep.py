@@ -140,23 +140,25 @@ def together(
         if name not in measured
     }
 
-    def system_of(values: dict[str, Array]) -> System:
+    def each(do: Callable[..., Any], *stacked: Any) -> Any:
+        """``do(system of a member, its part of each stacked argument)``, for all members."""
+
+        def one(values: dict[str, Array], *parts: Any) -> Any:
+            return do(build(override(base, values), data, placement), *parts)
+
         try:
-            return build(override(base, values), data, placement)
+            return jax.vmap(one)(traced, *stacked)
         except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError) as error:
             raise Mistake(
                 f"--sweep cannot take one of {', '.join(traced)}: it decides what is computed."
             ) from error
 
     def init(key: Array) -> Any:
-        return jax.vmap(lambda values, key: system_of(values).init(key))(traced, key)
+        return each(lambda system, key: system.init(key), key)
 
     def step(state: Any, batch: Any, key: Array, axis_name: str | None = None) -> Any:
-        def one(values: dict[str, Array], state: Any, batch: Any, key: Array) -> Any:
-            kwargs = {} if axis_name is None else {"axis_name": axis_name}
-            return system_of(values).step(state, batch, key, **kwargs)
-
-        return jax.vmap(one)(traced, state, batch, key)
+        kwargs = {} if axis_name is None else {"axis_name": axis_name}
+        return each(lambda system, *parts: system.step(*parts, **kwargs), state, batch, key)
 
     alone: dict[str, System] = {}
     systems = []

@@ -99,9 +99,9 @@ class Run:
     coordinator: str | None = None
     """HOST:PORT of the first of several processes that train together, or auto where the cluster
     says it (SLURM, TPU pods, Kubernetes, MPI)."""
-    processes: int | None = None
+    num_processes: int | None = None
     """How many processes train together."""
-    process: int | None = None
+    process_id: int | None = None
     """Which of them this is, from 0."""
 
 

@@ -68,8 +68,8 @@ def start_together(count, name, words, cwd, devices=1):
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    join = f"{words} --coordinator localhost:{port} --processes {count}"
-    return [start(name, f"{join} --process {i}", cwd, devices) for i in range(count)]
+    join = f"{words} --coordinator localhost:{port} --num-processes {count}"
+    return [start(name, f"{join} --process-id {i}", cwd, devices) for i in range(count)]
 
 
 def wait_for(condition, timeout=120):

@@ -6,7 +6,6 @@ Burda et al. 2016 (the importance-weighted bound). All values are in nats per ex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -43,7 +42,7 @@ def bernoulli() -> Likelihood:
 
 def gaussian(std: float) -> Likelihood:
     """N(mean, std^2) with a fixed std, over data in [-1, 1]."""
-    return Likelihood(1, lambda mean: Normal(mean, jnp.full(mean.shape, math.log(std))))
+    return Likelihood(1, lambda mean: Normal(mean, jnp.full(mean.shape, jnp.log(std))))
 
 
 def learned_gaussian(smallest_log_std: float = -4.0) -> Likelihood:
