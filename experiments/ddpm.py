@@ -49,7 +49,7 @@ from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
-from jaxgen.losses.denoising import simple_loss
+from jaxgen.losses.denoising import denoising_loss, simple_loss, uniform_times
 from jaxgen.plotting import save_film, save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
@@ -196,6 +196,13 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def score(state: TrainState) -> float:
         return float(validation_loss(state.ema, first_records(data.test, 256)))
 
+    def losses(key: Array, params: Any, batch: Any) -> tuple[Array, Array]:
+        key_t, key_eps = jax.random.split(key)
+        x_0 = to_signed(batch["x"], levels)
+        t = uniform_times(key_t, len(x_0), schedule.steps)
+        network = model.network(params, batch["label"])
+        return t, denoising_loss(key_eps, network, schedule, x_0, t)
+
     how = {"solver": solver, "clip": config.sampling.clip_samples}
     draw = jax.jit(partial(ddpm.reverse, sample, times=times, **how))
     draw_path = jax.jit(partial(ddpm.reverse, sample_path, times=film_times, **how))
@@ -252,6 +259,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         score=score,
         sample=make_pictures,
         evaluate=evaluate,
+        probe=model.probe(loss_fn, losses),
     )
 
 

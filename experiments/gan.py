@@ -19,7 +19,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.runner import main
-from experiments.system import Data, Experiment, Mistake, System, Train, choose, make_optimizer
+from experiments.system import (
+    Data,
+    Experiment,
+    Mistake,
+    Probe,
+    System,
+    Train,
+    choose,
+    make_optimizer,
+)
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import FeatureSpace, feature_space, signed_images
@@ -217,7 +226,18 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         how = f"EMA of step {int(state.step)}, statistics of 50 batches of noise"
         return sample_numbers(data, space, x, None, how)
 
-    return System(init=init, step=step, score=score, sample=make_pictures, evaluate=evaluate)
+    networks = {
+        "generator": (generator, (jnp.zeros((1, LATENTS)),), {"train": False}),
+        "discriminator": (discriminator, (jnp.zeros((1, *shape)),), {"train": False}),
+    }
+    return System(
+        init=init,
+        step=step,
+        score=score,
+        sample=make_pictures,
+        evaluate=evaluate,
+        probe=Probe(networks, lambda state: state),
+    )
 
 
 EXPERIMENT = Experiment("gan", __doc__ or "", PRESETS, build)

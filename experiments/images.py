@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from experiments.system import Probe
 from jaxgen.data.sources import DataSet, Source, fetch, random_flip, to_signed
 from jaxgen.diffusion.parameterization import Network
 from jaxgen.models.unet import UNet
@@ -69,8 +70,7 @@ class ImageModel:
         return self.data.classes
 
     def init(self, key: Array, optimizer: Any) -> TrainState:
-        x, t = jnp.zeros((1, *self.data.shape)), jnp.zeros((1,), jnp.int32)
-        return init_state(self.unet.init(key, x, t, self._given(t)), optimizer)
+        return init_state(self.unet.init(key, *self.arguments()), optimizer)
 
     def network(self, params: Any, labels: Array, **kwargs: Any) -> Network:
         """(x_t ``[B, H, W, C]``, t ``[B]``) -> the prediction, given labels ``[B]``."""
@@ -90,6 +90,18 @@ class ImageModel:
             hidden = jax.random.bernoulli(key_label, self.net.unlabelled, labels.shape)
             labels = jnp.where(hidden, self.null, labels)
         return x_0, self.network(params, labels, train=True, rngs={"dropout": key_dropout})
+
+    def arguments(self) -> tuple[Array, ...]:
+        """What the network is called with for one image, but its parameters."""
+        t = jnp.zeros((1,), jnp.int32)
+        given = self._given(t)
+        return (jnp.zeros((1, *self.data.shape)), t) + (() if given is None else (given,))
+
+    def probe(self, loss: Callable, losses: Callable) -> Probe:
+        """What ``diagnose`` looks at, given the training loss and the losses by time."""
+        return Probe(
+            {"UNet": (self.unet, self.arguments(), {})}, lambda state: state.params, loss, losses
+        )
 
     def check_guidance(self, weight: float) -> None:
         """Classifier-free guidance needs a network that was trained with and without the class.

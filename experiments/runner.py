@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 import tyro
+from flax.linen import summary
 from jax import Array
 from jax.experimental import multihost_utils
 
@@ -38,7 +40,7 @@ from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.sources import Arrays, DataError, DataSet, did_you_mean, load
 from jaxgen.evaluation.features import FeatureSpace, cache_dir, feature_space
 from jaxgen.evaluation.report import Number, write_report
-from jaxgen.plotting import save_curves
+from jaxgen.plotting import save_bars, save_curves
 from jaxgen.training.checkpoints import Checkpoints, DamagedCheckpoint, NoCheckpoint, StorageError
 from jaxgen.training.devices import (
     Placement,
@@ -50,11 +52,14 @@ from jaxgen.training.devices import (
     on_one_device,
     scan_steps,
 )
+from jaxgen.training.diagnosis import gradient_noise, loss_by_time
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
 
 VERBS = ("train", "sample", "evaluate")
+ALONE = ("diagnose",)  # verbs that are only run when asked for
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
+DIAGNOSED = 16  # batches that diagnose looks at
 PROFILED = (10, 20)  # the calls of the step between which --profile traces
 
 
@@ -151,6 +156,11 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
         numbers = system.evaluate(sweep.fold(key, 2), state, space)
         write_report(directory / experiment.report, numbers)
         _print_report(numbers, directory / experiment.report)
+    if "diagnose" in verbs:
+        numbers = diagnose(system, data, config.train, sweep.fold(key, 4), state, directory)
+        if numbers:
+            write_report(directory / "diagnosis.json", numbers)
+            _print_report(numbers, directory / "diagnosis.json")
     return 0
 
 
@@ -186,8 +196,8 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     """
     verbs: tuple[str, ...] = VERBS
     if argv and not argv[0].startswith("-"):
-        if argv[0] not in VERBS:
-            raise Mistake(f"unknown verb '{argv[0]}'{did_you_mean(argv[0], VERBS)}")
+        if argv[0] not in VERBS + ALONE:
+            raise Mistake(f"unknown verb '{argv[0]}'{did_you_mean(argv[0], VERBS + ALONE)}")
         verbs, argv = (argv[0],), argv[1:]
     preset, argv = _take(argv, "--preset")
     name = preset or _peek(argv, "--data") or "digits"
@@ -208,8 +218,8 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     )
     description = (
         f"{experiment.about}\n\n"
-        f"Usage: python -m experiments.{experiment.name} [{'|'.join(VERBS)}] [options]; "
-        "without a verb, all three in order. --preset NAME starts from the options for "
+        f"Usage: python -m experiments.{experiment.name} [{'|'.join(VERBS + ALONE)}] [options]; "
+        "without a verb, the first three in order. --preset NAME starts from the options for "
         f"{', '.join(experiment.presets)} (default: the one named as --data)."
     )
     prog = f"python -m experiments.{experiment.name}"
@@ -496,6 +506,60 @@ def open_log(directory: Path, members: tuple[sweep.Member, ...], start: int) -> 
     if members:
         return sweep.MemberLogs(directory, members, start)
     return MetricLog(directory, start)
+
+
+# --- diagnosis -------------------------------------------------------------------------------
+
+
+def diagnose(
+    system: System, data: DataSet, options: Train, key: Array, state: Any, directory: Path
+) -> list[Number]:
+    """Prints the networks by module; measures the gradient's noise and the loss by time.
+
+    Raises:
+      Mistake: for an experiment that has nothing to diagnose, or a sweep.
+    """
+    probe = system.probe
+    if probe is None:
+        raise Mistake("diagnose takes one run of ddpm, score_sde, vae or gan.")
+    for name, (network, args, kwargs) in probe.networks.items():
+        make_table = summary.tabulate(
+            network,
+            jax.random.key(0),
+            depth=1,
+            compute_flops=True,
+            console_kwargs={"width": 120, "force_terminal": False},
+        )
+        print(f"{name}, for one example{make_table(*args, **kwargs).rstrip()}\n")
+    params, numbers = probe.params(state), []
+    index = index_batches(len(data.train), options.batch, seed=options.seed)
+    seen = list(itertools.islice(read_batches(data.train, index), DIAGNOSED))
+    examples = f"{DIAGNOSED} batches of {options.batch} training images"
+    if probe.loss is not None:
+        with progress("gradients", 1) as advance:
+            found = gradient_noise(probe.loss, params, seen, sweep.fold(key, 0))
+            advance(1)
+        how = f"{examples} in 8 parts each, McCandlish et al. 2018"
+        numbers += [
+            Number("gradient_signal", found.signal, f"|E g|^2, {how}"),
+            Number("gradient_noise", found.noise, f"tr cov(g) of an example, {how}"),
+            Number("gradient_noise_scale", found.scale, f"noise / signal, in examples, {how}"),
+        ]
+    if probe.losses is not None:
+        losses_of = jax.jit(probe.losses)
+        with progress("losses", len(seen)) as advance:
+            pairs = []
+            for i, batch in enumerate(seen):
+                pairs.append(jax.device_get(losses_of(sweep.fold(key, i + 1), params, batch)))
+                advance(1)
+        t, losses = np.concatenate(pairs, axis=1)
+        by_time = loss_by_time(t, losses)
+        for at, mean, std in zip(*by_time, strict=True):
+            protocol = f"of {len(t) // len(by_time.time)} examples, mean time {at:.4g}"
+            numbers.append(Number(f"loss, t = {at:.3g}", mean, protocol, std))
+        save_bars(directory / "loss_by_time.png", *by_time, labels=("t", "loss of an example"))
+        console.print("pictures: loss_by_time.png")
+    return numbers
 
 
 # --- reports ---------------------------------------------------------------------------------

@@ -275,23 +275,26 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     optimizer = make_optimizer(options)
     model.check_guidance(sampling.guidance)
 
-    def loss(key, network, x_0):
+    def timed(key, network, x_0):
+        """Times and losses, each ``[B]``."""
         key_t, key = jax.random.split(key)
         t = training_times(config, key_t, x_0.shape[0])
-        predict = score_model.scaled(network)
-        return denoising_loss(
-            key, predict, schedule, x_0, t, target=score_model.prediction, weighting=weighting
-        ).mean()
+        predict, target = score_model.scaled(network), score_model.prediction
+        loss = denoising_loss(key, predict, schedule, x_0, t, target=target, weighting=weighting)
+        return t, loss
 
     def loss_fn(params, batch, key):
         key, key_model = jax.random.split(key)
         x_0, network = model.training(params, batch, key_model)
-        return loss(key, network, x_0), {}
+        return timed(key, network, x_0)[1].mean(), {}
+
+    def losses(key, params, batch):
+        x_0 = to_signed(batch["x"], model.levels)
+        return timed(key, model.network(params, batch["label"]), x_0)
 
     @jax.jit
     def validation_loss(params, batch):
-        x_0 = to_signed(batch["x"], model.levels)
-        return loss(jax.random.key(0), model.network(params, batch["label"]), x_0)
+        return losses(jax.random.key(0), params, batch)[1].mean()
 
     def score(state: TrainState) -> float:
         return float(validation_loss(state.ema, first_records(data.test, 256)))
@@ -368,6 +371,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         score=score,
         sample=make_pictures,
         evaluate=evaluate,
+        probe=model.probe(loss_fn, losses),
     )
 
 

@@ -11,12 +11,14 @@ from typing import Any, Generic, TypeVar
 
 import jax
 import optax
+from flax import linen as nn
+from jax import Array
 
 from jaxgen.data.sources import DataSet, did_you_mean
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number
 from jaxgen.training.devices import Placement
-from jaxgen.training.step import adam
+from jaxgen.training.step import Loss, adam
 
 Config = TypeVar("Config")
 
@@ -106,6 +108,18 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Probe:
+    """What the verb ``diagnose`` looks at in a trained model."""
+
+    networks: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
+    """Each with the arguments, by position and by name, of a call for one example."""
+    params: Callable[[Any], Any]  # state -> the parameters that the losses take
+    loss: Loss | None = None  # (params, batch, key) -> (scalar, metrics), to find its noise
+    losses: Callable[[Array, Any, Any], tuple[Array, Array]] | None = None
+    """(key, params, batch) -> times and losses of the examples, each ``[B]``."""
+
+
+@dataclass(frozen=True)
 class System:
     """A model with its data: what the runner needs to train, sample and measure it.
 
@@ -117,6 +131,7 @@ class System:
     score: Callable[[Any], Any]  # state -> a validation score, lower is better
     sample: Callable[[jax.Array, Any, Path], list[Path]]
     evaluate: Callable[[jax.Array, Any, FeatureSpace], list[Number]]
+    probe: Probe | None = None
 
 
 @dataclass(frozen=True)

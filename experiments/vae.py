@@ -21,7 +21,7 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from experiments.runner import main
-from experiments.system import Data, Experiment, System, Train, choose, make_optimizer
+from experiments.system import Data, Experiment, Probe, System, Train, choose, make_optimizer
 from jaxgen.data.sources import DataSet, fetch, to_signed, to_unit
 from jaxgen.evaluation.features import FeatureSpace, map_batches
 from jaxgen.evaluation.latents import spherical_path
@@ -237,6 +237,14 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         score=score,
         sample=make_pictures,
         evaluate=evaluate,
+        probe=Probe(
+            {
+                "encoder": (encoder, (jnp.zeros((1, *shape)),), {}),
+                "decoder": (decoder, (jnp.zeros((1, config.latents)),), {}),
+            },
+            lambda state: state.params,
+            loss_fn,
+        ),
     )
 
 

@@ -99,3 +99,22 @@ def save_curves(
     figure.savefig(path, dpi=110)
     plt.close(figure)
     return path
+
+
+def save_bars(
+    path: Path, at: np.ndarray, height: np.ndarray, spread: np.ndarray, labels: tuple[str, str]
+) -> Path:
+    """Draws ``height [n]`` with its ``spread`` at the places ``at``: a histogram of means."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(6, 3.5))
+    axes.bar(at, height, width=0.9 * np.diff(at, append=2 * at[-1] - at[-2]), color="tab:blue")
+    axes.errorbar(at, height, spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+    return path

@@ -127,3 +127,21 @@ def test_a_folder_of_images_with_odd_sizes_and_no_classes(command, tmp_path):
     assert status == 0, err
     assert "pixel PCA features" in Path("run/report.json").read_text()
     assert Image.open("run/samples.png").mode == "RGB"
+
+
+@pytest.mark.parametrize("name", ["vae", pytest.param("ddpm", marks=pytest.mark.slow)])
+def test_a_model_can_be_diagnosed(command, name):
+    assert command(name, "train --steps 4 --dir run --devices 1")[0] == 0
+    status, out, err = command(name, "diagnose --dir run", tiny=False)
+    assert status == 0, err
+    assert "Total Parameters" in out
+    report = {n["name"]: n for n in json.loads(Path("run/diagnosis.json").read_text())}
+    noise = report["gradient_noise"]["value"] / report["gradient_signal"]["value"]
+    np.testing.assert_allclose(report["gradient_noise_scale"]["value"], noise)
+    rows = read_metrics(Path("run/metrics.jsonl"))
+    assert {"grad_norm", "param_norm", "update_norm", "skipped"} <= rows[0].keys()
+    if name == "ddpm":
+        losses = [n["value"] for k, n in report.items() if k.startswith("loss, t = ")]
+        assert len(losses) == 10
+        np.testing.assert_allclose(losses, 1, rtol=0.3)  # a new network answers 0
+        assert np.asarray(Image.open("run/loss_by_time.png").convert("L")).std() > 5

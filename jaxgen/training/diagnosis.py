@@ -1,0 +1,88 @@
+"""How a model trains: how noisy its gradient is, and where in time its loss lies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+
+
+class NoiseScale(NamedTuple):
+    """The gradient g of one example: |E g|^2, tr cov(g), and their ratio.
+
+    ``scale`` = noise / signal is the batch, in examples, whose gradient is as much noise as signal:
+    far smaller batches waste no example, far larger ones hardly lower the number of steps.
+    """
+
+    signal: float
+    noise: float
+
+    @property
+    def scale(self) -> float:
+        return self.noise / self.signal
+
+
+def noise_scale(small_square: float, large_square: float, small: int, large: int) -> NoiseScale:
+    """Unbiased estimates from E|G|^2 of batches of two sizes, since E|G_B|^2 = signal + noise / B.
+
+    McCandlish et al. 2018, appendix A.1.
+
+    Raises:
+      ValueError: unless ``small`` < ``large``.
+    """
+    if small >= large:
+        raise ValueError(f"the two batches must differ in size, small first: {small}, {large}.")
+    signal = (large * large_square - small * small_square) / (large - small)
+    noise = (small_square - large_square) / (1 / small - 1 / large)
+    return NoiseScale(signal, noise)
+
+
+def gradient_noise(
+    loss_fn: Callable[[Any, Any, Array], tuple[Array, Any]],
+    params: Any,
+    batches: Iterable[Any],
+    key: Array,
+    parts: int = 8,
+) -> NoiseScale:
+    """The noise scale of a loss ``(params, batch, key) -> (scalar, metrics)``.
+
+    Each batch is compared with its ``parts``, each with draws of its own; |G|^2 is averaged over
+    parts and over batches before the ratio is taken.
+    """
+
+    @jax.jit
+    def squares(batch: Any, key: Array) -> tuple[Array, Array]:
+        divided = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        gradient = jax.grad(loss_fn, has_aux=True)
+        part = lambda i: jax.tree.map(lambda x: x[i], divided)  # noqa: E731
+        of_parts = [gradient(params, part(i), jax.random.fold_in(key, i))[0] for i in range(parts)]
+        mean = jax.tree.map(lambda *g: sum(g) / parts, *of_parts)
+        small = sum(optax.tree.norm(g, squared=True) for g in of_parts) / parts
+        return jnp.asarray(small), optax.tree.norm(mean, squared=True)
+
+    found, size = [], 0
+    for i, batch in enumerate(batches):
+        size = jax.tree.leaves(batch)[0].shape[0]
+        found.append(jax.device_get(squares(batch, jax.random.fold_in(key, i))))
+    small, large = np.mean(np.asarray(found, np.float64), axis=0)
+    return noise_scale(small, large, size // parts, size)
+
+
+class LossByTime(NamedTuple):
+    """Mean and standard deviation of the loss of one example in each bin of time."""
+
+    time: np.ndarray  # [bins], the mean time in the bin
+    mean: np.ndarray  # [bins]
+    std: np.ndarray  # [bins]
+
+
+def loss_by_time(times: np.ndarray, losses: np.ndarray, bins: int = 10) -> LossByTime:
+    """Sorts examples ``[N]`` by time into bins of equal number."""
+    order = np.array_split(np.argsort(times, kind="stable"), bins)
+    rows = [(times[i].mean(), losses[i].mean(), losses[i].std()) for i in order]
+    return LossByTime(*np.asarray(rows).T)
