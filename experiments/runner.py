@@ -36,9 +36,10 @@ from experiments.folders import (
     write_config,
 )
 from experiments.system import Experiment, Mistake, Run, System, Train, choose
+from jaxgen.data.cache import cache_dir
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.sources import Arrays, DataError, DataSet, did_you_mean, load
-from jaxgen.evaluation.features import FeatureSpace, cache_dir, feature_space
+from jaxgen.evaluation.features import FeatureSpace, feature_space
 from jaxgen.evaluation.report import Number, write_report
 from jaxgen.plotting import save_bars, save_curves
 from jaxgen.training.checkpoints import Checkpoints, DamagedCheckpoint, NoCheckpoint, StorageError

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import gzip
+import hashlib
 import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen.data import toy
+from jaxgen.data.cache import kept
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held in memory
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
@@ -138,11 +140,15 @@ def load(
 
 def _digits() -> DataSet:
     """scikit-learn's 1,797 digits, 8x8, 17 grey levels; every fifth one is for testing."""
-    from sklearn.datasets import load_digits
 
-    bunch: Any = load_digits()
-    x = bunch.images.astype(np.uint8)[..., None]
-    label = bunch.target.astype(np.int32)
+    def read() -> dict[str, np.ndarray]:
+        from sklearn.datasets import load_digits
+
+        bunch: Any = load_digits()
+        return {"x": bunch.images.astype(np.uint8), "label": bunch.target.astype(np.int32)}
+
+    arrays = kept("digits", read)  # importing scikit-learn takes most of a second
+    x, label = arrays["x"][..., None], arrays["label"]
     held_out = np.arange(len(x)) % 5 == 4
     return DataSet(
         name="digits",
@@ -282,9 +288,16 @@ def _tfds(
         )
         if len(records) * int(np.prod(shape)) > MEMORY_LIMIT:
             return records
-        chunks = np.array_split(np.arange(len(records)), max(1, len(records) // 1000))
-        parts = [fetch(records, chunk) for chunk in chunks]
-        return Arrays(*(np.concatenate([p[k] for p in parts]) for k in ("x", "label")))
+
+        def decode() -> dict[str, np.ndarray]:
+            chunks = np.array_split(np.arange(len(records)), max(1, len(records) // 1000))
+            parts = [fetch(records, chunk) for chunk in chunks]
+            return {k: np.concatenate([p[k] for p in parts]) for k in ("x", "label")}
+
+        prepared = (Path(builder.data_dir) / "dataset_info.json").stat().st_mtime_ns
+        identity = f"{builder.data_dir} {prepared} {split} {len(records)} {image_size}"
+        digest = hashlib.sha256(identity.encode()).hexdigest()[:16]
+        return Arrays(**kept(f"{base}-{digest}", decode))
 
     splits = builder.info.splits
     test = next((s for s in ("test", "validation") if s in splits), None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeVar
 
-import diffrax
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -44,6 +43,8 @@ def solve_ode(
     Raises:
       RuntimeError: if t_1 is not reached in ``max_steps`` steps.
     """
+    import diffrax  # here, since it takes a third of a second that few programs need
+
     leaves = jax.tree.leaves(x)
     batch, dtype = leaves[0].shape[:1], jnp.result_type(*leaves)
     t_0, t_1 = jnp.asarray(t_0, dtype), jnp.asarray(t_1, dtype)

@@ -10,7 +10,6 @@ import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +17,7 @@ import numpy as np
 import optax
 from flax import serialization
 
+from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.sources import DataSet, Source, fetch, to_signed
 from jaxgen.models.classifier import Classifier
@@ -35,11 +35,6 @@ class FeatureSpace:
     features: Callable[[np.ndarray], np.ndarray]
     classify: Callable[[np.ndarray], np.ndarray] | None = None
     accuracy: float | None = None  # on the test set
-
-
-def cache_dir() -> Path:
-    """``$JAXGEN_CACHE``, or ``~/.cache/jaxgen``."""
-    return Path(os.environ.get("JAXGEN_CACHE", "~/.cache/jaxgen")).expanduser()
 
 
 def spread(size: int, limit: int) -> np.ndarray:

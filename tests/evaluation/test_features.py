@@ -4,8 +4,9 @@ import time
 import numpy as np
 import pytest
 
+from jaxgen.data.cache import cache_dir
 from jaxgen.data.sources import Arrays, fetch, load
-from jaxgen.evaluation.features import cache_dir, feature_space, map_batches, signed_images, spread
+from jaxgen.evaluation.features import feature_space, map_batches, signed_images, spread
 from jaxgen.evaluation.report import sample_numbers
 
 DATA = load("digits")
