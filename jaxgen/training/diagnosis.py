@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import Array
@@ -55,21 +54,23 @@ def gradient_noise(
     parts and over batches before the ratio is taken.
     """
 
-    @jax.jit
-    def squares(batch: Any, key: Array) -> tuple[Array, Array]:
-        divided = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        gradient = jax.grad(loss_fn, has_aux=True)
-        part = lambda i: jax.tree.map(lambda x: x[i], divided)  # noqa: E731
-        of_parts = [gradient(params, part(i), jax.random.fold_in(key, i))[0] for i in range(parts)]
-        mean = jax.tree.map(lambda *g: sum(g) / parts, *of_parts)
-        small = sum(optax.tree.norm(g, squared=True) for g in of_parts) / parts
-        return jnp.asarray(small), optax.tree.norm(mean, squared=True)
-
+    gradient = jax.jit(lambda *args: jax.grad(loss_fn, has_aux=True)(*args)[0])
+    square = jax.jit(lambda g: optax.tree.norm(g, squared=True))
     found, size = [], 0
     for i, batch in enumerate(batches):
         size = jax.tree.leaves(batch)[0].shape[0]
-        found.append(jax.device_get(squares(batch, jax.random.fold_in(key, i))))
-    small, large = np.mean(np.asarray(found, np.float64), axis=0)
+        divided = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
+        of_parts = [
+            gradient(
+                params,
+                jax.tree.map(lambda x, j=j: x[j], divided),
+                jax.random.fold_in(jax.random.fold_in(key, i), j),
+            )
+            for j in range(parts)
+        ]
+        mean = jax.tree.map(lambda *g: sum(g) / parts, *of_parts)
+        found.append((np.mean([square(g) for g in of_parts]), float(square(mean))))
+    small, large = np.mean(found, axis=0)
     return noise_scale(small, large, size // parts, size)
 
 
