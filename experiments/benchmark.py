@@ -2,15 +2,18 @@
 
     python -m experiments.benchmark                   # the digits model on CPU, else CIFAR-10's
     python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
+    python -m experiments.benchmark --torch           # against PyTorch and diffusers, on CPU
 
-It needs jax, flax, optax and numpy only, so it also runs on a bare accelerator machine. Everything
-is measured in one process, in turns, and quoted as medians: on a shared machine only ratios hold.
+It needs jax, flax, optax and numpy only (and the two libraries it compares with for --torch), so it
+also runs on a bare accelerator machine. Everything is measured in one process, in turns, and quoted
+as medians: on a shared machine only ratios hold.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import time
@@ -53,7 +56,7 @@ from jaxgen.diffusion.solvers import (
 )
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
-from jaxgen.training.devices import Sharded
+from jaxgen.training.devices import Sharded, keep_freed_memory
 from jaxgen.training.step import adam, init_state, make_step
 
 Image = tuple[int, int, int]
@@ -65,14 +68,18 @@ MODELS: dict[str, tuple[UNet, Image, int]] = {  # the network, its images, the b
 }
 
 
-def interleaved(tasks: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
+def interleaved(
+    tasks: dict[str, Callable[[], Any]], rounds: int, settle: float = 0.0
+) -> dict[str, float]:
     """Median seconds of each task over ``rounds`` in which all of them take turns.
 
-    A task may return a list of things to wait for; the first, uncounted round compiles.
+    A task may return a list of things to wait for; the first, uncounted round compiles. Before
+    each turn the process sleeps ``settle`` seconds, for threads that wait by spinning to stop.
     """
     times: dict[str, list[float]] = {name: [] for name in tasks}
     for i in range(rounds + 1):
         for name, task in tasks.items():
+            time.sleep(settle)
             begun = time.perf_counter()
             jax.block_until_ready(task())
             if i > 0:
@@ -230,7 +237,99 @@ def measure_solvers(model: str, batch: int | None, steps: int, rounds: int) -> d
     return numbers
 
 
+def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
+    """diffusers' U-Net of "medium"'s widths, trained by PyTorch; and its number of parameters.
+
+    Eager, on all cores, in both of PyTorch's memory layouts: ``torch_train``, ``torch_forward`` and
+    the same names with ``_channels_last``.
+
+    Raises:
+      SystemExit: if the libraries are not installed.
+    """
+    try:
+        import torch  # pyright: ignore[reportMissingImports]
+        from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
+    except ImportError as error:
+        raise SystemExit(
+            f"--torch compares with libraries that are not installed ({error.name}): "
+            "pip install torch diffusers"
+        ) from None
+    torch.set_num_threads(os.cpu_count() or 1)
+    tasks: dict[str, Callable[[], Any]] = {}
+    size = 0
+    for suffix, layout in (("", torch.contiguous_format), ("_channels_last", torch.channels_last)):
+        model: Any = UNet2DModel(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(64, 128, 128),
+            layers_per_block=2,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+        )
+        model = model.train().to(memory_format=layout)
+        size = sum(p.numel() for p in model.parameters())
+        optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
+        x = torch.rand(batch, 3, 32, 32).to(memory_format=layout)
+
+        def train(model=model, optimizer=optimizer, x=x) -> None:
+            noise = torch.randn_like(x)
+            t = torch.randint(1000, (batch,))
+            optimizer.zero_grad()
+            torch.nn.functional.mse_loss(model(x + noise, t).sample, noise).backward()
+            optimizer.step()
+
+        @torch.no_grad()
+        def forward(model=model, x=x) -> None:
+            model(x, torch.ones(batch))
+
+        tasks |= {f"torch_train{suffix}": train, f"torch_forward{suffix}": forward}
+    return tasks, size
+
+
+def measure_against_torch(rounds: int) -> dict:
+    """The training step and the forward pass of "medium", float32, over PyTorch's times.
+
+    Ours also clips the gradient and keeps an EMA. PyTorch's time is that of its faster layout.
+    """
+    unet, shape, batch = MODELS["medium"]
+    apply: Any = unet.apply
+    theirs, their_size = torch_tasks(batch)
+    schedule, optimizer = from_betas(linear_betas()), adam(2e-4, warmup=5000, clip=1.0)
+
+    def loss_fn(params, batch, key):
+        network = partial(apply, {"params": params}, train=True)
+        return simple_loss(key, network, schedule, to_signed(batch["x"], 256)).mean(), {}
+
+    key = jax.random.key(0)
+    x = jax.random.normal(key, (batch, *shape))
+    params = jax.jit(unet.init)(key, x[:1], jnp.zeros((1,)))["params"]
+    held = [init_state({"params": jax.tree.map(jnp.copy, params)}, optimizer)]
+    images = {"x": np.random.default_rng(0).integers(256, size=x.shape, dtype=np.uint8)}
+    step: Any = Sharded((jax.devices()[0],)).compile(make_step(loss_fn, optimizer, 0.9999))
+
+    def train() -> Any:
+        held[0], metrics = step(held[0], images, key)
+        return metrics
+
+    forward = jax.jit(lambda params, x: apply({"params": params}, x, jnp.ones(x.shape[:1])))
+    ours = {"train": train, "forward": lambda: forward(params, x)}
+    seconds = interleaved({**ours, **theirs}, rounds, settle=0.3)
+    fastest = {
+        name: min(seconds[f"torch_{name}"], seconds[f"torch_{name}_channels_last"]) for name in ours
+    }
+    return {
+        "jax": jax.__version__,
+        "parameters": sum(p.size for p in jax.tree.leaves(params)),
+        "torch_parameters": their_size,
+        **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
+        "train_step_over_torch": seconds["train"] / fastest["train"],
+        "forward_over_torch": seconds["forward"] / fastest["forward"],
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
+    keep_freed_memory()
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
@@ -242,10 +341,17 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "--solvers", action="store_true", help="measure every solver instead, against its cost"
     )
+    parser.add_argument(
+        "--torch", action="store_true", help='compare "medium" with diffusers\' U-Net instead'
+    )
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args(argv)
+    if options.torch:
+        options.model = "medium"
     print(f"measuring {options.model} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
-    if options.solvers:
+    if options.torch:
+        numbers = measure_against_torch(options.rounds)
+    elif options.solvers:
         numbers = measure_solvers(
             options.model, options.batch, options.sample_steps, options.rounds
         )

@@ -163,7 +163,9 @@ class Ddpm:
 
 def make_ddpm(config: Config, data: DataSet) -> Ddpm:
     betas = choose("schedule", config.schedule, BETAS)
-    return Ddpm(image_model(config.net, data), from_betas(betas(config.diffusion_steps)))
+    return Ddpm(
+        image_model(config.net, data, config.train), from_betas(betas(config.diffusion_steps))
+    )
 
 
 def make_solver(config: Config) -> Solver:

@@ -151,7 +151,13 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     choose("prediction", config.prediction, {"v": 0, "x_0": 0})
     rounds, round_steps = rounds_of(config)
     parts = make_score_model(
-        score_sde.Config(net=config.net, process=config.process, prediction=config.prediction), data
+        score_sde.Config(
+            net=config.net,
+            train=config.train,
+            process=config.process,
+            prediction=config.prediction,
+        ),
+        data,
     )
     model, schedule, options = parts.model, parts.schedule, config.train
     model.check_guidance(config.guidance)

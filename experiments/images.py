@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
+from jax import Array, lax
 
-from experiments.system import Probe
+from experiments.system import Probe, Train
 from jaxgen.data.sources import DataSet, Source, fetch, random_flip, to_signed
 from jaxgen.diffusion.parameterization import Network
+from jaxgen.models.convolution import convolve
 from jaxgen.models.unet import UNet
 from jaxgen.training.logging import progress
 from jaxgen.training.step import TrainState, init_state
@@ -64,6 +65,7 @@ class ImageModel:
     unet: UNet
     classes: int | None  # None where it is not conditional
     levels: int
+    convolution: Callable[..., Array] = lax.conv_general_dilated  # of training steps
 
     @property
     def null(self) -> int:
@@ -89,7 +91,8 @@ class ImageModel:
         if self.net.unlabelled > 0:
             hidden = jax.random.bernoulli(key_label, self.net.unlabelled, labels.shape)
             labels = jnp.where(hidden, self.null, labels)
-        return x_0, self.network(params, labels, train=True, rngs={"dropout": key_dropout})
+        trained = replace(self, unet=self.unet.clone(convolution=self.convolution))
+        return x_0, trained.network(params, labels, train=True, rngs={"dropout": key_dropout})
 
     def arguments(self) -> tuple[Array, ...]:
         """What the network is called with for one image, but its parameters."""
@@ -116,8 +119,9 @@ class ImageModel:
         return None if self.classes is None else labels
 
 
-def image_model(net: Net, data: DataSet) -> ImageModel:
+def image_model(net: Net, data: DataSet, options: Train) -> ImageModel:
     """The model of the options for the images of ``data``."""
+    looped = options.steps_per_call > 1 or options.accumulate > 1
     classes = data.classes if net.conditional and data.classes > 1 else None
     hides = classes is not None and net.unlabelled > 0
     unet = UNet(
@@ -133,7 +137,8 @@ def image_model(net: Net, data: DataSet) -> ImageModel:
         dtype=jnp.bfloat16 if net.bfloat16 else jnp.float32,
         remat=net.remat,
     )
-    return ImageModel(data, net, unet, classes, data.levels or 256)
+    convolution = convolve if looped else lax.conv_general_dilated
+    return ImageModel(data, net, unet, classes, data.levels or 256, convolution)
 
 
 def first_records(source: Source, count: int) -> dict[str, np.ndarray]:

@@ -48,6 +48,7 @@ from jaxgen.training.devices import (
     Pmapped,
     Sharded,
     check_divisible,
+    keep_freed_memory,
     memory_available,
     memory_needed,
     on_one_device,
@@ -100,6 +101,8 @@ def _first_operation(error: FloatingPointError) -> str:
 
 def _main(experiment: Experiment, argv: list[str]) -> int:
     verbs, config, run = parse(experiment, argv)
+    enable_compilation_cache()
+    keep_freed_memory()
     if run.coordinator is not None:
         _join(run, verbs)
     first = jax.process_index() == 0
@@ -107,7 +110,6 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     directory = run_directory(experiment.name, config, run, fresh)
     console.print(f"jaxgen {experiment.name}: {', '.join(verbs)} on {config.data.data}")
     console.print(f"results in {directory}")
-    enable_compilation_cache()
     jax.config.update("jax_debug_nans", run.debug_nans)
     if "train" in verbs:
         _check_steps(config.train)

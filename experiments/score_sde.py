@@ -248,7 +248,7 @@ def make_score_model(config: Config, data: DataSet) -> ScoreModel:
     name = process.prediction if config.prediction == "default" else config.prediction
     predictions = {n: n for n in ("eps", "x_0", "v", "score", "velocity")}
     prediction = choose("prediction", name, {**predictions, "edm": edm()})
-    return ScoreModel(image_model(config.net, data), schedule, prediction)
+    return ScoreModel(image_model(config.net, data, config.train), schedule, prediction)
 
 
 def make_sampling(config: Config) -> tuple[Solver, np.ndarray]:

@@ -3,10 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
+
+
+class GroupNorm(nn.Module):
+    """Group norm (Wu & He 2018) of ``[B, ..., C]``, with the parameters of Flax's.
+
+    The statistics, in float32, are means over the pixels of each channel first ``[B, C]`` and over
+    a group's channels then. Reducing a group at once, as Flax does, runs along its few adjacent
+    channels instead: with the swish after it, on two CPU cores (JAX 0.10), that took 3 to 5 times
+    as long, and 2 to 3 times with the gradient. Normalizing is then one multiply-add a pixel.
+    """
+
+    groups: int
+    epsilon: float = 1e-6
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones_init(), (channels,))
+        bias = self.param("bias", nn.initializers.zeros_init(), (channels,))
+        x = x.astype(jnp.float32)
+        mean, square = self._over_group(x), self._over_group(x * x)  # [B, C]
+        variance = jnp.maximum(square - mean**2, 0)
+        slope = lax.rsqrt(variance + self.epsilon) * scale[None]
+        offset = bias[None] - mean * slope
+        pixels = tuple(range(1, x.ndim - 1))
+        slope, offset = jnp.expand_dims(slope, pixels), jnp.expand_dims(offset, pixels)
+        return (x * slope + offset).astype(self.dtype)
+
+    def _over_group(self, x: Array) -> Array:
+        """Every channel's mean over the pixels and channels of its group: ``[B, C]``."""
+        means = x.mean(axis=tuple(range(1, x.ndim - 1)))
+        of_groups = means.reshape(len(means), self.groups, -1).mean(axis=-1)
+        return jnp.repeat(of_groups, x.shape[-1] // self.groups, axis=-1)
 
 
 def attend(q: Array, k: Array, v: Array, heads: int) -> Array:

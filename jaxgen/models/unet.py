@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
-from jax import Array
+from jax import Array, lax
 
-from jaxgen.models.blocks import applier, attend
+from jaxgen.models.blocks import GroupNorm, applier, attend
 from jaxgen.models.embeddings import conditioning, sinusoidal_embedding
 
 ZERO = nn.initializers.zeros_init()
@@ -28,7 +29,7 @@ class Norm(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         groups = math.gcd(self.groups, x.shape[-1])
-        return nn.GroupNorm(num_groups=groups, epsilon=1e-6, dtype=self.dtype)(x)
+        return GroupNorm(groups, dtype=self.dtype)(x)
 
 
 class ResidualBlock(nn.Module):
@@ -44,10 +45,17 @@ class ResidualBlock(nn.Module):
     dropout: float = 0.0  # of this call: zero outside training
     scale_shift: bool = False
     dtype: Any = jnp.float32
+    convolution: Callable[..., Array] = lax.conv_general_dilated
 
     @nn.compact
     def __call__(self, x: Array, embedding: Array) -> Array:
-        conv = lambda **kw: nn.Conv(self.channels, (3, 3), dtype=self.dtype, **kw)  # noqa: E731
+        conv = partial(
+            nn.Conv,
+            self.channels,
+            (3, 3),
+            dtype=self.dtype,
+            conv_general_dilated=self.convolution,
+        )
         h = conv()(nn.swish(Norm(self.groups, self.dtype)(x)))
         outputs = 2 * self.channels if self.scale_shift else self.channels
         told = nn.Dense(outputs, dtype=self.dtype)(nn.swish(embedding))[:, None, None, :]
@@ -101,6 +109,8 @@ class UNet(nn.Module):
       out_channels: of the prediction; the input's where None.
       dtype: of the computation; parameters and the prediction are float32.
       remat: whether blocks are computed again for the gradient, in exchange for memory.
+      convolution: with the arguments of ``lax.conv_general_dilated``; on CPU, for training steps
+        inside ``lax.scan``, :func:`jaxgen.models.convolution.convolve`.
 
     Raises:
       ValueError: if the image is too small for the number of levels, the heads do not divide the
@@ -121,6 +131,7 @@ class UNet(nn.Module):
     time_features: Callable[[Array, int], Array] = sinusoidal_embedding
     condition_dim: int | None = None
     remat: bool = False
+    convolution: Callable[..., Array] = lax.conv_general_dilated
 
     @nn.compact
     def __call__(
@@ -145,7 +156,9 @@ class UNet(nn.Module):
         apply, dropout = applier(self.remat), self.dropout if train else 0.0
 
         def residual(h: Array, width: int) -> Array:
-            block = ResidualBlock(width, self.groups, dropout, self.scale_shift, self.dtype)
+            block = ResidualBlock(
+                width, self.groups, dropout, self.scale_shift, self.dtype, self.convolution
+            )
             return apply(block, h, embedding)
 
         def attention(h: Array) -> Array:
@@ -155,11 +168,12 @@ class UNet(nn.Module):
             h = residual(h, self.channels * multiplier)
             return attention(h) if h.shape[1] in self.attention else h
 
-        h = nn.Conv(self.channels, (3, 3), dtype=self.dtype)(x)
+        conv = partial(nn.Conv, dtype=self.dtype, conv_general_dilated=self.convolution)
+        h = conv(self.channels, (3, 3))(x)
         skips = [h]
         for level, multiplier in enumerate(self.multipliers):
             if level > 0:
-                h = nn.Conv(h.shape[-1], (3, 3), strides=2, dtype=self.dtype)(h)
+                h = conv(h.shape[-1], (3, 3), strides=2)(h)
                 skips.append(h)
             for _ in range(self.blocks):
                 h = block(h, multiplier)
@@ -172,10 +186,10 @@ class UNet(nn.Module):
             for _ in range(self.blocks + 1):
                 h = block(jnp.concatenate([h, skips.pop()], axis=-1), multiplier)
             if level > 0:
-                h = nn.Conv(h.shape[-1], (3, 3), dtype=self.dtype)(double(h, skips[-1].shape[1:3]))
+                h = conv(h.shape[-1], (3, 3))(double(h, skips[-1].shape[1:3]))
 
         h = nn.swish(Norm(self.groups, self.dtype)(h))
-        out = nn.Conv(self.out_channels or x.shape[-1], (3, 3), kernel_init=ZERO, dtype=self.dtype)
+        out = conv(self.out_channels or x.shape[-1], (3, 3), kernel_init=ZERO)
         return out(h).astype(jnp.float32)
 
     def _check(self, x: Array, t: Array) -> None:

@@ -11,6 +11,7 @@ checkpoint holds: arrays without a device axis, which may be divided over device
 
 from __future__ import annotations
 
+import ctypes
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -83,7 +84,8 @@ def scan_steps(step: Callable) -> Callable:
     """n steps in one dispatch: batches ``[n, B, ...]``; metrics are those of each step ``[n]``.
 
     For dense networks everywhere, and for any on accelerators; on CPU the weight gradient of a
-    convolution is about 30 times slower inside a scan than outside.
+    convolution is about 30 times slower inside a scan than outside, unless the network convolves
+    by :func:`jaxgen.models.convolution.convolve`.
     """
 
     def steps(state, batches, key, **kwargs):
@@ -264,6 +266,26 @@ def on_one_device(state: Any) -> Any:
         return jax.device_put(x, replicated).addressable_data(0)
 
     return jax.tree.map(whole, state)
+
+
+def keep_freed_memory() -> bool:
+    """Has the C library keep what is freed for the next allocation; whether it does.
+
+    XLA on CPU allocates the buffers of a program anew at every call, and glibc returns large ones
+    to the system and asks for them again, a page fault for every 4 KiB: of a U-Net's training step
+    (590 MiB) that was a third of the time (1.77 against 1.16 times PyTorch's, two CPU cores, JAX
+    0.10). To be called before the first array is made. With another C library nothing happens.
+    """
+    trim_threshold, mmap_threshold, arena_max = -1, -3, -8  # the names of glibc's malloc.h
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return False
+    never = 2**31 - 1
+    return all(
+        mallopt(parameter, value)
+        for parameter, value in ((arena_max, 1), (mmap_threshold, never), (trim_threshold, never))
+    )
 
 
 def memory_needed(program: Any) -> int | None:

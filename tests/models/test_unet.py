@@ -4,8 +4,12 @@ import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import linen as nn
 
+from jaxgen.models.blocks import GroupNorm
+from jaxgen.models.convolution import convolve
 from jaxgen.models.embeddings import FourierFeatures
 from jaxgen.models.unet import ResidualBlock, SelfAttention, UNet, double
 
@@ -192,3 +196,29 @@ def test_doubling_repeats_pixels():
     x = jnp.arange(4.0).reshape(1, 2, 2, 1)
     want = [[0, 0, 1], [0, 0, 1], [2, 2, 3]]
     np.testing.assert_array_equal(double(x, (3, 3))[0, :, :, 0], want)
+
+
+def test_the_convolution_for_scans_changes_no_parameter_and_no_gradient(key, randomized):
+    model = UNet(**TINY)
+    x, t = jax.random.normal(key, (2, 8, 8, 1)), jnp.array([1.0, 7.0])
+    variables = randomized(key, model, x, t)
+    total = lambda variables, model: jnp.sum(model.apply(variables, x, t) ** 2)
+    gradient = jax.jit(jax.grad(total), static_argnums=1)
+    ours = gradient(variables, model.clone(convolution=convolve))
+    scale = optax.tree.norm(ours)
+    chex.assert_trees_all_close(ours, gradient(variables, model), rtol=1e-4, atol=1e-5 * scale)
+
+
+def test_group_norm_is_that_of_flax(key):
+    x = 3 + jax.random.normal(key, (3, 5, 4, 12))
+    theirs, ours = nn.GroupNorm(4, epsilon=1e-6), GroupNorm(4)
+    variables = {"params": {"scale": jnp.arange(12.0), "bias": jnp.ones(12)}}
+    chex.assert_trees_all_equal_shapes(ours.init(key, x), theirs.init(key, x))
+    a, b = (
+        jax.value_and_grad(lambda v, x, m=m: (m.apply(v, x) ** 3).mean(), (0, 1))(variables, x)
+        for m in (ours, theirs)
+    )
+    chex.assert_trees_all_close(a, b, rtol=1e-4, atol=1e-4)
+    half = ours.clone(dtype=jnp.bfloat16).apply(variables, x.astype(jnp.bfloat16))
+    assert half.dtype == jnp.bfloat16
+    np.testing.assert_allclose(half.astype(jnp.float32), theirs.apply(variables, x), atol=0.3)

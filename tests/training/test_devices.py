@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from jaxgen.training.devices import (
     MODEL_AXIS,
@@ -222,11 +223,11 @@ def test_dividing_the_state_lowers_the_memory_of_a_device():
 
 
 def test_the_longest_axis_that_can_be_is_divided():
-    assert split_longest((3, 3, 64, 128), 4) == (None, None, None, MODEL_AXIS)
-    assert split_longest((130, 129), 2) == (MODEL_AXIS, None)
-    assert split_longest((129, 131), 2) == ()
-    assert split_longest((8, 8), 2) == ()  # too small to be worth it
-    assert split_longest((4096,), 1) == ()
+    assert split_longest((3, 3, 64, 128), 4) == PartitionSpec(None, None, None, MODEL_AXIS)
+    assert split_longest((130, 129), 2) == PartitionSpec(MODEL_AXIS, None)
+    assert split_longest((129, 131), 2) == PartitionSpec()
+    assert split_longest((8, 8), 2) == PartitionSpec()  # too small to be worth it
+    assert split_longest((4096,), 1) == PartitionSpec()
 
 
 @pytest.mark.parametrize("model", [1, 2])
