@@ -12,13 +12,17 @@ as medians: on a shared machine only ratios hold.
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import itertools
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 import types
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -57,6 +61,7 @@ from jaxgen.diffusion.solvers import (
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
 from jaxgen.training.devices import Sharded, keep_freed_memory
+from jaxgen.training.loop import fit
 from jaxgen.training.step import adam, init_state, make_step
 
 Image = tuple[int, int, int]
@@ -85,6 +90,33 @@ def interleaved(
             if i > 0:
                 times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in times.items()}
+
+
+def host_seconds(rounds: int = 5, steps: int = 200) -> float:
+    """Seconds a step that the training loop takes itself: with a step that computes nothing."""
+    names = ("loss", "grad_norm", "update_norm", "param_norm", "skipped")
+    nothing = jax.jit(lambda state, batch, key: (state, dict.fromkeys(names, batch)))
+    batch, key = jnp.zeros(()), jax.random.key(0)
+
+    class NoLog:
+        def write(self, step: int, metrics: dict[str, Any]) -> None: ...
+
+    def run() -> Any:
+        return fit(
+            batch,
+            nothing,
+            itertools.repeat(batch),
+            key,
+            start=0,
+            stop=steps,
+            log=NoLog(),
+            log_every=50,
+            checkpoint=lambda done, state: None,
+            checkpoint_every=steps,
+            advance=lambda *args, **kwargs: None,
+        )
+
+    return interleaved({"loop": run}, rounds)["loop"] / steps
 
 
 def flops(compiled: Any) -> float:
@@ -161,6 +193,7 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
         },
         rounds,
     )
+    host = host_seconds()
     step_flops, forward_flops = flops(step), flops(forward.lower(params, x_T, 1).compile())
     rate = 2 * n**3 / seconds["product"]
     forward_seconds = seconds["forward"] / sample_steps
@@ -184,6 +217,8 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
         "sample_steps": sample_steps,
         "sample_images_per_s": batch / seconds["sample"],
         "sample_over_forward_passes": seconds["sample"] / seconds["forward"],
+        "host_ms_a_step": 1e3 * host,
+        "host_share_of_train_step": host / seconds["train"],
         "data_resident_images_per_s": 20 * batch / seconds["resident"],
         "data_streamed_images_per_s": 20 * batch / seconds["stream"],
         "data_share_of_train_step": seconds["resident"] / 20 / seconds["train"],
@@ -237,23 +272,18 @@ def measure_solvers(model: str, batch: int | None, steps: int, rounds: int) -> d
     return numbers
 
 
+OURS = ("train", "forward")
+
+
 def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
     """diffusers' U-Net of "medium"'s widths, trained by PyTorch; and its number of parameters.
 
     Eager, on all cores, in both of PyTorch's memory layouts: ``torch_train``, ``torch_forward`` and
     the same names with ``_channels_last``.
-
-    Raises:
-      SystemExit: if the libraries are not installed.
     """
-    try:
-        import torch  # pyright: ignore[reportMissingImports]
-        from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise SystemExit(
-            f"--torch compares with libraries that are not installed ({error.name}): "
-            "pip install torch diffusers"
-        ) from None
+    import torch  # pyright: ignore[reportMissingImports]
+    from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
+
     torch.set_num_threads(os.cpu_count() or 1)
     tasks: dict[str, Callable[[], Any]] = {}
     size = 0
@@ -287,14 +317,45 @@ def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
     return tasks, size
 
 
+def torch_worker(batch: int, pipe: Any) -> None:
+    """Sends the number of parameters, and then runs each task whose name it receives."""
+    tasks, size = torch_tasks(batch)
+    pipe.send(size)
+    with suppress(EOFError):  # the other end is closed
+        while True:
+            tasks[pipe.recv()]()
+            pipe.send(None)
+
+
 def measure_against_torch(rounds: int) -> dict:
     """The training step and the forward pass of "medium", float32, over PyTorch's times.
 
-    Ours also clips the gradient and keeps an EMA. PyTorch's time is that of its faster layout.
+    Ours also clips the gradient, keeps an EMA and checks for what is not finite. PyTorch's time is
+    that of its faster layout, in a process of its own, which waits while ours works: in one process
+    the two disturb each other's memory.
+
+    Raises:
+      SystemExit: if the libraries are not installed.
     """
+    for library in ("torch", "diffusers"):
+        if importlib.util.find_spec(library) is None:
+            raise SystemExit(
+                f"--torch compares with libraries that are not installed ({library}): "
+                "pip install torch diffusers"
+            )
     unet, shape, batch = MODELS["medium"]
     apply: Any = unet.apply
-    theirs, their_size = torch_tasks(batch)
+    spawn = multiprocessing.get_context("spawn")
+    pipe, end = spawn.Pipe()
+    spawn.Process(target=torch_worker, args=(batch, end), daemon=True).start()
+    their_size = pipe.recv()
+
+    def elsewhere(name: str) -> Any:
+        pipe.send(name)
+        return pipe.recv()
+
+    names = [f"torch_{task}{layout}" for task in OURS for layout in ("", "_channels_last")]
+    theirs = {name: partial(elsewhere, name) for name in names}
     schedule, optimizer = from_betas(linear_betas()), adam(2e-4, warmup=5000, clip=1.0)
 
     def loss_fn(params, batch, key):
@@ -313,7 +374,7 @@ def measure_against_torch(rounds: int) -> dict:
         return metrics
 
     forward = jax.jit(lambda params, x: apply({"params": params}, x, jnp.ones(x.shape[:1])))
-    ours = {"train": train, "forward": lambda: forward(params, x)}
+    ours = dict(zip(OURS, (train, lambda: forward(params, x)), strict=True))
     seconds = interleaved({**ours, **theirs}, rounds, settle=0.3)
     fastest = {
         name: min(seconds[f"torch_{name}"], seconds[f"torch_{name}_channels_last"]) for name in ours

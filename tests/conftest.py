@@ -8,10 +8,6 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest  # noqa: E402
 
-from jaxgen.training.devices import keep_freed_memory  # noqa: E402
-
-keep_freed_memory()
-
 
 @pytest.fixture(scope="session", autouse=True)
 def _private_cache(tmp_path_factory):

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax import Array
 from orbax.checkpoint import checkpoint_managers as managers
@@ -32,28 +33,34 @@ class StorageError(OSError):
     """Raised where a checkpoint could not be written; the earlier ones are intact."""
 
 
-def _words(x: Array) -> Array:
-    """The bits of an array as unsigned integers of 32 bits or fewer."""
-    if x.dtype == jnp.bool_:
-        return x.astype(jnp.uint32)
-    width = min(x.dtype.itemsize, 4)
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * width}").astype(jnp.uint32)
+def fingerprint(tree: Any) -> list[int]:
+    """One number a leaf: sum_i (2 i + 1) word_i mod 2^32, over the words of its bits.
+
+    The weights are odd and so invertible: any change of a single word is seen. The sum is of
+    integers, so it does not depend on how the arrays are divided over devices, nor on whether they
+    add it up or the host does.
+    """
+    leaves = jax.tree.leaves(tree)
+    if jax.default_backend() == "cpu" and all(x.is_fully_addressable for x in leaves):
+        return [_fingerprint_on_host(np.asarray(x)) for x in leaves]  # with nothing to compile
+    return jax.device_get(_fingerprint_on_devices(leaves)).tolist()
+
+
+def _fingerprint_on_host(x: np.ndarray) -> int:
+    words = np.ascontiguousarray(x).reshape(-1).view(f"uint{8 * min(x.dtype.itemsize, 4)}")
+    weights = 2 * np.arange(words.size, dtype=np.uint32) + 1
+    return int(np.sum(weights * words, dtype=np.uint32))
 
 
 @jax.jit
-def fingerprint(tree: Any) -> Array:
-    """One number a leaf, ``[leaves]`` uint32: sum_i (2 i + 1) word_i mod 2^32.
-
-    The weights are odd and so invertible: any change of a single word is seen. The sum is of
-    integers, so it does not depend on how the arrays are divided over devices.
-    """
-
+def _fingerprint_on_devices(leaves: list[Array]) -> Array:
     def of(x: Array) -> Array:
-        words = _words(x)
+        x = x.astype(jnp.uint8) if x.dtype == jnp.bool_ else x
+        words = jax.lax.bitcast_convert_type(x, f"uint{8 * min(x.dtype.itemsize, 4)}")
         i = jnp.arange(words.size, dtype=jnp.uint32).reshape(words.shape)
-        return jnp.sum((2 * i + 1) * words, dtype=jnp.uint32)
+        return jnp.sum((2 * i + 1) * words.astype(jnp.uint32), dtype=jnp.uint32)
 
-    return jnp.stack([of(x) for x in jax.tree.leaves(tree)])
+    return jnp.stack([of(x) for x in leaves])
 
 
 def _score(metrics: Any) -> float:
@@ -120,7 +127,7 @@ class Checkpoints:
             "config": config,
             "position": step,
             "score": score,
-            "fingerprint": jax.device_get(fingerprint(state)).tolist(),
+            "fingerprint": fingerprint(state),
         }
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(state), about=ocp.args.JsonSave(about)
@@ -178,7 +185,7 @@ class Checkpoints:
         )
         restored = self._manager.restore(step, args=items)
         state, about = restored["state"], restored["about"]
-        if jax.device_get(fingerprint(state)).tolist() != about["fingerprint"]:
+        if fingerprint(state) != about["fingerprint"]:
             raise DamagedCheckpoint("its arrays are not those that were saved.")
         if about["position"] != step or self._manager.metrics(step) != {"score": about["score"]}:
             raise DamagedCheckpoint("its description is not the one that was saved.")

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 from rich.console import Console
@@ -21,6 +20,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+from jaxgen.training.loop import Advance
 
 console = Console(highlight=False, soft_wrap=True)
 
@@ -77,12 +78,6 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
             except json.JSONDecodeError:
                 break
     return rows
-
-
-class Advance(Protocol):
-    """Reports progress: how many units were done, and what is going on now."""
-
-    def __call__(self, amount: int = 0, note: str = "", *, activity: str | None = None) -> None: ...
 
 
 @contextmanager

@@ -9,7 +9,11 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxgen.training.logging import Advance
+
+class Advance(Protocol):
+    """Reports progress: how many units were done, and what is going on now."""
+
+    def __call__(self, amount: int = 0, note: str = "", *, activity: str | None = None) -> None: ...
 
 
 class Log(Protocol):

@@ -221,7 +221,8 @@ def test_what_does_not_fit_is_told_before_the_first_step(command, monkeypatch):
     assert not list(Path("run/checkpoints").glob("[0-9]*"))
 
 
-@pytest.mark.parametrize("name", ["vae", pytest.param("ddpm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "ddpm"])
 def test_accumulation_and_a_divided_state_are_options(command, name):
     small = "train --steps 4 --batch 32 --learning-rate 1e-4 --hidden 128"
     small = small if name == "vae" else small.replace("--hidden 128", "")

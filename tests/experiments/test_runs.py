@@ -63,7 +63,9 @@ def test_stopping_and_resuming_changes_no_bit(command, name):
     assert read_metrics(Path("whole/metrics.jsonl")) == read_metrics(Path("parts/metrics.jsonl"))
 
 
-@pytest.mark.parametrize("name", ["ddpm", "vae", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["vae", *[pytest.param(n, marks=pytest.mark.slow) for n in ("ddpm", "gan")]]
+)
 def test_the_number_of_devices_does_not_matter(command, name):
     for count in (1, 2, 8):
         words = f"train --steps 4 --devices {count} --dir on{count}"

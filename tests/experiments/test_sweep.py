@@ -94,11 +94,11 @@ def test_each_member_is_the_run_trained_alone(command, name):
         others = {p.name for p in Path("sweep").iterdir() if p.is_dir()} - {member}
         assert len(others) == 3
         assert all(mismatches(arrays(f"sweep/{o}", 8), many) for o in others)
-        check_measuring(command, member)
 
 
-def check_measuring(command, member):
-    """A member can be measured as any run, and the sweep has a table of means."""
+@pytest.mark.slow
+def test_a_sweep_has_a_table_of_means_and_its_members_are_ordinary_runs(command):
+    assert command("vae", f"train --steps 4 --dir sweep --sweep {GRID['vae'][0]}")[0] == 0
     status, _, err = command("vae", "evaluate --dir sweep --samples 20", tiny=False)
     assert status == 0, err
     table = {n["name"]: n for n in json.loads(Path("sweep/report.json").read_text())}

@@ -198,6 +198,7 @@ def test_doubling_repeats_pixels():
     np.testing.assert_array_equal(double(x, (3, 3))[0, :, :, 0], want)
 
 
+@pytest.mark.slow
 def test_the_convolution_for_scans_changes_no_parameter_and_no_gradient(key, randomized):
     model = UNet(**TINY)
     x, t = jax.random.normal(key, (2, 8, 8, 1)), jnp.array([1.0, 7.0])
