@@ -76,6 +76,9 @@ def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
         return _failed(f"error: {_first_operation(error)}", 3)
     except StorageError as error:
         return _failed(f"error: {error}", 74)
+    except PermissionError as error:
+        where = f"{error.filename} ({error.strerror})"
+        return _failed(f"error: cannot write to {where}: give another --dir.", 74)
     except Preempted as error:
         return _failed(f"preempted: {error} and saved: add --resume to go on.", 75)
     except KeyboardInterrupt:

@@ -60,7 +60,7 @@ def fit(
       Preempted: after a checkpoint, as soon as ``stopping(steps made)``.
     """
     pending: list[dict[str, Array]] = []
-    done, row = start, np.zeros((), int)
+    done, in_a_row = start, np.zeros((), int)
     while done < stop:
         state, metrics = step(state, next(batches), key)
         if done == start:
@@ -71,7 +71,7 @@ def fit(
         stopped = stopping(done)
         saving = done % checkpoint_every < steps_per_call or done >= stop or stopped
         if saving or done % log_every < steps_per_call:
-            means, row = _collect(pending, done, steps_per_call, row, max_skipped)
+            means, in_a_row = _collect(pending, done, steps_per_call, in_a_row, max_skipped)
             pending = []
             log.write(done, means)
             advance(0, _note(means))
@@ -91,11 +91,15 @@ def _note(means: dict[str, np.ndarray]) -> str:
 
 
 def _collect(
-    pending: list[dict[str, Array]], done: int, steps_per_call: int, row: np.ndarray, limit: int
+    pending: list[dict[str, Array]],
+    done: int,
+    steps_per_call: int,
+    in_a_row: np.ndarray,
+    limit: int,
 ) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """The mean of each metric over the pending steps that were not skipped, and how many were.
 
-    ``row`` counts the steps skipped in a row so far; the new count is returned. Values may have
+    ``in_a_row`` counts the last steps that were skipped; the new count is returned. Values may have
     an axis of members after that of steps, and then both results have it.
 
     Raises:
@@ -109,8 +113,8 @@ def _collect(
     limit = limit if skips else 1
     bad = ~np.all(np.isfinite(losses), axis=0) | (np.any(skips, axis=0) if skips else False)
     for i, skipped in enumerate(bad):
-        row = np.where(skipped, row + 1, 0)
-        if np.all(row >= limit):
+        in_a_row = np.where(skipped, in_a_row + 1, 0)
+        if np.all(in_a_row >= limit):
             first = done - len(bad) + 1 + i - limit + 1
             raise NonFiniteLoss(
                 f"the loss or its gradient is not finite from step {first} on ({limit} in a row): "
@@ -124,4 +128,4 @@ def _collect(
         else np.sum(np.where(bad, 0.0, v), axis=0, dtype=np.float64) / kept
         for name, v in rows.items()
     }
-    return means, row
+    return means, in_a_row

@@ -167,6 +167,17 @@ def test_a_directory_that_cannot_be_written_is_told(command):
     assert err.endswith("): give another --dir.\n")
 
 
+def test_a_directory_without_permission_is_told(command, monkeypatch):
+    def refused(*args):
+        raise PermissionError(13, "Permission denied", "run/checkpoints")
+
+    monkeypatch.setattr("experiments.runner.open_checkpoints", refused)
+    status, _, err = command("vae", "train --steps 4 --dir run")
+    assert status == 74
+    where = "run/checkpoints (Permission denied)"
+    assert err == f"error: cannot write to {where}: give another --dir.\n"
+
+
 @pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_spares_what_is_there(command):
     import resource
