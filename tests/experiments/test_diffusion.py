@@ -68,6 +68,7 @@ def test_solvers_are_compared_on_a_run_of_ddpm(command, monkeypatch):
         assert f"{name}, {steps}"[:8] in out
 
 
+@pytest.mark.slow
 def test_distillation_in_one_command(command):
     """Two rounds of two updates after four of the teacher: 4 steps to 2 and to 1."""
     status, _, err = command("distillation", "--steps 8 --dir run")

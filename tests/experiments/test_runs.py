@@ -11,7 +11,6 @@ from processes import arrays
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
 
-NAMES = ("ddpm", "vae", "gan")
 PICTURES = {
     "ddpm": {"samples.png", "film.gif"},
     "vae": {"samples.png", "reconstructions.png", "interpolations.png", "manifold.png"},
@@ -24,7 +23,7 @@ NUMBERS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["ddpm", "vae", pytest.param("gan", marks=pytest.mark.slow)])
 def test_one_command_leaves_everything(command, name):
     status, out, _ = command(name, "--steps 8")
     assert status == 0
@@ -47,7 +46,9 @@ def test_one_command_leaves_everything(command, name):
     assert {row["step"] for row in rows} == {2, 4, 6, 8}
 
 
-@pytest.mark.parametrize("name", ["vae", "gan", pytest.param("ddpm", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["vae", *[pytest.param(n, marks=pytest.mark.slow) for n in ("gan", "ddpm")]]
+)
 def test_stopping_and_resuming_changes_no_bit(command, name):
     assert command(name, "train --steps 8 --dir whole")[0] == 0
     assert command(name, "train --steps 4 --dir parts")[0] == 0
@@ -80,7 +81,8 @@ def test_the_number_of_devices_does_not_matter(command, name):
             )
 
 
-@pytest.mark.parametrize("name", ["vae", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["vae", "gan"])
 def test_pmap_trains_and_its_checkpoint_resumes_under_jit(command, name):
     words = "train --steps 4 --devices 4 --dir run"
     assert command(name, words, "--parallel pmap")[0] == 0
