@@ -20,13 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 import tyro
-from flax.linen import summary
 from jax import Array
 from jax.experimental import multihost_utils
 
 from experiments import sweep
+from experiments.diagnosis import diagnose
 from experiments.folders import (
     check_directory,
     locked,
@@ -41,7 +40,7 @@ from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.sources import Arrays, DataError, DataSet, did_you_mean, load
 from jaxgen.evaluation.features import FeatureSpace, feature_space
 from jaxgen.evaluation.report import Number, write_report
-from jaxgen.plotting import save_bars, save_curves
+from jaxgen.plotting import save_curves
 from jaxgen.training.checkpoints import Checkpoints, DamagedCheckpoint, NoCheckpoint, StorageError
 from jaxgen.training.devices import (
     Placement,
@@ -54,14 +53,12 @@ from jaxgen.training.devices import (
     on_one_device,
     scan_steps,
 )
-from jaxgen.training.diagnosis import gradient_noise, loss_by_time
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
 
 VERBS = ("train", "sample", "evaluate")
 ALONE = ("diagnose",)  # verbs that are only run when asked for
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
-DIAGNOSED = 16  # batches that diagnose looks at
 PROFILED = (10, 20)  # the calls of the step between which --profile traces
 
 
@@ -145,7 +142,9 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
         checkpoints = held.enter_context(open_checkpoints(directory, config, members))
         state = None
         if "train" in verbs:
-            state = train(directory, config, members, data, placement, system, checkpoints, run)
+            state = train(
+                directory, config, members, data, placement, system, checkpoints, key, run
+            )
         if jax.process_count() > 1:
             checkpoints.close()
             jax.distributed.shutdown()  # what follows is work for one process
@@ -296,13 +295,13 @@ def train(
     placement: Placement,
     system: System,
     checkpoints: Checkpoints | sweep.MemberCheckpoints,
+    key: Array,
     run: Run,
 ) -> Any:
     """Trains to ``config.train.steps`` and returns the state, whole on one device."""
     options: Train = config.train
     if run.debug_nans:  # a scan would be the operation that is named
         options = dataclasses.replace(options, steps_per_call=1)
-    key = sweep.run_key(config, members)
     if run.resume and checkpoints.steps():
         start, state, _ = checkpoints.restore(placement.stored(system.init, key))
         checkpoints.drop_after(start)
@@ -512,60 +511,6 @@ def open_log(directory: Path, members: tuple[sweep.Member, ...], start: int) -> 
     if members:
         return sweep.MemberLogs(directory, members, start)
     return MetricLog(directory, start)
-
-
-# --- diagnosis -------------------------------------------------------------------------------
-
-
-def diagnose(
-    system: System, data: DataSet, options: Train, key: Array, state: Any, directory: Path
-) -> list[Number]:
-    """Prints the networks by module; measures the gradient's noise and the loss by time.
-
-    Raises:
-      Mistake: for an experiment that has nothing to diagnose, or a sweep.
-    """
-    probe = system.probe
-    if probe is None:
-        raise Mistake("diagnose takes one run of ddpm, score_sde, vae or gan.")
-    for name, (network, args, kwargs) in probe.networks.items():
-        make_table = summary.tabulate(
-            network,
-            jax.random.key(0),
-            depth=1,
-            compute_flops=True,
-            console_kwargs={"width": 120, "force_terminal": False},
-        )
-        print(f"{name}, for one example{make_table(*args, **kwargs).rstrip()}\n")
-    params, numbers = probe.params(state), []
-    index = index_batches(len(data.train), options.batch, seed=options.seed)
-    seen = list(itertools.islice(read_batches(data.train, index), DIAGNOSED))
-    examples = f"{DIAGNOSED} batches of {options.batch} training images"
-    if probe.loss is not None:
-        with progress("gradients", 1) as advance:
-            found = gradient_noise(probe.loss, params, seen, sweep.fold(key, 0))
-            advance(1)
-        how = f"{examples} in 8 parts each, McCandlish et al. 2018"
-        numbers += [
-            Number("gradient_signal", found.signal, f"|E g|^2, {how}"),
-            Number("gradient_noise", found.noise, f"tr cov(g) of an example, {how}"),
-            Number("gradient_noise_scale", found.scale, f"noise / signal, in examples, {how}"),
-        ]
-    if probe.losses is not None:
-        losses_of = jax.jit(probe.losses)
-        with progress("losses", len(seen)) as advance:
-            pairs = []
-            for i, batch in enumerate(seen):
-                pairs.append(jax.device_get(losses_of(sweep.fold(key, i + 1), params, batch)))
-                advance(1)
-        t, losses = np.concatenate(pairs, axis=1)
-        by_time = loss_by_time(t, losses)
-        for at, mean, std in zip(*by_time, strict=True):
-            protocol = f"of {len(t) // len(by_time.time)} examples, mean time {at:.4g}"
-            numbers.append(Number(f"loss, t = {at:.3g}", mean, protocol, std))
-        save_bars(directory / "loss_by_time.png", *by_time, labels=("t", "loss of an example"))
-        console.print("pictures: loss_by_time.png")
-    return numbers
 
 
 # --- reports ---------------------------------------------------------------------------------
