@@ -395,7 +395,7 @@ def compile_step(
     if needed is not None:
         console.print(
             f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
-            f"on each of {jax.device_count()} devices"
+            f"on each of {options.devices or jax.device_count()} devices"
         )
     if program is None or (needed is not None and needed > available):
         raise Mistake(
