@@ -60,7 +60,7 @@ from jaxgen.diffusion.solvers import (
 )
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
-from jaxgen.training.devices import Sharded, keep_freed_memory
+from jaxgen.training.devices import Sharded, tune_cpu
 from jaxgen.training.loop import fit
 from jaxgen.training.step import adam, init_state, make_step
 
@@ -390,7 +390,7 @@ def measure_against_torch(rounds: int) -> dict:
 
 
 def main(argv: list[str] | None = None) -> int:
-    keep_freed_memory()
+    tune_cpu()
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(prog="python -m experiments.benchmark", description=__doc__)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter

@@ -47,11 +47,11 @@ from jaxgen.training.devices import (
     Pmapped,
     Sharded,
     check_divisible,
-    keep_freed_memory,
     memory_available,
     memory_needed,
     on_one_device,
     scan_steps,
+    tune_cpu,
 )
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
@@ -102,7 +102,7 @@ def _first_operation(error: FloatingPointError) -> str:
 def _main(experiment: Experiment, argv: list[str]) -> int:
     verbs, config, run = parse(experiment, argv)
     enable_compilation_cache()
-    keep_freed_memory()
+    tune_cpu()
     if run.coordinator is not None:
         _join(run, verbs)
     first = jax.process_index() == 0

@@ -2,6 +2,9 @@
 
 import jax
 
+from jaxgen.training.devices import tune_cpu
+
+tune_cpu()  # as the experiments do, so that a run in a process of its own computes the same
 jax.config.update("jax_platforms", "cpu")
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
