@@ -41,7 +41,7 @@ from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.sources import Arrays, fetch, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
-from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample
+from jaxgen.diffusion.samplers import ancestral, evaluations, sample
 from jaxgen.diffusion.schedules import (
     CosineLogSNR,
     from_betas,
@@ -49,15 +49,7 @@ from jaxgen.diffusion.schedules import (
     respaced_times,
     uniform_grid,
 )
-from jaxgen.diffusion.solvers import (
-    corrected,
-    dpm_solver_2m,
-    dpm_solver_3m,
-    euler,
-    euler_maruyama,
-    heun,
-    unipc,
-)
+from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
 from jaxgen.training.devices import Sharded, tune_cpu
@@ -223,20 +215,6 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
         "data_streamed_images_per_s": 20 * batch / seconds["stream"],
         "data_share_of_train_step": seconds["resident"] / 20 / seconds["train"],
     }
-
-
-SOLVERS: dict[str, Solver] = {
-    "ancestral": ancestral(),
-    "ddim": ddim(),
-    "euler": euler(),
-    "heun": heun(),
-    "euler_maruyama": euler_maruyama(),
-    "predictor_corrector": corrected(euler_maruyama(), 1),
-    "dpm_solver_2m": dpm_solver_2m(),
-    "dpm_solver_2m_sde": dpm_solver_2m(1.0),
-    "dpm_solver_3m": dpm_solver_3m(),
-    "unipc": unipc(2),
-}
 
 
 def measure_solvers(model: str, batch: int | None, steps: int, rounds: int) -> dict:

@@ -35,7 +35,7 @@ from experiments.system import Data, Experiment, System, Train, choose, make_opt
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, denoiser
-from jaxgen.diffusion.samplers import VARIANCES, Solver, ancestral, ddim, sample, sample_path
+from jaxgen.diffusion.samplers import VARIANCES, Solver, ancestral, sample, sample_path
 from jaxgen.diffusion.schedules import (
     DiscreteSchedule,
     cosine_betas,
@@ -45,7 +45,7 @@ from jaxgen.diffusion.schedules import (
     scaled_linear_betas,
     sigmoid_betas,
 )
-from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
+from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
@@ -61,12 +61,7 @@ BETAS = {
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
 }
-SOLVERS = {  # of one evaluation a step, beside ancestral sampling
-    "ddim": ddim(),
-    "dpm_solver_2m": dpm_solver_2m(),
-    "dpm_solver_3m": dpm_solver_3m(),
-    "unipc": unipc(),
-}
+DISCRETE = ("ddim", "dpm_solver_2m", "dpm_solver_3m", "unipc")  # solvers that serve T levels
 
 
 @dataclass(frozen=True)
@@ -170,7 +165,8 @@ def make_ddpm(config: Config, data: DataSet) -> Ddpm:
 
 def make_solver(config: Config) -> Solver:
     variance = choose("variance", config.sampling.variance, VARIANCES)
-    return choose("solver", config.sampling.solver, {"ancestral": ancestral(variance), **SOLVERS})
+    solvers = {"ancestral": ancestral(variance), **{name: SOLVERS[name] for name in DISCRETE}}
+    return choose("solver", config.sampling.solver, solvers)
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:

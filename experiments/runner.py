@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import signal
 import sys
 import time
@@ -59,7 +60,6 @@ from jaxgen.training.loop import NonFiniteLoss, Preempted, fit
 VERBS = ("train", "sample", "evaluate")
 ALONE = ("diagnose",)  # verbs that are only run when asked for
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
-PROFILED = (10, 20)  # the calls of the step between which --profile traces
 
 
 def main(experiment: Experiment, argv: Sequence[str] | None = None) -> int:
@@ -303,7 +303,7 @@ def train(
     if run.debug_nans:  # a scan would be the operation that is named
         options = dataclasses.replace(options, steps_per_call=1)
     if run.resume and checkpoints.steps():
-        start, state, _ = checkpoints.restore(placement.stored(system.init, key))
+        start, state = checkpoints.restore(placement.stored(system.init, key))
         checkpoints.drop_after(start)
         state = placement.put_state(state)
         console.print(f"resuming from step {start}")
@@ -312,6 +312,7 @@ def train(
     if start >= options.steps:
         return on_one_device(placement.get_state(state))
     key = sweep.fold(key, 3)
+    calls = math.ceil((options.steps - start) / options.steps_per_call)
     saved, begun = dataclasses.asdict(config), time.monotonic()
     ready = Waiting(batches(data, options, members, placement, start))
     log = open_log(directory, members, start)
@@ -328,7 +329,7 @@ def train(
             step = compile_step(system.step, state, ready, key, placement, options, run)
             state = fit(
                 state,
-                profiled(step, directory / "profile") if run.profile else step,
+                profiled(step, directory / "profile", calls) if run.profile else step,
                 ready,
                 key,
                 start=start,
@@ -442,19 +443,24 @@ def preemption() -> Generator[Callable[[int], bool]]:
         signal.signal(signal.SIGTERM, before)
 
 
-def profiled(step: Callable, directory: Path) -> Callable:
-    """The step, some calls of which are traced: ``tensorboard --logdir`` or ui.perfetto.dev."""
-    calls = itertools.count()
+def profiled(step: Callable, directory: Path, calls: int) -> Callable:
+    """The step, of whose ``calls`` ten are traced: ``tensorboard --logdir`` or ui.perfetto.dev.
+
+    The first ten are passed over, or half of them in a run of less than twenty.
+    """
+    first = min(10, calls // 2)
+    last = min(first + 10, calls) - 1
+    count = itertools.count()
 
     def traced(state: Any, batch: Any, key: Array) -> Any:
-        call = next(calls)
-        if call == PROFILED[0]:
+        call = next(count)
+        if call == first:
             jax.profiler.start_trace(directory, create_perfetto_trace=True)
         state, metrics = step(state, batch, key)
-        if call == PROFILED[1]:
+        if call == last:
             jax.block_until_ready(metrics)
             jax.profiler.stop_trace()
-            console.print(f"profile of {PROFILED[1] - PROFILED[0]} calls in {directory}")
+            console.print(f"profile of {last - first + 1} calls in {directory}")
         return state, metrics
 
     return traced
@@ -492,8 +498,7 @@ def restore(
     step = checkpoints.best() if which == "best" else None
     step = int(which) if which.isdigit() else step
     alone = Sharded((jax.local_devices()[0],))
-    step, state, _ = checkpoints.restore(alone.stored(system.init, key), step)
-    return step, state
+    return checkpoints.restore(alone.stored(system.init, key), step)
 
 
 def open_checkpoints(

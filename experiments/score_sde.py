@@ -44,7 +44,7 @@ from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
 from jaxgen.diffusion.process import expand
-from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample, sample_path
+from jaxgen.diffusion.samplers import Solver, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import (
     VE,
     VP,
@@ -59,16 +59,7 @@ from jaxgen.diffusion.schedules import (
     log_snr_grid,
     uniform_grid,
 )
-from jaxgen.diffusion.solvers import (
-    churned,
-    corrected,
-    dpm_solver_2m,
-    dpm_solver_3m,
-    euler,
-    euler_maruyama,
-    heun,
-    unipc,
-)
+from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
@@ -121,19 +112,6 @@ PROCESSES = {
     "ve": Process(VE(0.01, 30.0), "edm", "ddim", even),
     "flow": Process(FlowMatching(), "velocity", "heun", even),
     "edm": Process(Sigma(), "edm", "heun", karras),
-}
-SOLVERS: dict[str, Solver] = {
-    "ancestral": ancestral(),
-    "ddim": ddim(),
-    "euler": euler(),
-    "heun": heun(),
-    "heun_churned": churned(heun(), 0.2, 0.05, 50.0),
-    "euler_maruyama": euler_maruyama(),
-    "predictor_corrector": corrected(euler_maruyama(), 1, 0.1),
-    "dpm_solver_2m": dpm_solver_2m(),
-    "dpm_solver_2m_sde": dpm_solver_2m(1.0),
-    "dpm_solver_3m": dpm_solver_3m(),
-    "unipc": unipc(),
 }
 WEIGHTINGS: dict[str, Weighting | None] = {
     "own": None,

@@ -228,7 +228,7 @@ class MemberCheckpoints:
             part = jax.tree.map(lambda x, i=i: x[i], state)
             each.save(step, part, dataclasses.asdict(member.config), float(score[i]))
 
-    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, int]:
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
         """The step of which every member has a whole checkpoint, and the stacked states."""
         here = SingleDeviceSharding(jax.local_devices()[0])
         one = jax.tree.map(
@@ -239,7 +239,7 @@ class MemberCheckpoints:
         states = [each.restore(one, step)[1] for each in self._each]
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
         stacked = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), stacked, abstract)
-        return step, stacked, step
+        return step, stacked
 
     def drop_after(self, step: int) -> None:
         for each in self._each:

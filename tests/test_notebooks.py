@@ -45,7 +45,7 @@ def test_stored_without_outputs(path):
         assert cell.execution_count is None
 
 
-QUICK = ("ddpm", "diffusion")  # the others run with `pytest -m slow`
+QUICK = ("ddpm",)  # the others run with `pytest -m slow`
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser, from_x_0
-from jaxgen.diffusion.process import Schedule, diffusion_squared, drift, expand
+from jaxgen.diffusion.process import Schedule
 
 Field = Callable[[Array, Array], Array]  # (x [B, ...], t [B] or scalar) -> a vector at x, [B, ...]
 
@@ -28,14 +28,3 @@ def probability_flow(denoise: Denoiser, schedule: Schedule) -> Field:
     flow matching, which needs no division by alpha.
     """
     return lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, "velocity")
-
-
-def reverse_drift(denoise: Denoiser, schedule: Schedule) -> Field:
-    """f x - g^2 score, the drift of the reverse-time SDE (Song et al. 2021, eq. 6)."""
-    grad_log_q = score(denoise, schedule)
-
-    def field(x_t: Array, t: Array) -> Array:
-        g2 = expand(diffusion_squared(schedule, t), x_t)
-        return expand(drift(schedule, t), x_t) * x_t - g2 * grad_log_q(x_t, t)
-
-    return field

@@ -24,7 +24,7 @@ from jax import Array
 
 from jaxgen.diffusion.parameterization import from_x_0
 from jaxgen.diffusion.process import Schedule, diffusion_squared, transition_variance
-from jaxgen.diffusion.samplers import Solver, ends_clean, noise_std
+from jaxgen.diffusion.samplers import Solver, ancestral, ddim, ends_clean, noise_std
 from jaxgen.diffusion.sde import probability_flow, score
 
 
@@ -298,3 +298,18 @@ def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
         return solver.cost(schedule, t, s) + (0 if ends_clean(schedule, s) else steps)
 
     return Solver(step, solver.init, cost)
+
+
+SOLVERS: dict[str, Solver] = {  # by the names that commands give them
+    "ancestral": ancestral(),
+    "ddim": ddim(),
+    "euler": euler(),
+    "heun": heun(),
+    "heun_churned": churned(heun(), 0.2, 0.05, 50.0),
+    "euler_maruyama": euler_maruyama(),
+    "predictor_corrector": corrected(euler_maruyama(), 1, 0.1),
+    "dpm_solver_2m": dpm_solver_2m(),
+    "dpm_solver_2m_sde": dpm_solver_2m(1.0),
+    "dpm_solver_3m": dpm_solver_3m(),
+    "unipc": unipc(),
+}

@@ -145,8 +145,10 @@ class Checkpoints:
         """The step with the lowest score."""
         return self._manager.best_step()
 
-    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any, int]:
-        """The step, its state and its data position; the latest that is whole if ``step`` is None.
+    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
+        """The step, which is also the data position, and its state.
+
+        If ``step`` is None it is the latest that is whole.
 
         ``abstract`` is a tree of arrays or ``ShapeDtypeStruct`` whose shardings say where each
         array goes, so a run may come back on another number of devices. A damaged latest
@@ -162,7 +164,7 @@ class Checkpoints:
             raise NoCheckpoint(f"{wanted} in {self.directory} (there: {steps or 'none'}).")
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                state, position = self._read(abstract, candidate)
+                state = self._read(abstract, candidate)
             except Exception as error:  # whatever the readers of damaged files raise
                 damaged[candidate] = _reason(error)
                 continue
@@ -171,14 +173,14 @@ class Checkpoints:
                     f"warning: the checkpoint of step {bad} in {self.directory} is damaged "
                     f"({reason}); using the one of step {candidate}."
                 )
-            return candidate, state, position
+            return candidate, state
         reasons = "; ".join(f"step {bad}: {reason}" for bad, reason in damaged.items())
         raise DamagedCheckpoint(
             f"no checkpoint to use in {self.directory} ({reasons}): name another with --checkpoint "
             f"(there: {steps}), or train anew with another --dir."
         )
 
-    def _read(self, abstract: Any, step: int) -> tuple[Any, int]:
+    def _read(self, abstract: Any, step: int) -> Any:
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()
@@ -189,7 +191,7 @@ class Checkpoints:
             raise DamagedCheckpoint("its arrays are not those that were saved.")
         if about["position"] != step or self._manager.metrics(step) != {"score": about["score"]}:
             raise DamagedCheckpoint("its description is not the one that was saved.")
-        return state, step
+        return state
 
     def drop_after(self, step: int) -> None:
         """Removes the checkpoints of later steps, which a run resumed here would write anew."""

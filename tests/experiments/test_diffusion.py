@@ -9,9 +9,10 @@ from PIL import Image
 from processes import arrays
 
 from experiments.distillation import PRESETS, rounds_of
-from experiments.score_sde import PROCESSES, SOLVERS
+from experiments.score_sde import PROCESSES
 from experiments.solvers import COMPARED
 from jaxgen.diffusion.samplers import evaluations
+from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.training.logging import read_metrics
 
 

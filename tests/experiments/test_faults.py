@@ -210,13 +210,15 @@ def test_the_operation_that_answers_nan_is_named(command):
     assert ".py:" in line
 
 
-def test_a_profile_is_a_trace_that_can_be_opened(command):
+@pytest.mark.parametrize(("steps", "calls"), [(44, 10), (8, 2)])  # two steps a call
+def test_a_profile_is_a_trace_that_can_be_opened(command, steps, calls):
     import gzip
     import json
 
-    status, out, _ = command("vae", "train --steps 44 --checkpoint-every 44 --dir run --profile")
+    words = f"train --steps {steps} --checkpoint-every {steps} --dir run --profile"
+    status, out, _ = command("vae", words)
     assert status == 0
-    assert "profile of 10 calls in run/profile" in out
+    assert f"profile of {calls} calls in run/profile" in out
     (path,) = Path("run/profile").rglob("perfetto_trace.json.gz")
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     assert len(events) > 100

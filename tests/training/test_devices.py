@@ -1,3 +1,5 @@
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +13,7 @@ from jaxgen.training.devices import (
     Pmapped,
     Sharded,
     check_divisible,
+    leave_out_ynn_convolutions,
     memory_available,
     memory_needed,
     on_one_device,
@@ -235,3 +238,39 @@ def test_the_rows_of_the_only_process_are_all(model):
     assert Sharded(DEVICES, model).rows(16) == slice(0, 16)
     with pytest.raises(ValueError, match="not divisible"):
         Sharded(DEVICES, model).rows(12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "version", "asked"),
+    [
+        ("", (0, 10, 2), True),
+        ("--xla_cpu_multi_thread_eigen=true", (0, 12, 0), True),
+        ("--xla_cpu_experimental_ynn_fusion_type=", (0, 12, 0), False),  # the user's own choice
+        ("", (0, 13, 0), False),  # which may lack the flag, and would end the process
+        ("", (1, 0, 0), False),
+    ],
+)
+def test_convolutions_are_xlas_own_unless_told_otherwise(monkeypatch, flags, version, asked):
+    monkeypatch.setenv("XLA_FLAGS", flags)
+    monkeypatch.setattr(jax, "__version_info__", version)
+    assert leave_out_ynn_convolutions() == asked
+    assert os.environ["XLA_FLAGS"].startswith(flags)
+    assert ("INDIVIDUAL_DOT" in os.environ["XLA_FLAGS"]) == asked
+    before = os.environ["XLA_FLAGS"]
+    assert not leave_out_ynn_convolutions()  # once is enough
+    assert os.environ["XLA_FLAGS"] == before
+
+
+def test_xla_heeds_it():
+    """A compiled convolution is a library fusion of YNNPACK's before, and none after."""
+    x, kernel = jnp.ones((4, 32, 32, 64)), jnp.ones((3, 3, 64, 64))
+    convolve = jax.jit(
+        lambda x, kernel: jax.lax.conv_general_dilated(
+            x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+        )
+    )
+    lowered = convolve.lower(x, kernel)
+    assert "__ynn_fusion" not in lowered.compile().as_text()
+    everything = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
+    ynn = lowered.compile({"xla_cpu_experimental_ynn_fusion_type": everything})
+    assert "__ynn_fusion" in ynn.as_text()
