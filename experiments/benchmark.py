@@ -66,9 +66,9 @@ MODELS: dict[str, tuple[UNet, Image, int]] = {  # the network, its images, the b
 
 
 def interleaved(
-    tasks: dict[str, Callable[[], Any]], rounds: int, settle: float = 0.0
+    tasks: dict[str, Callable[[], Any]], rounds: int, calls: int = 1, settle: float = 0.0
 ) -> dict[str, float]:
-    """Median seconds of each task over ``rounds`` in which all of them take turns.
+    """Median seconds of each task over ``rounds`` in which all take turns of so many ``calls``.
 
     A task may return a list of things to wait for; the first, uncounted round compiles. Before
     each turn the process sleeps ``settle`` seconds, for threads that wait by spinning to stop.
@@ -77,10 +77,11 @@ def interleaved(
     for i in range(rounds + 1):
         for name, task in tasks.items():
             time.sleep(settle)
-            begun = time.perf_counter()
-            jax.block_until_ready(task())
-            if i > 0:
-                times[name].append(time.perf_counter() - begun)
+            for _ in range(calls if i > 0 else 1):
+                begun = time.perf_counter()
+                jax.block_until_ready(task())
+                if i > 0:
+                    times[name].append(time.perf_counter() - begun)
     return {name: statistics.median(values) for name, values in times.items()}
 
 
@@ -353,7 +354,7 @@ def measure_against_torch(rounds: int) -> dict:
 
     forward = jax.jit(lambda params, x: apply({"params": params}, x, jnp.ones(x.shape[:1])))
     ours = dict(zip(OURS, (train, lambda: forward(params, x)), strict=True))
-    seconds = interleaved({**ours, **theirs}, rounds, settle=0.3)
+    seconds = interleaved({**ours, **theirs}, rounds, calls=4, settle=0.3)
     fastest = {
         name: min(seconds[f"torch_{name}"], seconds[f"torch_{name}_channels_last"]) for name in ours
     }
