@@ -48,6 +48,7 @@ from jaxgen.training.devices import (
     Pmapped,
     Sharded,
     check_divisible,
+    compile_lowered,
     memory_available,
     memory_needed,
     on_one_device,
@@ -386,7 +387,7 @@ def compile_step(
         return placement.compile(step, donate=False)
     device = jax.local_devices()[0]
     try:
-        program = placement.compile(step).lower(state, ready.first(), key).compile()
+        program = compile_lowered(placement.compile(step).lower(state, ready.first(), key))
         needed = memory_needed(program)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

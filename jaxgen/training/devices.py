@@ -26,6 +26,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 
 AXIS = "batch"
 MODEL_AXIS = "model"
+YNN = "xla_cpu_experimental_ynn_fusion_type"  # what XLA on CPU leaves to YNNPACK
+LARGE_STEP = 1e10  # floating-point operations
 SMALLEST_SPLIT = 1024  # elements; dividing smaller arrays saves nothing and costs a message
 
 
@@ -285,14 +287,32 @@ def leave_out_ynn_convolutions() -> bool:
     reductions are left to YNNPACK, as by default. Nothing is asked where ``XLA_FLAGS`` has the
     option already, nor of a JAX for which it was not tried: XLA ends at a flag that it lacks.
     """
-    option = "--xla_cpu_experimental_ynn_fusion_type"
     flags = os.environ.get("XLA_FLAGS", "")
-    tried = (0, 10) <= jax.__version_info__[:2] < (0, 13)
-    if not tried or option in flags:
+    if not _ynn_was_tried() or YNN in flags:
         return False
     kept = "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT,LIBRARY_FUSION_TYPE_REDUCE"
-    os.environ["XLA_FLAGS"] = f"{flags} {option}={kept}".strip()
+    os.environ["XLA_FLAGS"] = f"{flags} --{YNN}={kept}".strip()
     return True
+
+
+def compile_lowered(lowered: Any) -> Any:
+    """Compiles a lowered step; on CPU, a large one of convolutions with YNNPACK's arithmetic.
+
+    A U-Net's training step of 145 GFLOP took 0.69 seconds by it in place of 0.83, a quarter less
+    compilation, and 40 % more memory; its gradient differs by 1e-7. Small steps do not gain: one of
+    2 GFLOP took as long, a small GAN's 9 % and dense layers in a scan 150 % longer.
+    """
+    on_cpu = jax.default_backend() == "cpu" and _ynn_was_tried()
+    if not on_cpu or "stablehlo.convolution" not in lowered.as_text():
+        return lowered.compile()
+    if (lowered.cost_analysis() or {}).get("flops", 0.0) < LARGE_STEP:
+        return lowered.compile()
+    fused = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
+    return lowered.compile({YNN: fused})
+
+
+def _ynn_was_tried() -> bool:
+    return (0, 10) <= jax.__version_info__[:2] < (0, 13)
 
 
 def keep_freed_memory() -> bool:

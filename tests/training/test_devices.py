@@ -8,11 +8,13 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from jaxgen.training import devices
 from jaxgen.training.devices import (
     MODEL_AXIS,
     Pmapped,
     Sharded,
     check_divisible,
+    compile_lowered,
     leave_out_ynn_convolutions,
     memory_available,
     memory_needed,
@@ -274,3 +276,36 @@ def test_xla_heeds_it():
     everything = "LIBRARY_FUSION_TYPE_INDIVIDUAL_CONVOLUTION"
     ynn = lowered.compile({"xla_cpu_experimental_ynn_fusion_type": everything})
     assert "__ynn_fusion" in ynn.as_text()
+
+
+def test_a_large_step_of_convolutions_is_compiled_otherwise_to_the_same_values(monkeypatch, key):
+    monkeypatch.setattr(devices, "LARGE_STEP", 1e6)
+
+    def loss(params, x):
+        h = jax.nn.silu(nn.Conv(32, (3, 3)).apply({"params": params}, x))
+        return jnp.sum(h * jnp.sin(h), axis=(1, 2, 3)).mean()
+
+    x = jax.random.normal(key, (4, 32, 32, 32))
+    params = nn.Conv(32, (3, 3)).init(key, x)["params"]
+    lowered = jax.jit(jax.value_and_grad(loss)).lower(params, x)
+    plain, fused = lowered.compile(), compile_lowered(lowered)
+    assert fused.as_text().count("__ynn_fusion") > plain.as_text().count("__ynn_fusion")
+    for a, b in zip(
+        jax.tree.leaves(fused(params, x)), jax.tree.leaves(plain(params, x)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * float(jnp.abs(b).max()))
+
+
+@pytest.mark.parametrize("step", ["dense", "small"])
+def test_other_steps_are_compiled_as_ever(monkeypatch, key, step):
+    monkeypatch.setattr(devices, "LARGE_STEP", 0 if step == "dense" else 1e12)
+    x, kernel = jax.random.normal(key, (4, 32, 32, 32)), jnp.ones((3, 3, 32, 32))
+    mix = {
+        "dense": lambda x: x @ kernel[0, 0],
+        "small": lambda x: nn.Conv(32, (3, 3)).apply(
+            {"params": {"kernel": kernel, "bias": jnp.zeros(32)}}, x
+        ),
+    }[step]
+    lowered = jax.jit(lambda x: jnp.tanh(mix(x)) * jnp.sin(x)).lower(x)
+    ours, plain = compile_lowered(lowered).as_text(), lowered.compile().as_text()
+    assert ours.count("__ynn_fusion") == plain.count("__ynn_fusion")
