@@ -12,6 +12,7 @@ checkpoint holds: arrays without a device axis, which may be divided over device
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 AXIS = "batch"
 MODEL_AXIS = "model"
 YNN = "xla_cpu_experimental_ynn_fusion_type"  # what XLA on CPU leaves to YNNPACK
-LARGE_STEP = 1e10  # floating-point operations
+LARGE_STEP = 1e7  # elements of state and batch
 SMALLEST_SPLIT = 1024  # elements; dividing smaller arrays saves nothing and costs a message
 
 
@@ -303,9 +304,9 @@ def compile_lowered(lowered: Any) -> Any:
     2 GFLOP took as long, a small GAN's 9 % and dense layers in a scan 150 % longer.
     """
     on_cpu = jax.default_backend() == "cpu" and _ynn_was_tried()
-    if not on_cpu or "stablehlo.convolution" not in lowered.as_text():
-        return lowered.compile()
-    if (lowered.cost_analysis() or {}).get("flops", 0.0) < LARGE_STEP:
+    # the size of state and batch stands for that of the step: XLA takes half a second to count it
+    size = sum(math.prod(x.shape) for x in jax.tree.leaves(lowered.args_info))
+    if not on_cpu or size < LARGE_STEP or "stablehlo.convolution" not in lowered.as_text():
         return lowered.compile()
     fused = "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_ELTWISE,LIBRARY_FUSION_TYPE_REDUCE"
     return lowered.compile({YNN: fused})

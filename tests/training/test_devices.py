@@ -279,7 +279,7 @@ def test_xla_heeds_it():
 
 
 def test_a_large_step_of_convolutions_is_compiled_otherwise_to_the_same_values(monkeypatch, key):
-    monkeypatch.setattr(devices, "LARGE_STEP", 1e6)
+    monkeypatch.setattr(devices, "LARGE_STEP", 1e5)
 
     def loss(params, x):
         h = jax.nn.silu(nn.Conv(32, (3, 3)).apply({"params": params}, x))
