@@ -301,7 +301,8 @@ def compile_lowered(lowered: Any) -> Any:
 
     A U-Net's training step of 145 GFLOP took 0.69 seconds by it in place of 0.83, a quarter less
     compilation, and 40 % more memory; its gradient differs by 1e-7. Small steps do not gain: one of
-    2 GFLOP took as long, a small GAN's 9 % and dense layers in a scan 150 % longer.
+    2 GFLOP took as long, a small GAN's 9 % and dense layers in a scan 150 % longer. This holds for
+    the one program, over what ``XLA_FLAGS`` says of YNNPACK.
     """
     on_cpu = jax.default_backend() == "cpu" and _ynn_was_tried()
     # the size of state and batch stands for that of the step: XLA takes half a second to count it
