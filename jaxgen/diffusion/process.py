@@ -13,14 +13,26 @@ whose drift and diffusion are derivatives of the schedule, taken by autodiff.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.distributions import Normal
+
+
+def safe_sqrt(x: Array) -> Array:
+    """The square root, and 0 with derivative 0 where x is 0 or, by rounding, below it."""
+    positive = x > 0  # chosen inside too: the derivative of a root at 0 would be infinite
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _safe_log(x: Array) -> Array:
+    positive = x > 0
+    return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
 
 
 class Level(NamedTuple):
@@ -31,14 +43,28 @@ class Level(NamedTuple):
 
     @property
     def log_snr(self) -> Array:
-        """log(alpha^2 / sigma^2); +inf for clean data."""
-        return 2 * (jnp.log(self.alpha) - jnp.log(self.sigma))
+        """log(alpha^2 / sigma^2): +inf for clean data and -inf for pure noise, without derivative."""
+        return 2 * (_safe_log(self.alpha) - _safe_log(self.sigma))
 
 
 class Schedule(Protocol):
     """Gives the level of a time (an integer 0..T, or a number in [0, 1]); level 0 is clean data."""
 
     def __call__(self, t: Array) -> Level: ...
+
+
+def known_level(schedule: Schedule, t: Any) -> Level | None:
+    """The level of t as NumPy arrays, or None where t or the schedule is not known while tracing.
+
+    What is refused before anything is compiled is decided by it.
+    """
+    if isinstance(t, jax.core.Tracer):
+        return None
+    with jax.ensure_compile_time_eval():
+        level = schedule(t)
+    if any(isinstance(value, jax.core.Tracer) for value in level):
+        return None
+    return Level(*(np.asarray(value) for value in level))
 
 
 def expand(coefficient: Array, x: Array) -> Array:
@@ -100,14 +126,14 @@ def posterior_mean(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
     return expand(on_x_t, x_t) * x_t + expand(on_x_0, x_0) * x_0
 
 
-def interpolated_log_variance(nu: Array, t: Level, s: Level) -> Array:
+def interpolated_log_variance(nu: Array, largest: Array, smallest: Array) -> Array:
     """nu log(beta) + (1 - nu) log(beta-tilde), entry by entry, for nu ``[B, ...]`` in [0, 1].
 
-    Nichol & Dhariwal 2021, eq. 15: a learned variance between the two choices of Ho et al. 2020.
-    Where s is clean data beta-tilde is 0 and beta stands for both.
+    Nichol & Dhariwal 2021, eq. 15: a learned variance between the two choices of Ho et al. 2020,
+    ``largest`` and ``smallest``, which are scalars or ``[B]``. Where ``smallest`` is 0, as it is in
+    a step into clean data, ``largest`` stands for both.
     """
-    largest = transition_variance(t, s)
-    smallest = jnp.where(s.sigma > 0, posterior_variance(t, s), largest)
+    smallest = jnp.where(smallest > 0, smallest, largest)
     log_largest, log_smallest = expand(jnp.log(largest), nu), expand(jnp.log(smallest), nu)
     return nu * log_largest + (1 - nu) * log_smallest
 
@@ -115,21 +141,30 @@ def interpolated_log_variance(nu: Array, t: Level, s: Level) -> Array:
 def rates(schedule: Schedule, t: Array) -> Level:
     """(d alpha/dt, d sigma/dt) at times t, of t's shape.
 
+    d sigma/dt is infinite at the clean data of processes that begin as a diffusion does, with
+    sigma^2 in proportion to t (:class:`~.schedules.VP`).
+
     Raises:
       TypeError: if t is an integer, for then the schedule is discrete and has no derivative.
     """
     t = jnp.asarray(t)
     if not jnp.issubdtype(t.dtype, jnp.floating):
-        raise TypeError("a discrete schedule has no derivative in time: use a continuous one.")
+        raise TypeError(
+            "a discrete schedule has no derivative in time: use schedules.Interpolated(schedule), "
+            "which is continuous, or a solver that knows only levels, such as ddim or unipc."
+        )
     return Level(*jax.jvp(lambda t: tuple(schedule(t)), (t,), (jnp.ones_like(t),))[1])
 
 
 def drift(schedule: Schedule, t: Array) -> Array:
-    """f(t) = d log(alpha)/dt."""
+    """f(t) = d log(alpha)/dt; -inf at pure noise."""
     return rates(schedule, t).alpha / schedule(t).alpha
 
 
 def diffusion_squared(schedule: Schedule, t: Array) -> Array:
-    """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2, which is -sigma^2 d(log SNR)/dt."""
+    """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2, which is -sigma^2 d(log SNR)/dt; inf at pure noise."""
+
+    # At clean data the limit from above: sigma is 0 there, and d sigma/dt may be infinite.
+    t = jnp.where(schedule(t).sigma == 0, 1e-6, t)
     level, rate = schedule(t), rates(schedule, t)
     return 2 * level.sigma * (rate.sigma - rate.alpha / level.alpha * level.sigma)

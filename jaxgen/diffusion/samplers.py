@@ -4,29 +4,38 @@ A :class:`Solver` moves x_t to x_s with a denoiser and a schedule, so it serves 
 target and every guidance rule; what it draws comes from the key of its row. Here are the contract
 and the solvers that know only two levels, ancestral sampling and DDIM, which serve discrete and
 continuous schedules alike; :mod:`jaxgen.diffusion.solvers` has those of higher order.
+
+At the ends of time. A step into clean data answers the estimate of x_0. One from pure noise keeps
+nothing of x_t but its noise. What a solver or a prediction cannot do there is refused before
+anything is compiled, in a sentence that names what to use instead.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Protocol
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.extend.core import jaxpr_as_fun
 
-from jaxgen.diffusion.parameterization import Denoiser
+from jaxgen.diffusion.parameterization import Denoiser, x_0_of
 from jaxgen.diffusion.process import (
     Level,
     Schedule,
     diffuse,
     expand,
     interpolated_log_variance,
+    known_level,
     posterior_mean,
     posterior_variance,
+    safe_sqrt,
     transition,
     transition_variance,
 )
@@ -53,17 +62,64 @@ class Step(Protocol):
     ) -> tuple[Array, Array, Any]: ...
 
 
+def check_falling(schedule: Schedule, times: np.ndarray) -> None:
+    """Refuses times that do not fall, of levels that do not rise in noise.
+
+    Raises:
+      ValueError: naming the times.
+    """
+    if not np.all(np.diff(times) < 0):
+        raise ValueError(f"sampling times must fall, from noise to data, got {_shown(times)}.")
+    level = known_level(schedule, times)
+    if level is not None:
+        valid = np.isfinite(level).all() and np.min(level) >= 0
+        # sigma/alpha may not rise from one time to the next
+        products = level.sigma[:-1] * level.alpha[1:] - level.sigma[1:] * level.alpha[:-1]
+        if not valid or np.any(products < -1e-6):
+            raise ValueError(
+                f"the noise does not fall along the times {_shown(times)}: they are not times of "
+                "this schedule."
+            )
+
+
+def _shown(times: np.ndarray) -> str:
+    ends = [f"{t:.4g}" for t in times]
+    return ", ".join(ends if len(ends) < 7 else [*ends[:3], "...", *ends[-3:]])
+
+
 @dataclass(frozen=True)
 class Solver:
     """A step, what it remembers between steps, and how often it evaluates the denoiser.
 
     ``step`` calls ``denoise(x_t, t)`` with a scalar t. ``cost(schedule, t, s)`` is the number of
-    evaluations in the step from t to s; :func:`evaluations` adds them up.
+    evaluations in the step from t to s; :func:`evaluations` adds them up. ``check(schedule, times)``
+    raises where the solver cannot serve; ``pair`` says that the step takes the pair (x_0, nu) of a
+    learned variance, where others take x_0 alone. The same call makes the same solver, as long as
+    its arguments are not arrays.
     """
 
     step: Step
     init: Callable[[Array], Any] = lambda x_T: ()
     cost: Callable[[Schedule, Any, Any], int] = lambda schedule, t, s: 1
+    check: Callable[[Schedule, np.ndarray], None] = check_falling
+    pair: bool = False
+
+
+Make = TypeVar("Make", bound=Callable[..., Solver])
+
+
+def makes_solver(make: Make) -> Make:
+    """So that ``ddim() == ddim()``, and a solver may be a static argument of ``jit``."""
+    remembered = functools.lru_cache(maxsize=None)(make)
+
+    @functools.wraps(make)
+    def made(*args: Any, **kwargs: Any) -> Solver:
+        try:
+            return remembered(*args, **kwargs)
+        except TypeError:  # an argument is an array, or is traced, and has no hash
+            return make(*args, **kwargs)
+
+    return made  # pyright: ignore[reportReturnType]
 
 
 def sample(
@@ -78,9 +134,18 @@ def sample(
 
     Returns x at the last time, ``[B, ...]``, after :func:`evaluations` calls of ``denoise``. It is
     differentiable, and every value that the solver or the denoiser closes over may be traced, so
-    that it can be vmapped or changed without a new compilation.
+    that it can be vmapped or changed without a new compilation. The path is kept in float32 where
+    x_T is of less precision; the denoiser always sees, and the result has, the dtype of x_T.
+
+    Called outside of ``jit``, it traces each time and compiles once a program: other values, of
+    the parameters too, compile nothing.
+
+    Raises:
+      ValueError: if the times, the solver or the denoiser do not go with the schedule, as far as
+        times and schedule are known while tracing.
+      TypeError: for integer times of a continuous schedule, or real ones of a discrete one.
     """
-    return _scan(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: None)[0]
+    return _run(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: None)[0]
 
 
 def sample_path(
@@ -92,24 +157,89 @@ def sample_path(
     solver: Solver,
 ) -> tuple[Array, tuple[Array, Array]]:
     """:func:`sample` with its path: every x_s and the x_0 estimated for it, ``[n, B, ...]``."""
-    return _scan(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: (x_s, x_0))
+    return _run(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: (x_s, x_0))
+
+
+def _run(key, denoise, schedule, x_T, times, solver, keep):
+    x_T = jnp.asarray(x_T)
+    check(solver, denoise, schedule, x_T, times)
+    run = lambda key, x_T, times: _scan(key, denoise, schedule, x_T, times, solver, keep)  # noqa: E731
+    return _compiled_once(run, key, x_T, jnp.asarray(times))
+
+
+def check(
+    solver: Solver, denoise: Denoiser, schedule: Schedule, x_T: Array, times: Array | np.ndarray
+) -> None:
+    """Refuses what cannot be sampled, before anything is compiled; see :func:`sample`."""
+    if isinstance(times, jax.core.Tracer):
+        return
+    times = np.asarray(times)
+    solver.check(schedule, times)
+    level = known_level(schedule, times[0])
+    if level is not None and level.alpha == 0:
+        check_at(denoise, x_T, times[0])
+
+
+def check_at(denoise: Denoiser, x: Array, t: Any) -> None:
+    """Traces ``denoise`` at a known time, so that it may refuse it."""
+    with jax.ensure_compile_time_eval():
+        t = jnp.full(x.shape[:1], jnp.asarray(t))
+    jax.eval_shape(lambda x: denoise(x, t), x)
 
 
 def _scan(key, denoise, schedule, x_T, times, solver, keep):
-    times = jnp.asarray(times)
+    denoise = denoise if solver.pair else x_0_of(denoise)
+    dtype = jnp.promote_types(x_T.dtype, jnp.float32)  # of the path
+    if jnp.issubdtype(times.dtype, jnp.floating):
+        times = times.astype(dtype)
 
-    def at(x: Array, t: Array) -> Array:
-        return denoise(x, jnp.full(x.shape[:1], t))
+    def at(x: Array, t: Array) -> Any:
+        estimate = denoise(x.astype(x_T.dtype), jnp.full(x.shape[:1], t))
+        return jax.tree.map(lambda value: value.astype(dtype), estimate)
 
     def body(carry, row):
-        x_t, memory = carry
         t, s, key = row
-        x_s, x_0, memory = solver.step(key, at, schedule, x_t, t, s, memory)
-        return (x_s, memory), keep(x_s, x_0)
+        x_s, x_0, memory = solver.step(key, at, schedule, carry[0], t, s, carry[1])
+        # A schedule of another precision does not change that of the path.
+        new = jax.tree.map(lambda new, old: new.astype(old.dtype), (x_s, memory), carry)
+        return new, jax.tree.map(lambda x: x.astype(x_T.dtype), keep(new[0], x_0))
 
     rows = (times[:-1], times[1:], jax.random.split(key, len(times) - 1))
-    (x, _), kept = jax.lax.scan(body, (x_T, solver.init(x_T)), rows)
-    return x, kept
+    x = x_T.astype(dtype)
+    (x, _), kept = jax.lax.scan(body, (x, solver.init(x)), rows)
+    return x.astype(x_T.dtype), kept
+
+
+_compiled: dict[str, Callable[..., Any]] = {}  # by the text of the program
+
+
+def _compiled_once(function: Callable[..., Any], *args: Any) -> Any:
+    """``function(*args)``, compiled unless a program of the same text was compiled before.
+
+    It is traced at each call, so that what it closes over may change; arrays among that are
+    arguments of the program. Inside another transformation it is inlined.
+    """
+    out = []
+
+    def flat(*args: Any) -> list[Array]:
+        leaves, tree = jax.tree.flatten(function(*args))
+        out.append(tree)
+        return leaves
+
+    closed = jax.make_jaxpr(flat)(*args)
+    run = lambda consts, *args: jaxpr_as_fun(closed.replace(consts=consts))(*args)  # noqa: E731
+    values = [*closed.consts, *args]
+    leaves = None
+    if not closed.effects and not any(isinstance(value, jax.core.Tracer) for value in values):
+        lowered = jax.jit(run).lower(closed.consts, *args)
+        text = lowered.as_text()
+        # A callback is a function of this process, which the text of the program does not tell.
+        if "callback" not in text:
+            digest = hashlib.sha256(text.encode()).hexdigest()
+            if digest not in _compiled:
+                _compiled[digest] = lowered.compile()
+            leaves = _compiled[digest](closed.consts, *args)
+    return jax.tree.unflatten(out[-1], leaves or run(closed.consts, *args))
 
 
 def evaluations(solver: Solver, schedule: Schedule, times: Array | np.ndarray) -> int:
@@ -124,6 +254,11 @@ def ends_clean(schedule: Schedule, s: Array) -> Array:
     return schedule(s).sigma == 0
 
 
+def unless_clean(schedule: Schedule, s: Array, x_s: Array, x_0: Array) -> Array:
+    """``x_s``, and alpha x_0 at clean data: there a derivative in time may be infinite."""
+    return jnp.where(ends_clean(schedule, s), schedule(s).alpha * x_0, x_s)
+
+
 def from_estimate(update: Callable[[Array, Array, Array, Level, Level], Array]) -> Solver:
     """The solver of an ``update(key, x_t, x_0, level of t, level of s) -> x_s``: one evaluation."""
 
@@ -136,11 +271,10 @@ def from_estimate(update: Callable[[Array, Array, Array, Level, Level], Array]) 
 
 def noise_std(variance: Array, s: Level) -> Array:
     """The standard deviation of a step's noise: none enters clean data."""
-    # The inner choice keeps the derivative of the square root finite where it is not used.
-    noisy = s.sigma > 0
-    return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1.0)), 0.0)
+    return jnp.where(s.sigma > 0, safe_sqrt(variance), 0.0)
 
 
+@makes_solver
 def ancestral(variance: Variance = posterior_variance) -> Solver:
     """Algorithm 2 of Ho et al. 2020, x_s = mu(x_t, x_0) + sigma z.
 
@@ -155,20 +289,32 @@ def ancestral(variance: Variance = posterior_variance) -> Solver:
     return from_estimate(update)
 
 
+@makes_solver
 def learned_ancestral() -> Solver:
     """:func:`ancestral` with a learned variance (Nichol & Dhariwal 2021, eq. 15).
 
     The denoiser returns the pair (x_0, nu), with nu ``[B, ...]`` in [0, 1] from beta-tilde to beta.
+
+    Raises:
+      ValueError: if it returns x_0 alone.
     """
 
     def step(key, denoise, schedule, x_t, t, s, memory):
-        x_0, nu = denoise(x_t, t)
+        estimate = denoise(x_t, t)
+        if not isinstance(estimate, tuple):
+            raise ValueError(
+                "the denoiser answers no variance: train one with hybrid_loss, or sample by "
+                "ancestral, whose variance is fixed."
+            )
+        x_0, nu = estimate
         at, to = schedule(t), schedule(s)
-        std = jnp.exp(0.5 * interpolated_log_variance(nu, at, to))
+        log_variance = interpolated_log_variance(
+            nu, transition_variance(at, to), posterior_variance(at, to)
+        )
         z = jnp.where(to.sigma > 0, jax.random.normal(key, x_t.shape, x_t.dtype), 0.0)
-        return posterior_mean(x_t, x_0, at, to) + std * z, x_0, memory
+        return posterior_mean(x_t, x_0, at, to) + jnp.exp(0.5 * log_variance) * z, x_0, memory
 
-    return Solver(step)
+    return Solver(step, pair=True)
 
 
 def ddim_step(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
@@ -180,6 +326,7 @@ def ddim_step(x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
     return expand(s.alpha, x_0) * x_0 + expand(s.sigma, eps) * eps
 
 
+@makes_solver
 def ddim(eta: Array | float = 0.0) -> Solver:
     """x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z (Song et al. 2021a, eq. 12 and 16).
 
@@ -192,7 +339,7 @@ def ddim(eta: Array | float = 0.0) -> Solver:
             return ddim_step(x_t, x_0, t, s)
         # std = eta sigma_s sqrt(share), with share 1 - SNR_t/SNR_s of the variance at s
         share = jnp.where(s.sigma > 0, transition_variance(t, s) / t.sigma**2, 0.0)
-        direction = Level(s.alpha, s.sigma * jnp.sqrt(1 - eta**2 * share))
+        direction = Level(s.alpha, s.sigma * safe_sqrt(1 - eta**2 * share))
         z = jax.random.normal(key, x_t.shape, x_t.dtype)
         std = eta * s.sigma * noise_std(share, s)
         return ddim_step(x_t, x_0, t, direction) + expand(std, z) * z
@@ -200,16 +347,23 @@ def ddim(eta: Array | float = 0.0) -> Solver:
     return from_estimate(update)
 
 
-def consistency() -> Solver:
-    """x_s = alpha_s x_0 + sigma_s z: multistep sampling of a consistency function.
+@makes_solver
+def consistency(first: float = 0.0) -> Solver:
+    """x_s = alpha_s x_0 + std z: multistep sampling of a consistency function.
 
-    Song et al. 2023, algorithm 1. Each step answers with x_0 and begins again from less noise.
+    Song et al. 2023, algorithm 1. Each step answers with x_0 and begins again from less noise. What
+    it answers has the noise of the time ``first``, at which the function is the identity, and so
+    std^2 = sigma_s^2 - (alpha_s/alpha_first)^2 sigma_first^2, their tau^2 - epsilon^2.
     """
 
-    def update(key: Array, x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
-        return diffuse(x_0, jax.random.normal(key, x_t.shape, x_t.dtype), s)
+    def step(key, denoise, schedule, x_t, t, s, memory):
+        least = schedule(jnp.asarray(first, jnp.result_type(t)))
+        x_0, to = denoise(x_t, t), schedule(s)
+        std = safe_sqrt(to.sigma**2 - (to.alpha / least.alpha * least.sigma) ** 2)
+        z = jax.random.normal(key, x_t.shape, x_t.dtype)
+        return diffuse(x_0, z, Level(to.alpha, std)), x_0, memory
 
-    return from_estimate(update)
+    return Solver(step)
 
 
 def ddim_inversion(
@@ -224,17 +378,33 @@ def ddim_inversion(
     ``times`` fall, as for :func:`sample`. Each step solves for x_t by fixed-point iteration: with
     one iteration it is the usual approximation that takes the noise from x_s (Song et al. 2021a,
     section 5.4), with more it is the exact inverse wherever the iteration contracts.
+
+    Raises:
+      ValueError: as :func:`sample`; and for a step from clean data to pure noise, of which the
+        first says nothing about the second.
     """
-    times = jnp.asarray(times)
+    check(ddim(), denoise, schedule, x, times)
+    level = known_level(schedule, times)
+    if level is not None and np.any((level.alpha[:-1] == 0) & (level.sigma[1:] == 0)):
+        raise ValueError(
+            "a step between clean data and pure noise has no inverse: give times between them."
+        )
+    times, denoise = jnp.asarray(times), x_0_of(denoise)
 
     def body(x_s: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = row
         at, to = schedule(t), schedule(s)
+        noisy = (at.alpha < at.sigma) & (to.sigma > 0)
 
         def improve(_, x_t: Array) -> Array:
             x_0 = denoise(x_t, jnp.full(x.shape[:1], t))
+            # Two forms of the inverse step, with the noise seen from x_s and from x_t. The first
+            # contracts at much noise and serves pure noise, the second serves clean data.
+            eps = (x_s - to.alpha * x_0) / jnp.where(noisy, to.sigma, 1.0)
+            from_s = at.alpha * x_0 + at.sigma * eps
             eps = (x_t - at.alpha * x_0) / at.sigma
-            return at.alpha / to.alpha * (x_s - to.sigma * eps) + at.sigma * eps
+            from_t = at.alpha / to.alpha * (x_s - to.sigma * eps) + at.sigma * eps
+            return jnp.where(noisy, from_s, from_t).astype(x.dtype)
 
         return jax.lax.fori_loop(0, iterations, improve, x_s), None
 
@@ -244,6 +414,7 @@ def ddim_inversion(
 # --- going back up: the resampling of RePaint ------------------------------------------------
 
 
+@makes_solver
 def resampling(solver: Solver) -> Solver:
     """``solver`` for times that also rise: up from t to s, x_s is drawn from q(x_s|x_t).
 
@@ -262,7 +433,12 @@ def resampling(solver: Solver) -> Solver:
     def cost(schedule, t, s):
         return 0 if s > t else solver.cost(schedule, t, s)
 
-    return Solver(step, solver.init, cost)
+    def check(schedule: Schedule, times: np.ndarray) -> None:
+        for run in np.split(times, np.flatnonzero(np.diff(times) > 0) + 1):
+            if len(run) > 1:
+                solver.check(schedule, run)
+
+    return replace(solver, step=step, cost=cost, check=check)
 
 
 def resampling_times(times: np.ndarray, jump: int = 10, repeats: int = 10) -> np.ndarray:

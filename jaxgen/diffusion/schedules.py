@@ -4,15 +4,16 @@ A discrete schedule is its betas, beta_1..beta_T. The products alpha-bar_t are f
 the host, where T of them lose nothing, and kept as float32 tables indexed by t = 0..T, where t = 0
 is clean data.
 
-A continuous schedule is a formula over t in [0, 1] (or t = sigma, :class:`Sigma`), with its inverse
-``time(log_snr)``. The drift and the diffusion of its SDE are derivatives of it
-(:mod:`jaxgen.diffusion.sde`), so that no formula is written twice.
+A continuous schedule is a formula over t in [0, end], where end is 1 (or t = sigma,
+:class:`Sigma`), with its inverse ``time(log_snr)``. The drift and the diffusion of its SDE are
+derivatives of it (:mod:`jaxgen.diffusion.sde`), so that no formula is written twice. A schedule may
+begin with clean data (log-SNR of +inf) and end in pure noise (-inf).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -35,9 +36,33 @@ class DiscreteSchedule:
         """T."""
         return self.alpha.shape[0] - 1
 
+    @property
+    def end(self) -> int:
+        """The time of the prior: T."""
+        return self.steps
+
     def __call__(self, t: Array) -> Level:
-        """The level of integer times t in 0..T, of t's shape."""
-        return Level(jnp.asarray(self.alpha)[t], jnp.asarray(self.sigma)[t])
+        """The level of integer times t in 0..T, of t's shape.
+
+        Raises:
+          TypeError: if t is not an integer.
+          ValueError: if a t that is known while tracing is not in 0..T; one that is not known
+            answers NaN.
+        """
+        if not jnp.issubdtype(jnp.result_type(t), jnp.integer):
+            raise TypeError(
+                f"a discrete schedule has the times 0..{self.steps}: give integers, or use "
+                "schedules.Interpolated(schedule), which takes times in [0, 1]."
+            )
+        if not isinstance(t, jax.core.Tracer):
+            known = np.asarray(t)
+            if known.size and (known.min() < 0 or known.max() > self.steps):
+                raise ValueError(
+                    f"a time must be in 0..{self.steps}, got {known.min()}..{known.max()}."
+                )
+        inside = {"mode": "fill", "fill_value": jnp.nan, "wrap_negative_indices": False}
+        alpha, sigma = (jnp.asarray(table).at[t] for table in (self.alpha, self.sigma))
+        return Level(alpha.get(**inside), sigma.get(**inside))
 
 
 def from_betas(beta: np.ndarray) -> DiscreteSchedule:
@@ -106,14 +131,59 @@ def respaced_times(steps: int, count: int, power: float = 1.0) -> np.ndarray:
     if not 1 <= count <= steps:
         raise ValueError(f"the number of sampling steps must be in 1..{steps}, got {count}.")
     times = np.round(steps * np.linspace(1, 0, count + 1) ** power).astype(np.int32)
-    # Where rounding would repeat a time, the later ones move up to the next free one.
-    return np.maximum(times, np.arange(count, -1, -1, dtype=np.int32))
+    # Times fall by at least one where times + index do not rise: where rounding would repeat one,
+    # those before it move up to the next free ones, and from T on down again.
+    index = np.arange(count + 1, dtype=np.int32)
+    falling = np.maximum.accumulate((times + index)[::-1])[::-1]
+    return np.minimum(falling, steps) - index
 
 
 class ContinuousSchedule(Schedule, Protocol):
-    """A schedule over real times, and the time at which it has a log-SNR (either of any shape)."""
+    """A schedule over real times in [0, ``end``], and its inverse (all of any shape).
+
+    ``time`` answers the time at which the schedule has a log-SNR. ``curve`` answers the one level
+    on the schedule's curve, such as alpha^2 + sigma^2 = 1, of the same log-SNR as a given pair
+    (alpha, sigma): unlike a log-SNR, such a pair is finite at both ends of time.
+    """
+
+    @property
+    def end(self) -> Any: ...
 
     def time(self, log_snr: Array) -> Array: ...
+
+    def curve(self, level: Level) -> Level: ...
+
+
+def real(t: Any) -> Array:
+    """Times of a continuous schedule, as an array.
+
+    Raises:
+      TypeError: for an array of integers, which are the times of a discrete schedule.
+    """
+    if not isinstance(t, int) and not jnp.issubdtype(jnp.result_type(t), jnp.floating):
+        raise TypeError(
+            "a continuous schedule has real times, got integers: divide those of a discrete "
+            "schedule by its number of steps."
+        )
+    return jnp.asarray(t, None if not isinstance(t, int) else jnp.result_type(float))
+
+
+def preserving(level: Level) -> Level:
+    """The curve alpha^2 + sigma^2 = 1: variance-preserving."""
+    alpha, sigma = level
+    size = jnp.sqrt(alpha**2 + sigma**2)
+    return Level(alpha / size, sigma / size)
+
+
+def exploding(level: Level) -> Level:
+    """The curve alpha = 1: variance-exploding."""
+    return Level(jnp.ones_like(level.alpha), level.sigma / level.alpha)
+
+
+def straight(level: Level) -> Level:
+    """The curve alpha + sigma = 1: straight paths."""
+    alpha, sigma = level
+    return Level(alpha / (alpha + sigma), sigma / (alpha + sigma))
 
 
 def variance_preserving(log_snr: Array) -> Level:
@@ -133,18 +203,35 @@ class VP:
     beta_min: float = 0.1
     beta_max: float = 20.0
 
+    end = 1.0
+    curve = staticmethod(preserving)
+
+    def mean_beta(self, t: Array) -> Array:
+        """The mean of beta from 0 to t."""
+        return self.beta_min + 0.5 * t * (self.beta_max - self.beta_min)
+
     def log_alpha(self, t: Array) -> Array:
         """-1/2 times the integral of beta from 0 to t."""
-        return -0.25 * t**2 * (self.beta_max - self.beta_min) - 0.5 * t * self.beta_min
+        return -0.5 * t * self.mean_beta(t)
 
     def time_of_log_alpha(self, log_alpha: Array) -> Array:
         """The positive root of the quadratic above, in the form that does not cancel."""
         slope, bend = self.beta_min, self.beta_max - self.beta_min
+        log_alpha = jnp.maximum(log_alpha, -1e30)  # pure noise has a time too, far beyond the end
         return -4 * log_alpha / (slope + jnp.sqrt(slope**2 - 4 * bend * log_alpha))
 
     def __call__(self, t: Array) -> Level:
-        log_alpha = self.log_alpha(t)
-        return Level(jnp.exp(log_alpha), jnp.sqrt(-jnp.expm1(2 * log_alpha)))
+        t = real(t)
+        # sigma^2 = 1 - e^-B with B = t mean_beta(t). The root of t is taken by itself, so that at
+        # t = 0 only the derivative in t is infinite, and not those in beta_min and beta_max.
+        B = t * self.mean_beta(t)
+        small = B < 1e-2
+        ratio = jnp.where(  # (1 - e^-B) / B
+            small,
+            1 - B / 2 + B**2 / 6 - B**3 / 24,
+            -jnp.expm1(-B) / jnp.where(small, 1.0, B),
+        )
+        return Level(jnp.exp(-0.5 * B), jnp.sqrt(t) * jnp.sqrt(self.mean_beta(t) * ratio))
 
     def time(self, log_snr: Array) -> Array:
         return self.time_of_log_alpha(-0.5 * jax.nn.softplus(-log_snr))
@@ -152,19 +239,29 @@ class VP:
 
 @struct.dataclass
 class SubVP:
-    """The sub-VP SDE: VP's alpha, but sigma = 1 - alpha^2 (Song et al. 2021, eq. 14)."""
+    """The sub-VP SDE: VP's alpha, but sigma = 1 - alpha^2 (Song et al. 2021, eq. 12 and 29)."""
 
     beta_min: float = 0.1
     beta_max: float = 20.0
+    end = 1.0
 
     def __call__(self, t: Array) -> Level:
-        log_alpha = VP(self.beta_min, self.beta_max).log_alpha(t)
+        log_alpha = VP(self.beta_min, self.beta_max).log_alpha(real(t))
         return Level(jnp.exp(log_alpha), -jnp.expm1(2 * log_alpha))
 
+    def curve(self, level: Level) -> Level:
+        # sigma/alpha = r and sigma = 1 - alpha^2, solved for sigma = 2 r/(r + sqrt(r^2 + 4))
+        alpha, sigma = level
+        total = sigma + jnp.sqrt(sigma**2 + 4 * alpha**2)
+        return Level(2 * alpha / total, 2 * sigma / total)
+
     def time(self, log_snr: Array) -> Array:
-        # SNR = (1 - sigma) / sigma^2, solved for sigma.
-        sigma = 2 / (1 + jnp.sqrt(1 + 4 * jnp.exp(log_snr)))
-        return VP(self.beta_min, self.beta_max).time_of_log_alpha(0.5 * jnp.log1p(-sigma))
+        ratio = jnp.exp(-0.5 * log_snr)
+        total = 1 + jnp.sqrt(1 + 4 / ratio**2)  # sigma = 2/total, alpha = sigma/ratio
+        log_alpha = jnp.where(
+            ratio < 1, 0.5 * jnp.log1p(-2 / total), jnp.log(2 / total) + 0.5 * log_snr
+        )
+        return VP(self.beta_min, self.beta_max).time_of_log_alpha(log_alpha)
 
 
 @struct.dataclass
@@ -176,9 +273,11 @@ class VE:
 
     sigma_min: float = 0.01
     sigma_max: float = 50.0
+    end = 1.0
+    curve = staticmethod(exploding)
 
     def __call__(self, t: Array) -> Level:
-        sigma = self.sigma_min * jnp.exp(t * jnp.log(self.sigma_max / self.sigma_min))
+        sigma = self.sigma_min * jnp.exp(real(t) * jnp.log(self.sigma_max / self.sigma_min))
         return Level(jnp.ones_like(sigma), sigma)
 
     def time(self, log_snr: Array) -> Array:
@@ -188,10 +287,16 @@ class VE:
 
 @struct.dataclass
 class Sigma:
-    """alpha = 1 and time is sigma itself (Karras et al. 2022), to be used with their grid of it."""
+    """alpha = 1 and time is sigma itself, up to ``end`` (Karras et al. 2022).
+
+    To be used with their grid of it, :func:`karras_grid`.
+    """
+
+    end: float = 80.0
+    curve = staticmethod(exploding)
 
     def __call__(self, t: Array) -> Level:
-        t = jnp.asarray(t)
+        t = real(t)
         return Level(jnp.ones_like(t), t)
 
     def time(self, log_snr: Array) -> Array:
@@ -202,11 +307,15 @@ class Sigma:
 class FlowMatching:
     """The straight line alpha = 1 - t, sigma = t (Lipman et al. 2023; Liu et al. 2023).
 
-    It ends in pure noise: at t = 1 only ``velocity``, ``v``, ``mu`` and ``x_0`` say what x_0 is.
+    It ends in pure noise: at t = 1 ``velocity``, ``v``, ``x_0`` and ``edm`` say what x_0 is, while
+    ``eps`` and ``score`` know nothing of it.
     """
 
+    end = 1.0
+    curve = staticmethod(straight)
+
     def __call__(self, t: Array) -> Level:
-        t = jnp.asarray(t)
+        t = real(t)
         return Level(1 - t, t)
 
     def time(self, log_snr: Array) -> Array:
@@ -217,25 +326,35 @@ class FlowMatching:
 class LogSNR:
     """The variance-preserving schedule of any strictly falling ``log_snr(t)`` over [0, 1].
 
-    With a network it is the learned schedule of Kingma et al. 2021 (section 4.1); its inverse is
-    found by bisection.
+    With a network it is the learned schedule of Kingma et al. 2021 (section 4.1). Its inverse is
+    found by bisection, has the derivative of an inverse, and answers 0 or 1 beyond the ends.
     """
 
     log_snr: Callable[[Array], Array] = struct.field(pytree_node=False)
+    end = 1.0
+    curve = staticmethod(preserving)
 
     def __call__(self, t: Array) -> Level:
-        return variance_preserving(self.log_snr(t))
+        return variance_preserving(self.log_snr(real(t)))
 
     def time(self, log_snr: Array) -> Array:
-        def halve(_, bounds):
-            low, high = bounds
-            middle = 0.5 * (low + high)
-            cleaner = self.log_snr(middle) > log_snr  # the time sought is later
-            return jnp.where(cleaner, middle, low), jnp.where(cleaner, high, middle)
-
         log_snr = jnp.asarray(log_snr)
-        start = jnp.zeros_like(log_snr), jnp.ones_like(log_snr)
-        return jax.lax.fori_loop(0, 40, halve, start)[0]
+
+        def bisect(excess: Callable[[Array], Array], start: Array) -> Array:
+            def halve(_, bounds):
+                low, high = bounds
+                middle = 0.5 * (low + high)
+                cleaner = excess(middle) > 0  # the time sought is later
+                return jnp.where(cleaner, middle, low), jnp.where(cleaner, high, middle)
+
+            return jax.lax.fori_loop(0, 40, halve, (0 * start, 0 * start + 1))[0]
+
+        return jax.lax.custom_root(
+            lambda t: self.log_snr(t) - log_snr,
+            jnp.zeros_like(log_snr),
+            bisect,
+            lambda slope, y: y / slope(jnp.ones_like(y)),
+        )
 
 
 @struct.dataclass
@@ -244,9 +363,12 @@ class LinearLogSNR:
 
     log_snr_max: float = 13.3
     log_snr_min: float = -5.0
+    end = 1.0
+    curve = staticmethod(preserving)
 
     def __call__(self, t: Array) -> Level:
-        return variance_preserving(self.log_snr_max + t * (self.log_snr_min - self.log_snr_max))
+        fall = self.log_snr_min - self.log_snr_max
+        return variance_preserving(self.log_snr_max + real(t) * fall)
 
     def time(self, log_snr: Array) -> Array:
         return (self.log_snr_max - log_snr) / (self.log_snr_max - self.log_snr_min)
@@ -261,10 +383,12 @@ class CosineLogSNR:
 
     log_snr_max: float = 15.0
     log_snr_min: float = -15.0
+    end = 1.0
+    curve = staticmethod(preserving)
 
     def __call__(self, t: Array) -> Level:
         first, last = self._angle(self.log_snr_max), self._angle(self.log_snr_min)
-        angle = first + t * (last - first)
+        angle = first + real(t) * (last - first)
         return Level(jnp.cos(angle), jnp.sin(angle))
 
     def time(self, log_snr: Array) -> Array:
@@ -285,13 +409,53 @@ class Shifted:
     """
 
     schedule: ContinuousSchedule
-    shift: float
+    shift: Array | float
+
+    @property
+    def end(self) -> Any:
+        return self.schedule.end
 
     def __call__(self, t: Array) -> Level:
-        return self.schedule(self.schedule.time(self.schedule(t).log_snr + self.shift))
+        alpha, sigma = self.schedule(t)
+        return self.curve(Level(alpha * jnp.exp(0.5 * jnp.asarray(self.shift)), sigma))
+
+    def curve(self, level: Level) -> Level:
+        return self.schedule.curve(level)
 
     def time(self, log_snr: Array) -> Array:
         return self.schedule.time(log_snr - self.shift)
+
+
+@struct.dataclass
+class Interpolated:
+    """A discrete schedule in continuous time: t = i/T has the level of step i.
+
+    Between the steps the angle arctan(sigma/alpha) is linear, so that all levels are on the curve
+    alpha^2 + sigma^2 = 1 of the table, and, unlike with the log-SNR, the first step, which begins
+    with clean data, and one that ends in pure noise are like the others. With it a network that was
+    trained at T steps (see :meth:`network`) serves the solvers and the likelihood of the
+    probability-flow ODE (Lu et al. 2022, section 3.5; Karras et al. 2022, appendix C.3.4).
+    """
+
+    schedule: DiscreteSchedule
+    end = 1.0
+    curve = staticmethod(preserving)
+
+    def _angles(self) -> Array:
+        return jnp.arctan2(jnp.asarray(self.schedule.sigma), jnp.asarray(self.schedule.alpha))
+
+    def __call__(self, t: Array) -> Level:
+        steps = self.schedule.steps
+        angle = jnp.interp(real(t) * steps, jnp.arange(steps + 1.0), self._angles())
+        return Level(jnp.maximum(jnp.cos(angle), 0.0), jnp.sin(angle))
+
+    def time(self, log_snr: Array) -> Array:
+        steps, angle = self.schedule.steps, jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr)))
+        return jnp.interp(angle, self._angles(), jnp.arange(steps + 1.0)) / steps
+
+    def network(self, network: Callable[..., Any]) -> Callable[..., Any]:
+        """A network of (x_t, step in 0..T) as one of (x_t, t in [0, 1])."""
+        return lambda x_t, t: network(x_t, t * self.schedule.steps)
 
 
 # --- grids of sampling times, falling, [n + 1] ---------------------------------------------------
@@ -303,11 +467,47 @@ def uniform_grid(count: int, first: float = 1.0, last: float = 0.0) -> np.ndarra
 
 
 def log_snr_grid(
-    schedule: ContinuousSchedule, count: int, first: float = 1.0, last: float = 1e-3
+    schedule: ContinuousSchedule, count: int, first: float | None = None, last: float = 1e-3
 ) -> Array:
-    """``count`` steps of equal length in log-SNR (Lu et al. 2022), from time first to last."""
-    ends = schedule(jnp.asarray([first, last])).log_snr
-    return schedule.time(jnp.linspace(ends[0], ends[1], count + 1))
+    """``count`` steps of equal length in log-SNR (Lu et al. 2022), from ``first`` to ``last``.
+
+    ``first`` is the schedule's end where it is not given. An end whose log-SNR is infinite takes
+    the place of noise sigma/alpha of 80 or 0.002, the range of Karras et al. 2022.
+    """
+    return _spaced(schedule, count, first, last, lambda ratio: -2 * jnp.log(ratio), lambda u: u)
+
+
+def noise_grid(
+    schedule: ContinuousSchedule,
+    count: int,
+    first: float | None = None,
+    last: float = 0.0,
+    rho: float = 7.0,
+) -> Array:
+    """``count`` steps of equal length in (sigma/alpha)^(1/rho), for any schedule.
+
+    The spacing of Karras et al. 2022, eq. 5; ends are treated as in :func:`log_snr_grid`.
+    """
+    space, back = lambda ratio: ratio ** (1 / rho), lambda u: -2 * rho * jnp.log(u)
+    return _spaced(schedule, count, first, last, space, back)
+
+
+def _spaced(
+    schedule: ContinuousSchedule,
+    count: int,
+    first: float | None,
+    last: float,
+    space: Callable[[Array], Array],
+    log_snr_of: Callable[[Array], Array],
+) -> Array:
+    """``count`` steps of equal length in ``space(sigma/alpha)``, from time ``first`` to ``last``."""
+    ends = jnp.asarray([schedule.end if first is None else first, last], jnp.result_type(float))
+    alpha, sigma = schedule(ends)
+    ratio = jnp.where(alpha > 0, sigma / jnp.where(alpha > 0, alpha, 1.0), 80.0)
+    ratio = jnp.where(sigma > 0, ratio, 0.002)
+    start, stop = space(ratio)
+    times = schedule.time(log_snr_of(jnp.linspace(start, stop, count + 1)))
+    return times.at[0].set(ends[0]).at[-1].set(ends[1])
 
 
 def karras_grid(

@@ -10,58 +10,84 @@ h = lambda_s - lambda_t
 
 and they differ in the polynomial that stands for the denoiser x_0 along the step; they know only
 levels, so they serve discrete schedules too.
+
+Into clean data every solver answers x_0: the exponential ones do by their formula, and one step of
+a time whose derivative may be infinite there would leave noise. A polynomial is not followed far
+beyond the points that it goes through (:func:`_trusted`), as it would be in a last step that is
+much longer than those before it.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgen.diffusion.parameterization import from_x_0
-from jaxgen.diffusion.process import Schedule, diffusion_squared, transition_variance
-from jaxgen.diffusion.samplers import Solver, ancestral, ddim, ends_clean, noise_std
+from jaxgen.diffusion.parameterization import from_x_0, x_0_of
+from jaxgen.diffusion.process import (
+    Schedule,
+    diffusion_squared,
+    known_level,
+    safe_sqrt,
+    transition_variance,
+)
+from jaxgen.diffusion.samplers import (
+    Solver,
+    ancestral,
+    check_falling,
+    ddim,
+    ends_clean,
+    makes_solver,
+    noise_std,
+    unless_clean,
+)
 from jaxgen.diffusion.sde import probability_flow, score
 
 
+@makes_solver
 def euler() -> Solver:
     """x_s = x_t + (s - t) dx/dt of the probability-flow ODE: order 1."""
 
     def step(key, denoise, schedule, x_t, t, s, memory):
         x_0 = denoise(x_t, t)
-        return x_t + (s - t) * from_x_0(x_0, x_t, schedule, t, "velocity"), x_0, memory
+        x_s = x_t + (s - t) * from_x_0(x_0, x_t, schedule, t, "velocity")
+        return unless_clean(schedule, s, x_s, x_0), x_0, memory
 
     return Solver(step)
 
 
+@makes_solver
 def heun() -> Solver:
     """The trapezoidal rule with Euler's step for a guess: order 2, two evaluations a step.
 
-    Karras et al. 2022, algorithm 1; a step into clean data is Euler's.
+    Karras et al. 2022, algorithm 1; a step into clean data is :func:`euler`'s.
     """
 
     def step(key, denoise, schedule, x_t, t, s, memory):
         x_0 = denoise(x_t, t)
         slope = from_x_0(x_0, x_t, schedule, t, "velocity")
-        x_s = x_t + (s - t) * slope
+        x_s = unless_clean(schedule, s, x_t + (s - t) * slope, x_0).astype(x_t.dtype)
 
         def correct(x_s: Array) -> Array:
             at_s = probability_flow(denoise, schedule)(x_s, s)
-            return x_t + (s - t) * 0.5 * (slope + at_s)
+            return (x_t + (s - t) * 0.5 * (slope + at_s)).astype(x_t.dtype)
 
         return jax.lax.cond(ends_clean(schedule, s), lambda x: x, correct, x_s), x_0, memory
 
     return Solver(step, cost=lambda schedule, t, s: 1 if ends_clean(schedule, s) else 2)
 
 
+@makes_solver
 def euler_maruyama() -> Solver:
     """x_s = x_t + (s - t)(f x_t - g^2 score) + g sqrt(t - s) z of the reverse SDE.
 
-    Song et al. 2021, eq. 6 and section 4.1; the last step into clean data is without noise.
+    Song et al. 2021, eq. 6 and section 4.1. It cannot begin at pure noise, where g is infinite.
     """
 
     def step(key, denoise, schedule, x_t, t, s, memory):
@@ -71,9 +97,19 @@ def euler_maruyama() -> Solver:
         flow = from_x_0(x_0, x_t, schedule, t, "velocity")
         slope = flow - 0.5 * g2 * from_x_0(x_0, x_t, schedule, t, "score")
         z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        return x_t + (s - t) * slope + noise_std(g2 * (t - s), schedule(s)) * z, x_0, memory
+        x_s = x_t + (s - t) * slope + noise_std(g2 * (t - s), schedule(s)) * z
+        return unless_clean(schedule, s, x_s, x_0), x_0, memory
 
-    return Solver(step)
+    def check(schedule: Schedule, times: np.ndarray) -> None:
+        check_falling(schedule, times)
+        level = known_level(schedule, times[0])
+        if level is not None and level.alpha == 0:
+            raise ValueError(
+                f"g is infinite at pure noise (t = {times[0]:.4g}): begin before it, as at "
+                f"{0.99 * times[0]:.4g}, or use ancestral or dpm_solver_2m_sde, which begin there."
+            )
+
+    return Solver(step, check=check)
 
 
 # --- multistep exponential integrators -------------------------------------------------------
@@ -103,6 +139,16 @@ def _no_history(length: int) -> Callable[[Array], History]:
 def _lam(schedule: Schedule, t: Array) -> Array:
     """lambda = log(alpha/sigma), kept finite at pure noise and at clean data."""
     return jnp.clip(0.5 * schedule(t).log_snr, -20.0, 20.0)
+
+
+def _trusted(h: Array, gap: Array) -> Array:
+    """Whether points ``gap`` apart may say how the denoiser goes on over a step h, in lambda.
+
+    As a function of lambda the denoiser changes over lengths of about one (of normal data it is a
+    logistic function), so over steps shorter than that always, else over twice the gap. Points that
+    are closer would be followed far beyond what they know, and errors grow with h / gap.
+    """
+    return h <= jnp.maximum(2.0 * gap, 1.0)
 
 
 def moments(h: Array, count: int) -> list[Array]:
@@ -151,47 +197,51 @@ def _integrate(
 ) -> Array:
     """The step above with the polynomial through as many of the points (lam, x_0) as are known.
 
-    Where s is clean data the polynomial is the constant x_0[0].
+    And trusted. Where s is clean data the polynomial is the constant x_0[0].
     """
     at, to = schedule(t), schedule(s)
     h = _lam(schedule, s) - _lam(schedule, t)
     nodes = [(value - _lam(schedule, t)) / h for value in lam]
     x_s = to.sigma / at.sigma * x_t
     weights = [jnp.where(to.sigma > 0, moments(h, 1)[0], 1.0)] + [0.0] * (len(nodes) - 1)
+    use = to.sigma > 0
     for n in range(2, len(nodes) + 1):
         better = integration_weights(h, nodes[:n]) + [0.0] * (len(nodes) - n)
-        use = (known >= n) & (to.sigma > 0)
+        use &= (known >= n) & _trusted(h, lam[n - 2] - lam[n - 1])
         weights = [jnp.where(use, new, old) for new, old in zip(better, weights, strict=True)]
     for w, x in zip(weights, x_0, strict=True):
         x_s = x_s + to.alpha * w * x
     return x_s
 
 
+@makes_solver
 def dpm_solver_2m(eta: Array | float = 0.0) -> Solver:
     """DPM-Solver++(2M), and with eta = 1 its SDE form (Lu et al. 2022b, algorithm 2 and 7.3).
 
     The denoiser along a step is taken as x_0 + (x_0 - its last value) / (2 r) with r the ratio of
-    the last step to this one in lambda; the first step, and one into clean data, use x_0 alone,
-    and so are :func:`~.samplers.ddim`'s. Order 2, one evaluation a step.
+    the last step to this one in lambda; the first step, one into clean data, and one much longer
+    than the last, use x_0 alone, and so are :func:`~.samplers.ddim`'s. Order 2, one evaluation a
+    step.
     """
 
     def step(key, denoise, schedule, x_t, t, s, memory: History):
         x_0, at, to = denoise(x_t, t), schedule(t), schedule(s)
         lam = _lam(schedule, t)
         h = _lam(schedule, s) - lam
-        r = (lam - memory.lam[0]) / h
-        use = (memory.known >= 1) & (to.sigma > 0)
+        gap = lam - memory.lam[0]
+        r, use = gap / h, (memory.known >= 1) & (to.sigma > 0) & _trusted(h, gap)
         middle = x_0 + jnp.where(use, 0.5 / r, 0.0) * (x_0 - memory.x_0[0])
         weight = jnp.where(to.sigma > 0, -jnp.expm1(-(1 + eta) * h), 1.0)
         x_s = to.sigma / at.sigma * jnp.exp(-eta * h) * x_t + to.alpha * weight * middle
         if not (isinstance(eta, (int, float)) and eta == 0):
-            std = to.sigma * jnp.sqrt(-jnp.expm1(-2 * eta * h))
+            std = to.sigma * safe_sqrt(-jnp.expm1(-2 * eta * h))
             x_s += std * jax.random.normal(key, x_t.shape, x_t.dtype)
         return x_s, x_0, memory.push(x_0, lam)
 
     return Solver(step, _no_history(1))
 
 
+@makes_solver
 def dpm_solver_3m() -> Solver:
     """DPM-Solver++(3M): the quadratic through the last three x_0 (Lu et al. 2022b, section 4).
 
@@ -207,35 +257,44 @@ def dpm_solver_3m() -> Solver:
     return Solver(step, _no_history(2))
 
 
-class _Corrected(NamedTuple):
+class _Predicted(NamedTuple):
     x: Array  # the corrected x at the last time
     time: Array
+    x_next: Array  # what was predicted from it, and for when
+    time_next: Array
     history: History
 
 
+@makes_solver
 def unipc(order: int = 2) -> Solver:
     """UniPC (Zhao et al. 2023) with a corrector of order ``order`` + 1, one evaluation a step.
 
     The evaluation at the predicted x_t first corrects x_t itself, by the polynomial through it and
     the ``order`` values before it; the prediction of x_s then goes on from there. The coefficients
     integrate the polynomials exactly (the paper's UniPC with varying coefficients, in x_0 form).
+    What is corrected is its own prediction: an x_t that was moved in between, as :func:`churned`
+    and :func:`corrected` do, is taken as it is.
     """
 
-    def init(x_T: Array) -> _Corrected:
-        return _Corrected(x_T, jnp.zeros((), x_T.dtype), _no_history(order)(x_T))
+    def init(x_T: Array) -> _Predicted:
+        never = jnp.asarray(-1.0, x_T.dtype)
+        return _Predicted(x_T, never, x_T, never, _no_history(order)(x_T))
 
-    def step(key, denoise, schedule, x_t, t, s, memory: _Corrected):
+    def step(key, denoise, schedule, x_t, t, s, memory: _Predicted):
         x_0, lam, history = denoise(x_t, t), _lam(schedule, t), memory.history
         values, lams = (x_0, *history.x_0), (lam, *history.lam)
         known = history.known + 1
+        unmoved = (t == memory.time_next) & jnp.all(x_t == memory.x_next)
 
         def correct() -> Array:
             before = memory.time.astype(t.dtype)
-            return _integrate(schedule, memory.x, before, t, values, lams, known)
+            x = _integrate(schedule, memory.x, before, t, values, lams, known)
+            return x.astype(x_t.dtype)
 
-        x_t = jax.lax.cond(known > 1, correct, lambda: x_t)
+        x_t = jax.lax.cond(unmoved, correct, lambda: x_t)
         x_s = _integrate(schedule, x_t, t, s, values[:order], lams[:order], known)
-        return x_s, x_0, _Corrected(x_t, t.astype(x_t.dtype), history.push(x_0, lam))
+        new = _Predicted(x_t, t.astype(x_t.dtype), x_s, s.astype(x_t.dtype), history.push(x_0, lam))
+        return x_s, x_0, new
 
     return Solver(step, init)
 
@@ -243,6 +302,7 @@ def unipc(order: int = 2) -> Solver:
 # --- what can be added to a solver -----------------------------------------------------------
 
 
+@makes_solver
 def churned(
     solver: Solver,
     gamma: Array | float,
@@ -254,22 +314,34 @@ def churned(
 
     ``gamma`` is the paper's min(S_churn/N, sqrt(2) - 1), ``low`` and ``high`` its S_tmin and
     S_tmax (of sigma/alpha), ``noise`` its S_noise. The schedule must have its inverse ``time``.
+    Pure noise cannot be raised and stays.
     """
 
     def step(key, denoise, schedule, x_t, t, s, memory):
         key_churn, key = jax.random.split(key)
         at = schedule(t)
-        inside = (at.sigma / at.alpha >= low) & (at.sigma / at.alpha <= high)
-        raised = schedule.time(at.log_snr - 2 * jnp.log1p(gamma))
+        inside = (at.sigma >= low * at.alpha) & (at.sigma <= high * at.alpha)
+        inside &= (at.alpha > 0) & (jnp.asarray(gamma) > 0)
+        log_snr = jnp.where(inside, at.log_snr, 0.0) - 2 * jnp.log1p(gamma)
+        raised = jnp.where(inside, schedule.time(log_snr), t).astype(t.dtype)
         to = schedule(raised)
-        std = noise_std(transition_variance(to, at), to)
+        std = jnp.where(inside, safe_sqrt(transition_variance(to, at)), 0.0)
         z = jax.random.normal(key_churn, x_t.shape, x_t.dtype)
-        x_t = jnp.where(inside, to.alpha / at.alpha * x_t + noise * std * z, x_t)
-        return solver.step(key, denoise, schedule, x_t, jnp.where(inside, raised, t), s, memory)
+        scale = jnp.where(inside, to.alpha / jnp.where(inside, at.alpha, 1.0), 1.0)
+        x_t = (scale * x_t + noise * std * z).astype(x_t.dtype)
+        return solver.step(key, denoise, schedule, x_t, raised, s, memory)
 
-    return Solver(step, solver.init, solver.cost)
+    def check(schedule: Schedule, times: np.ndarray) -> None:
+        if not hasattr(schedule, "time"):
+            raise TypeError(
+                "noise is raised in continuous time: use schedules.Interpolated(schedule)."
+            )
+        solver.check(schedule, times)
+
+    return replace(solver, step=step, check=check)
 
 
+@makes_solver
 def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
     """A predictor with ``steps`` steps of Langevin dynamics after each of its own.
 
@@ -282,12 +354,12 @@ def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
     def step(key, denoise, schedule, x_t, t, s, memory):
         key, key_corrector = jax.random.split(key)
         x_s, x_0, memory = solver.step(key, denoise, schedule, x_t, t, s, memory)
-        size = 2 * (snr * schedule(s).sigma) ** 2
-        grad_log_q = score(denoise, schedule)
+        std = 2 * snr * schedule(s).sigma  # sqrt(2 e)
+        grad_log_q = score(x_0_of(denoise), schedule)
 
         def langevin(i, x):
             z = jax.random.normal(jax.random.fold_in(key_corrector, i), x.shape, x.dtype)
-            return x + size * grad_log_q(x, s) + jnp.sqrt(2 * size) * z
+            return (x + 0.5 * std**2 * grad_log_q(x, s) + std * z).astype(x.dtype)
 
         def correct(x):
             return jax.lax.fori_loop(0, steps, langevin, x)
@@ -297,7 +369,7 @@ def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
     def cost(schedule, t, s):
         return solver.cost(schedule, t, s) + (0 if ends_clean(schedule, s) else steps)
 
-    return Solver(step, solver.init, cost)
+    return replace(solver, step=step, cost=cost)
 
 
 SOLVERS: dict[str, Solver] = {  # by the names that commands give them
