@@ -44,7 +44,7 @@ from jaxgen.diffusion.inverse_problems import (
     identity,
     masked,
 )
-from jaxgen.diffusion.parameterization import Denoiser, from_x_0
+from jaxgen.diffusion.parameterization import Denoiser, from_x_0, x_0_of
 from jaxgen.diffusion.process import diffuse, expand, transition_variance
 from jaxgen.diffusion.samplers import Solver, ancestral, resampling, resampling_times
 from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
@@ -250,7 +250,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return jax.tree.map(lambda *p: np.concatenate(p)[:n], *results)
 
     def step(problem, key, params, x_t, t, s, y, labels):
-        denoise = clip_x_0(problem.condition(parts.denoise(params, labels), y))
+        denoise = clip_x_0(problem.condition(x_0_of(parts.denoise(params, labels)), y))
         at = lambda x, t: denoise(x, jnp.full(x.shape[:1], t))  # noqa: E731
         return problem.solver.step(key, at, schedule, x_t, t, s, ())[0]
 
@@ -297,7 +297,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     @jax.jit
     def estimates(params, key, x_0, labels):
-        denoise = partial(parts.denoise, params)
+        denoise = lambda labels: x_0_of(parts.denoise(params, labels))  # noqa: E731
         decoder = discretized_decoder(model.levels)
         return estimate(key, denoise, schedule, x_0, labels, options.draws, decoder)
 

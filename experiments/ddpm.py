@@ -3,6 +3,8 @@
 python -m experiments.ddpm                      # digits: train, sample, measure, draw
 python -m experiments.ddpm --data mnist --manual-dir DIR
 python -m experiments.ddpm train --data cifar10 # the paper's CIFAR-10 model; an accelerator
+python -m experiments.ddpm --variance learned   # with L_hybrid (Nichol & Dhariwal 2021)
+python -m experiments.ddpm sample --solver heun # of the run just trained, in continuous time
 
 Expect, on digits with seed 0 on two CPU cores: 2 minutes; of 500 samples 98.6 % are the class asked
 for (SVM); Frechet distance 0.16 (test set 0.33); 3.18 bits a dimension (17 levels). The paper gives
@@ -34,10 +36,18 @@ from experiments.runner import main
 from experiments.system import Data, Experiment, System, Train, choose, make_optimizer
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
-from jaxgen.diffusion.parameterization import Denoiser, denoiser
-from jaxgen.diffusion.samplers import VARIANCES, Solver, ancestral, sample, sample_path
+from jaxgen.diffusion.parameterization import Denoiser, Network, denoiser, x_0_of
+from jaxgen.diffusion.samplers import (
+    VARIANCES,
+    Solver,
+    ancestral,
+    learned_ancestral,
+    sample,
+    sample_path,
+)
 from jaxgen.diffusion.schedules import (
     DiscreteSchedule,
+    Interpolated,
     cosine_betas,
     from_betas,
     linear_betas,
@@ -49,7 +59,13 @@ from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.likelihood import likelihood
 from jaxgen.evaluation.report import Number, sample_numbers
-from jaxgen.losses.denoising import denoising_loss, simple_loss, uniform_times
+from jaxgen.losses.denoising import (
+    denoising_loss,
+    discretized_decoder,
+    hybrid_loss,
+    simple_loss,
+    uniform_times,
+)
 from jaxgen.plotting import save_film, save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
@@ -61,7 +77,8 @@ BETAS = {
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
 }
-DISCRETE = ("ddim", "dpm_solver_2m", "dpm_solver_3m", "unipc")  # solvers that serve T levels
+# Solvers that step in time, for which the T levels are interpolated.
+CONTINUOUS = ("euler", "heun", "heun_churned", "euler_maruyama", "predictor_corrector")
 
 
 @dataclass(frozen=True)
@@ -71,9 +88,8 @@ class Sampling:
     sample_steps: int = 100
     """Steps, evenly spaced over the T of training."""
     solver: str = "ancestral"
-    """ancestral, ddim (eta = 0), dpm_solver_2m, dpm_solver_3m or unipc."""
-    variance: str = "beta_tilde"
-    """sigma_t^2 of Algorithm 2: beta or beta_tilde."""
+    """ancestral, ddim (eta = 0), dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, unipc; or, on the T
+    levels interpolated, euler, heun, heun_churned, euler_maruyama, predictor_corrector."""
     clip_samples: bool = True
     """Clip the estimates of x_0 to [-1, 1]."""
     samples: int = 500
@@ -96,6 +112,8 @@ class Config:
     """Of beta_1 .. beta_T: linear, scaled_linear, cosine or sigmoid."""
     diffusion_steps: int = 1000
     """T."""
+    variance: str = "beta_tilde"
+    """sigma_t^2 of Algorithm 2: beta or beta_tilde; or learned, between the two, by L_hybrid."""
 
 
 DIGITS = Config(
@@ -119,7 +137,8 @@ CIFAR10 = Config(  # Ho et al. 2020, appendix B
         channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
         conditional=False, flip=True,
     ),
-    sampling=Sampling(sample_steps=1000, variance="beta", samples=50_000, sample_batch=500),
+    sampling=Sampling(sample_steps=1000, samples=50_000, sample_batch=500),
+    variance="beta",
 )  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
@@ -134,11 +153,27 @@ class Ddpm:
     """The parts of the system that other experiments build on."""
 
     model: ImageModel
-    schedule: DiscreteSchedule
+    schedule: DiscreteSchedule | Interpolated
+    learned: bool  # the variance
+
+    def continuous(self) -> Ddpm:
+        """The same network in continuous time, for t in [0, 1]."""
+        assert isinstance(self.schedule, DiscreteSchedule)
+        return replace(self, schedule=Interpolated(self.schedule))
+
+    def predict(self, network: Network) -> Network:
+        """(x_t, t) -> eps, or the pair (eps, nu) of a learned variance, of the U-Net."""
+
+        def pair(x_t: Array, t: Array) -> tuple[Array, Array]:
+            eps, nu = jnp.split(network(x_t, t), 2, axis=-1)
+            return eps, jax.nn.sigmoid(nu)
+
+        predict = pair if self.learned else network
+        return self.schedule.network(predict) if isinstance(self.schedule, Interpolated) else predict
 
     def denoise(self, params: Any, labels: Array) -> Denoiser:
-        """(x_t, t) -> x_0, given labels ``[B]`` where conditional."""
-        return denoiser(self.model.network(params, labels), self.schedule)
+        """(x_t, t) -> x_0, or (x_0, nu), given labels ``[B]`` where conditional."""
+        return denoiser(self.predict(self.model.network(params, labels)), self.schedule)
 
     def start(self, key: Array, count: int) -> Array:
         """x_T ``[count, H, W, C]``."""
@@ -158,23 +193,28 @@ class Ddpm:
 
 def make_ddpm(config: Config, data: DataSet) -> Ddpm:
     betas = choose("schedule", config.schedule, BETAS)
-    return Ddpm(
-        image_model(config.net, data, config.train), from_betas(betas(config.diffusion_steps))
-    )
+    learned = choose("variance", config.variance, {**VARIANCES, "learned": None}) is None
+    model = image_model(config.net, data, config.train, predictions=2 if learned else 1)
+    return Ddpm(model, from_betas(betas(config.diffusion_steps)), learned)
 
 
 def make_solver(config: Config) -> Solver:
-    variance = choose("variance", config.sampling.variance, VARIANCES)
-    solvers = {"ancestral": ancestral(variance), **{name: SOLVERS[name] for name in DISCRETE}}
-    return choose("solver", config.sampling.solver, solvers)
+    learned = config.variance == "learned"
+    own = learned_ancestral() if learned else ancestral(VARIANCES[config.variance])
+    return choose("solver", config.sampling.solver, {**SOLVERS, "ancestral": own})
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     ddpm, solver = make_ddpm(config, data), make_solver(config)
     model, schedule = ddpm.model, ddpm.schedule
-    variance = VARIANCES[config.sampling.variance]
+    assert isinstance(schedule, DiscreteSchedule)
+    variance = VARIANCES.get(config.variance)  # None where it is learned
     times = respaced_times(schedule.steps, config.sampling.sample_steps)
     film_times = respaced_times(schedule.steps, min(len(times) - 1, 100))
+    sampled = ddpm
+    if config.sampling.solver in CONTINUOUS:
+        sampled = ddpm.continuous()
+        times, film_times = times / schedule.steps, film_times / schedule.steps
     classes, levels = model.classes, model.levels
     options = config.train
     optimizer = make_optimizer(options)
@@ -182,14 +222,21 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def loss_fn(params, batch, key):
         key, key_model = jax.random.split(key)
         x_0, network = model.training(params, batch, key_model)
-        return simple_loss(key, network, schedule, x_0).mean(), {}
+        predict = ddpm.predict(network)
+        if not ddpm.learned:
+            return simple_loss(key, predict, schedule, x_0).mean(), {}
+        key_t, key = jax.random.split(key)
+        t = uniform_times(key_t, len(x_0), schedule.steps)
+        decoder = discretized_decoder(levels)
+        return hybrid_loss(key, predict, schedule, x_0, t, decoder=decoder).mean(), {}
+
+    def eps_of(params, batch):
+        return x_0_of(ddpm.predict(model.network(params, batch["label"])))
 
     @jax.jit
     def validation_loss(params, batch):
-        network = model.network(params, batch["label"])
-        return simple_loss(
-            jax.random.key(0), network, schedule, to_signed(batch["x"], levels)
-        ).mean()
+        x_0 = to_signed(batch["x"], levels)
+        return simple_loss(jax.random.key(0), eps_of(params, batch), schedule, x_0).mean()
 
     def score(state: TrainState) -> float:
         return float(validation_loss(state.ema, first_records(data.test, 256)))
@@ -198,12 +245,11 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         key_t, key_eps = jax.random.split(key)
         x_0 = to_signed(batch["x"], levels)
         t = uniform_times(key_t, len(x_0), schedule.steps)
-        network = model.network(params, batch["label"])
-        return t, denoising_loss(key_eps, network, schedule, x_0, t)
+        return t, denoising_loss(key_eps, eps_of(params, batch), schedule, x_0, t)
 
     how = {"solver": solver, "clip": config.sampling.clip_samples}
-    draw = jax.jit(partial(ddpm.reverse, sample, times=times, **how))
-    draw_path = jax.jit(partial(ddpm.reverse, sample_path, times=film_times, **how))
+    draw = jax.jit(partial(sampled.reverse, sample, times=times, **how))
+    draw_path = jax.jit(partial(sampled.reverse, sample_path, times=film_times, **how))
 
     def generate(key: Array, state: TrainState, count: int) -> tuple[np.ndarray, np.ndarray]:
         """``count`` samples in [-1, 1], the classes in turn, and the labels they were drawn for."""
@@ -224,32 +270,40 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             save_film(directory / "film.gif", frames, columns),
         ]
 
-    def bound(key: Array, state: TrainState) -> Number:
+    def likelihoods(key: Array, state: TrainState) -> list[Number]:
+        """The bound, and the likelihood of the same network's probability-flow ODE."""
         batch = first_records(data.test, config.sampling.bound_images)
+        t_0 = 1 / schedule.steps
+        methods: dict[str, tuple[Ddpm, dict[str, Any]]] = {
+            "discrete_bound": (ddpm, {} if variance is None else {"variance": variance}),
+            "ode": (ddpm.continuous(), {"t_0": t_0, "probes": 4}),
+        }
+        names = {"discrete_bound": "bits_per_dimension", "ode": "ode_bits_per_dimension"}
+        numbers = []
+        with progress("likelihood", len(methods)) as advance:
+            for i, (method, (parts, how)) in enumerate(methods.items()):
 
-        @jax.jit
-        def measure(key, params, batch):
-            denoise = ddpm.denoise(params, batch["label"])
-            return likelihood(
-                "discrete_bound", key, denoise, schedule, batch["x"], levels, variance=variance
-            )
+                @jax.jit
+                def measure(key, params, batch, method=method, parts=parts, how=how):
+                    denoise = parts.denoise(params, batch["label"])
+                    return likelihood(
+                        method, key, denoise, parts.schedule, batch["x"], levels, **how
+                    )
 
-        with progress("bound", 1) as advance:
-            found = measure(key, state.ema, batch)
-            bits = float(np.mean(found.bits_per_dimension))
-            advance(1)
-        protocol = (
-            f"{found.kind}, {len(batch['x'])} test images of {levels} levels, "
-            f"sigma^2 = {config.sampling.variance}, EMA"
-        )
-        return Number("bits_per_dimension", bits, protocol)
+                found = measure(jax.random.fold_in(key, i), state.ema, batch)
+                about = f", sigma^2 = {config.variance}" if method == "discrete_bound" else ""
+                protocol = f"{found.kind}, {len(batch['x'])} test images of {levels} levels{about}, EMA"
+                value = float(np.mean(found.bits_per_dimension))
+                numbers.append(Number(names[method], value, protocol))
+                advance(1)
+        return numbers
 
     def evaluate(key: Array, state: TrainState, space: FeatureSpace) -> list[Number]:
         key_samples, key_bound = jax.random.split(key)
         x, labels = generate(key_samples, state, config.sampling.samples)
         how = f"EMA of step {int(state.step)}, {len(times) - 1} {config.sampling.solver} steps"
         numbers = sample_numbers(data, space, x, labels if classes else None, how)
-        return [*numbers, bound(key_bound, state)]
+        return [*numbers, *likelihoods(key_bound, state)]
 
     return System(
         init=lambda key: model.init(key, optimizer),

@@ -194,8 +194,10 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         done = (update - config.teacher_steps) // round_steps
         n = jnp.where(learns, 1, config.first // 2 ** (done + 1)) if progressive else config.first
         i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
-        t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), i / n)
-        s = jnp.maximum(t - 1 / n, 0.0 if progressive else FIRST)
+        last = 0.0 if progressive else FIRST
+        each = (1 - last) / n  # of n equal steps from 1 down to the last time
+        t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), last + each * i)
+        s = last + each * (i - 1)
         x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
         teacher = teaching(state.teacher, labels, done == 0)
 
@@ -252,7 +254,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         if config.guidance and not of_student:
             denoise = parts.guided(params, labels, config.guidance)
         if of_student and not progressive:
-            denoise, solver = consistent(parts, denoise), consistency()
+            denoise, solver = consistent(parts, denoise), consistency(FIRST)
         denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
         key_start, key = jax.random.split(key)
         x_T = parts.start(key_start, len(labels), 1.0)

@@ -119,8 +119,8 @@ class ImageModel:
         return None if self.classes is None else labels
 
 
-def image_model(net: Net, data: DataSet, options: Train) -> ImageModel:
-    """The model of the options for the images of ``data``."""
+def image_model(net: Net, data: DataSet, options: Train, predictions: int = 1) -> ImageModel:
+    """The model of the options for the images of ``data``, which predicts so many numbers each."""
     looped = options.steps_per_call > 1 or options.accumulate > 1
     classes = data.classes if net.conditional and data.classes > 1 else None
     hides = classes is not None and net.unlabelled > 0
@@ -134,6 +134,7 @@ def image_model(net: Net, data: DataSet, options: Train) -> ImageModel:
         groups=net.groups,
         scale_shift=net.scale_shift,
         num_classes=classes + 1 if hides and classes else classes,
+        out_channels=predictions * data.shape[-1],
         dtype=jnp.bfloat16 if net.bfloat16 else jnp.float32,
         remat=net.remat,
     )

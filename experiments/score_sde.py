@@ -44,7 +44,7 @@ from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
 from jaxgen.diffusion.process import expand
-from jaxgen.diffusion.samplers import Solver, evaluations, sample, sample_path
+from jaxgen.diffusion.samplers import Solver, check, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import (
     VE,
     VP,
@@ -57,6 +57,7 @@ from jaxgen.diffusion.schedules import (
     SubVP,
     karras_grid,
     log_snr_grid,
+    log_snr_of_levels,
     uniform_grid,
 )
 from jaxgen.diffusion.solvers import SOLVERS
@@ -72,7 +73,12 @@ from jaxgen.losses.denoising import (
     sigmoid_weighting,
     truncated_snr,
 )
-from jaxgen.losses.times import log_normal_times, stratified_times
+from jaxgen.losses.times import (
+    log_normal_times,
+    log_uniform_density,
+    log_uniform_times,
+    stratified_times,
+)
 from jaxgen.plotting import save_film, save_grid
 from jaxgen.training.devices import Placement
 from jaxgen.training.logging import progress
@@ -83,7 +89,7 @@ from jaxgen.training.step import TrainState, make_step
 class Process:
     """A schedule with what goes with it in the paper that introduced it."""
 
-    schedule: ContinuousSchedule
+    schedule: Callable[[int], ContinuousSchedule]  # of the number of values a pixel can take
     prediction: str
     solver: str
     grid: Callable[[ContinuousSchedule, int], Any]  # (schedule, steps) -> times
@@ -96,7 +102,7 @@ def even(schedule: ContinuousSchedule, steps: int) -> np.ndarray:
 
 def even_log_snr(schedule: ContinuousSchedule, steps: int) -> Array:
     """Steps of equal length in the log-SNR."""
-    return log_snr_grid(schedule, steps, 1.0, 0.0)
+    return log_snr_grid(schedule, steps, last=0.0)
 
 
 def karras(schedule: ContinuousSchedule, steps: int) -> np.ndarray:
@@ -104,14 +110,24 @@ def karras(schedule: ContinuousSchedule, steps: int) -> np.ndarray:
     return karras_grid(steps)
 
 
+def cosine(levels: int) -> ContinuousSchedule:
+    """It starts where the values of the pixels are decided, and pays for no more in its bound."""
+    return CosineLogSNR(log_snr_of_levels(levels), -12.0)
+
+
+def linear(levels: int) -> ContinuousSchedule:
+    """As :func:`cosine`."""
+    return LinearLogSNR(log_snr_of_levels(levels), -9.0)
+
+
 PROCESSES = {
-    "cosine": Process(CosineLogSNR(12.0, -12.0), "v", "dpm_solver_2m", even),
-    "linear": Process(LinearLogSNR(12.0, -9.0), "eps", "dpm_solver_2m", even_log_snr),
-    "vp": Process(VP(), "eps", "ddim", even),
-    "sub_vp": Process(SubVP(), "eps", "ddim", even),
-    "ve": Process(VE(0.01, 30.0), "edm", "ddim", even),
-    "flow": Process(FlowMatching(), "velocity", "heun", even),
-    "edm": Process(Sigma(), "edm", "heun", karras),
+    "cosine": Process(cosine, "v", "dpm_solver_2m", even),
+    "linear": Process(linear, "eps", "dpm_solver_2m", even_log_snr),
+    "vp": Process(lambda levels: VP(), "eps", "ddim", even),
+    "sub_vp": Process(lambda levels: SubVP(), "eps", "ddim", even),
+    "ve": Process(lambda levels: VE(0.01, 30.0), "edm", "ddim", even),
+    "flow": Process(lambda levels: FlowMatching(), "velocity", "heun", even),
+    "edm": Process(lambda levels: Sigma(), "edm", "heun", karras),
 }
 WEIGHTINGS: dict[str, Weighting | None] = {
     "own": None,
@@ -121,6 +137,7 @@ WEIGHTINGS: dict[str, Weighting | None] = {
     "sigmoid": sigmoid_weighting(),
     "edm": edm_weighting(),
 }
+PER_TIME = ("likelihood", "sigmoid")  # those that are integrated over time, so it must be uniform
 
 
 @dataclass(frozen=True)
@@ -222,33 +239,53 @@ class ScoreModel:
 
 def make_score_model(config: Config, data: DataSet) -> ScoreModel:
     process = choose("process", config.process, PROCESSES)
-    schedule = Shifted(process.schedule, config.shift) if config.shift else process.schedule
+    schedule = process.schedule(data.levels or 256)
+    schedule = Shifted(schedule, config.shift) if config.shift else schedule
     name = process.prediction if config.prediction == "default" else config.prediction
     predictions = {n: n for n in ("eps", "x_0", "v", "score", "velocity")}
     prediction = choose("prediction", name, {**predictions, "edm": edm()})
     return ScoreModel(image_model(config.net, data, config.train), schedule, prediction)
 
 
-def make_sampling(config: Config) -> tuple[Solver, np.ndarray]:
-    """The solver and its times."""
-    process = PROCESSES[config.process]
+def make_sampling(config: Config, score_model: ScoreModel) -> tuple[Solver, np.ndarray]:
+    """The solver and its times.
+
+    Raises:
+      ValueError: if the solver or the prediction cannot begin where the process ends.
+    """
+    process, schedule = PROCESSES[config.process], score_model.schedule
     name = config.sampling.solver
     solver = choose("solver", process.solver if name == "default" else name, SOLVERS)
-    return solver, np.asarray(process.grid(process.schedule, config.sampling.sample_steps))
+    times = np.asarray(process.grid(schedule, config.sampling.sample_steps))
+    network = lambda x_t, t: x_t  # noqa: E731
+    x_T = jnp.zeros((1, *score_model.model.data.shape))
+    check(solver, denoiser(network, schedule, score_model.prediction), schedule, x_T, times)
+    return solver, times
 
 
-def training_times(config: Config, key: Array, batch: int) -> Array:
-    """Stratified over [0, 1]; log-normal noise levels where time is sigma."""
-    if config.process == "edm":
-        return log_normal_times(key, batch, Sigma())
-    return stratified_times(key, batch, low=1e-3)
+def training_times(
+    config: Config, schedule: ContinuousSchedule, key: Array, batch: int
+) -> tuple[Array, Array]:
+    """Times ``[B]`` and the weights that make up for how they were drawn.
+
+    Stratified over [0, 1]. Where time is sigma: log-normal noise levels, or for a weighting that
+    asks for uniform times even ones in log(sigma), divided by their density.
+    """
+    if config.process != "edm":
+        t = stratified_times(key, batch, low=1e-3)
+        return t, jnp.ones_like(t)
+    if config.weighting in PER_TIME:
+        t = log_uniform_times(key, batch, schedule)
+        return t, 1 / log_uniform_density(t, schedule)
+    t = log_normal_times(key, batch, schedule)
+    return t, jnp.ones_like(t)
 
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     score_model = make_score_model(config, data)
     model, schedule = score_model.model, score_model.schedule
     weighting = choose("weighting", config.weighting, WEIGHTINGS)
-    solver, times = make_sampling(config)
+    solver, times = make_sampling(config, score_model)
     options, sampling = config.train, config.sampling
     optimizer = make_optimizer(options)
     model.check_guidance(sampling.guidance)
@@ -256,10 +293,10 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def timed(key, network, x_0):
         """Times and losses, each ``[B]``."""
         key_t, key = jax.random.split(key)
-        t = training_times(config, key_t, x_0.shape[0])
+        t, weight = training_times(config, schedule, key_t, x_0.shape[0])
         predict, target = score_model.scaled(network), score_model.prediction
         loss = denoising_loss(key, predict, schedule, x_0, t, target=target, weighting=weighting)
-        return t, loss
+        return t, weight * loss
 
     def loss_fn(params, batch, key):
         key, key_model = jax.random.split(key)
@@ -309,8 +346,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     def likelihoods(key: Array, state: TrainState) -> list[Number]:
         batch = first_records(data.test, sampling.bound_images)
-        ends = (0.01, 80.0) if config.process == "edm" else (1e-3, 1.0)
-        methods: dict[str, dict[str, Any]] = {"ode": {"t_0": ends[0], "t_1": ends[1], "probes": 4}}
+        t_0 = 0.01 if config.process == "edm" else 1e-3
+        methods: dict[str, dict[str, Any]] = {"ode": {"t_0": t_0, "probes": 4}}
         if config.process in ("cosine", "linear"):  # which begin with noise, as the bound must
             methods["continuous_bound"] = {"times": sampling.bound_times}
         found = {}

@@ -8,12 +8,15 @@ A weight may be a traced array (a scalar or ``[B]``), to be changed or vmapped w
 compilation, or a function of the time, ``[B] -> [B]``, such as :func:`in_interval` makes. Where
 that function is 0 for the whole batch, and for a weight that is the Python number 0, nothing is
 evaluated that is needed for guidance only.
+
+A denoiser with a learned variance, which answers the pair (x_0, nu), keeps its nu.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -21,7 +24,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen.diffusion.parameterization import Denoiser
+from jaxgen.diffusion.parameterization import Denoiser, map_x_0, with_x_0, x_0_in, x_0_of
 from jaxgen.diffusion.process import Level, Schedule, diffuse, expand
 from jaxgen.diffusion.samplers import Solver, sample
 
@@ -44,18 +47,39 @@ def classifier_free(
     if _is_zero(weight):
         return conditional
 
-    def denoise(x_t: Array, t: Array) -> Array:
-        x_0 = conditional(x_t, t)
-
-        def guide(w: Array) -> Array:
-            reference = unconditional(x_t, t)
-            chex.assert_equal_shape([x_0, reference])
-            guided = x_0 + expand(w, x_0) * (x_0 - reference)
-            return guided if _is_zero(rescale) else _rescaled(guided, x_0, rescale)
-
-        return _guided(x_0, t, weight, guide)
+    def denoise(x_t: Array, t: Array) -> Any:
+        reference = lambda: x_0_of(unconditional)(x_t, t)  # noqa: E731
+        return with_x_0(
+            conditional(x_t, t), lambda x_0: _extrapolated(x_0, reference, t, weight, rescale)
+        )
 
     return denoise
+
+
+def doubled_classifier_free(
+    denoise: Callable[[Array, Array, Any], Any],
+    condition: Any,
+    null: Any,
+    weight: Weight,
+    rescale: Array | float = 0.0,
+) -> Denoiser:
+    """:func:`classifier_free` by one call on a batch of twice the size, faster on accelerators.
+
+    ``denoise(x_t, t, condition)`` is given the conditions (a tree of arrays ``[B, ...]``, such as
+    labels) and then ``null``, the like of them that stands for none. Both halves are evaluated
+    where the weight is 0, too.
+    """
+    chex.assert_trees_all_equal_shapes_and_dtypes(condition, null)
+
+    def guided(x_t: Array, t: Array) -> Any:
+        twice = lambda a, b: jnp.concatenate([a, b])  # noqa: E731
+        given = jax.tree.map(twice, condition, null)
+        both = denoise(twice(x_t, x_t), twice(t, t), given)
+        first, second = (jax.tree.map(lambda a: jnp.split(a, 2)[i], both) for i in (0, 1))  # noqa: B023
+        reference = lambda: x_0_in(second)  # noqa: E731
+        return with_x_0(first, lambda x_0: _extrapolated(x_0, reference, t, weight, rescale))
+
+    return guided
 
 
 def autoguidance(
@@ -101,14 +125,15 @@ def classifier(
     if _is_zero(weight):
         return denoise
 
-    def guided(x_t: Array, t: Array) -> Array:
-        x_0 = denoise(x_t, t)
+    def guided(x_t: Array, t: Array) -> Any:
+        def guide(x_0: Array) -> Array:
+            def add(w: Array) -> Array:
+                gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
+                return add_to_score(x_0, expand(w, x_0) * gradient, schedule(t))
 
-        def guide(w: Array) -> Array:
-            gradient = jax.grad(lambda x: log_prob(x, t).sum())(x_t)
-            return add_to_score(x_0, expand(w, x_0) * gradient, schedule(t))
+            return _guided(x_0, t, weight, add)
 
-        return _guided(x_0, t, weight, guide)
+        return with_x_0(denoise(x_t, t), guide)
 
     return guided
 
@@ -129,7 +154,7 @@ def add_to_score(x_0: Array, gradient: Array, level: Level) -> Array:
 
 def clip_x_0(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """A denoiser whose estimates are clipped to the range of the data (static thresholding)."""
-    return lambda x_t, t: jnp.clip(denoise(x_t, t), low, high)
+    return map_x_0(denoise, lambda x_0: jnp.clip(x_0, low, high))
 
 
 def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
@@ -144,13 +169,12 @@ def dynamic_threshold(denoise: Denoiser, percentile: float = 0.995) -> Denoiser:
     if not 0 <= percentile <= 1:
         raise ValueError(f"the percentile must be a number in [0, 1], got {percentile}.")
 
-    def thresholded(x_t: Array, t: Array) -> Array:
-        x_0 = denoise(x_t, t)
+    def threshold(x_0: Array) -> Array:
         s = jnp.quantile(jnp.abs(x_0).reshape(x_0.shape[0], -1), percentile, axis=1)
         s = expand(jnp.maximum(s, 1.0), x_0)
         return jnp.clip(x_0, -s, s) / s
 
-    return thresholded
+    return map_x_0(denoise, threshold)
 
 
 def inpaint(denoise: Denoiser, known: Array, mask: Array) -> Denoiser:
@@ -169,13 +193,12 @@ def inpaint(denoise: Denoiser, known: Array, mask: Array) -> Denoiser:
     """
     chex.assert_equal_rank([known, mask])
 
-    def inpainted(x_t: Array, t: Array) -> Array:
-        x_0 = denoise(x_t, t)
+    def put(x_0: Array) -> Array:
         chex.assert_equal_shape([x_0, known])
         is_known = jnp.broadcast_to(mask, known.shape).astype(bool)
         return jnp.where(is_known, known, x_0)
 
-    return inpainted
+    return map_x_0(denoise, put)
 
 
 def image_to_image(
@@ -212,6 +235,24 @@ def _guided(x_0: Array, t: Array, weight: Weight, guide: Callable[[Array], Array
         return guided(jnp.asarray(weight))
     w = weight(t)
     return jax.lax.cond(jnp.any(w != 0), guided, lambda w: x_0, w)
+
+
+def _extrapolated(
+    x_0: Array,
+    reference: Callable[[], Array],
+    t: Array,
+    weight: Weight,
+    rescale: Array | float,
+) -> Array:
+    """x_0 + w (x_0 - reference), rescaled; the reference is evaluated where it is needed."""
+
+    def guide(w: Array) -> Array:
+        other = reference()
+        chex.assert_equal_shape([x_0, other])
+        guided = x_0 + expand(w, x_0) * (x_0 - other)
+        return guided if _is_zero(rescale) else _rescaled(guided, x_0, rescale)
+
+    return _guided(x_0, t, weight, guide)
 
 
 def _rescaled(guided: Array, x_0: Array, phi: Array | float) -> Array:

@@ -16,6 +16,7 @@ weights that sum to one keep the data's ([-1, 1] stays [-1, 1]).
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -23,7 +24,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.diffusion.guidance import add_to_score
-from jaxgen.diffusion.parameterization import Denoiser
+from jaxgen.diffusion.parameterization import Denoiser, with_x_0, x_0_in
 from jaxgen.diffusion.process import Level, Schedule, expand, transition_variance
 from jaxgen.distributions import sum_event
 
@@ -110,10 +111,14 @@ def guided_by_estimate(
     One forward and one backward pass of ``denoise`` an evaluation.
     """
 
-    def guided(x_t: Array, t: Array) -> Array:
-        x_0, pull_back = jax.vjp(lambda x: denoise(x, t), x_t)
+    def guided(x_t: Array, t: Array) -> Any:
+        def evaluate(x: Array) -> tuple[Array, Any]:
+            estimate = denoise(x, t)
+            return x_0_in(estimate), estimate
+
+        x_0, pull_back, estimate = jax.vjp(evaluate, x_t, has_aux=True)
         (gradient,) = pull_back(jax.grad(lambda x: log_likelihood(x, t).sum())(x_0))
-        return add_to_score(x_0, gradient, schedule(t))
+        return with_x_0(estimate, lambda x_0: add_to_score(x_0, gradient, schedule(t)))
 
     return guided
 

@@ -17,7 +17,9 @@ from jax import Array
 
 from jaxgen.diffusion.ode import solve_ode
 from jaxgen.diffusion.parameterization import Denoiser
-from jaxgen.diffusion.process import Schedule
+from jaxgen.diffusion.process import known_level
+from jaxgen.diffusion.samplers import check_at
+from jaxgen.diffusion.schedules import ContinuousSchedule
 from jaxgen.diffusion.sde import probability_flow
 from jaxgen.distributions import Normal, bits_per_dimension, sum_event
 
@@ -75,12 +77,12 @@ class OdeLikelihood(NamedTuple):
 
 def ode_log_likelihood(
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: ContinuousSchedule,
     x: Array,
     divergence: Divergence = exact_divergence,
     *,
     t_0: float = 1e-3,
-    t_1: float = 1.0,
+    t_1: float | None = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
     max_steps: int = 4096,
@@ -103,15 +105,22 @@ def ode_log_likelihood(
       divergence: :func:`exact_divergence`, or :func:`hutchinson_divergence` of a key, with which
         log p(x) is unbiased and the rest unchanged, up to the choice of steps.
       t_0: the time of ``x``.
-      t_1: the time of the prior.
+      t_1: the time of the prior; the schedule's end where it is not given.
       rtol: the relative tolerance of :func:`~.ode.solve_ode`.
       atol: the absolute one.
       max_steps: the number of steps after which it gives up.
 
     Raises:
       TypeError: if the schedule is discrete and cannot be differentiated.
+      ValueError: if t_0 is clean data, or the denoiser cannot begin at t_1.
       RuntimeError: if t_1 is not reached in ``max_steps`` steps.
     """
+    t_1 = schedule.end if t_1 is None else t_1
+    first, last = known_level(schedule, t_0), known_level(schedule, t_1)
+    if first is not None and first.sigma == 0:
+        raise ValueError(f"t = {t_0} is clean data, where no density has a flow: give a later t_0.")
+    if last is not None and last.alpha == 0:
+        check_at(denoise, x, t_1)
     flow = probability_flow(denoise, schedule)
 
     def field(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:

@@ -240,14 +240,14 @@ def map_x_0(denoise: Denoiser, function: Callable[[Array], Array]) -> Denoiser:
     return lambda x_t, t: with_x_0(denoise(x_t, t), function)
 
 
+def x_0_in(estimate: Any) -> Array:
+    """The x_0 of an estimate, which is x_0 or the pair (x_0, nu)."""
+    return estimate[0] if isinstance(estimate, tuple) else estimate
+
+
 def x_0_of(denoise: Denoiser) -> Denoiser:
     """A denoiser that answers x_0 alone, also where a variance was learned."""
-
-    def alone(x_t: Array, t: Array) -> Array:
-        estimate = denoise(x_t, t)
-        return estimate[0] if isinstance(estimate, tuple) else estimate
-
-    return alone
+    return lambda x_t, t: x_0_in(denoise(x_t, t))
 
 
 def tweedie(score: Array, x_t: Array, schedule: Schedule, t: Array) -> Array:

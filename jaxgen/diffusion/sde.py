@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from jax import Array
 
-from jaxgen.diffusion.parameterization import Denoiser, from_x_0
+from jaxgen.diffusion.parameterization import Denoiser, from_x_0, x_0_of
 from jaxgen.diffusion.process import Schedule
 
 Field = Callable[[Array, Array], Array]  # (x [B, ...], t [B] or scalar) -> a vector at x, [B, ...]
@@ -18,7 +18,7 @@ Field = Callable[[Array, Array], Array]  # (x [B, ...], t [B] or scalar) -> a ve
 
 def score(denoise: Denoiser, schedule: Schedule) -> Field:
     """grad log q(x_t) = (alpha E[x_0|x_t] - x_t) / sigma^2."""
-    return lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, "score")
+    return lambda x_t, t: from_x_0(x_0_of(denoise)(x_t, t), x_t, schedule, t, "score")
 
 
 def probability_flow(denoise: Denoiser, schedule: Schedule) -> Field:
@@ -27,4 +27,4 @@ def probability_flow(denoise: Denoiser, schedule: Schedule) -> Field:
     It is (d alpha/dt) x_0 + (d sigma/dt) eps with the denoiser's x_0 and eps, the velocity of
     flow matching, which needs no division by alpha.
     """
-    return lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, "velocity")
+    return lambda x_t, t: from_x_0(x_0_of(denoise)(x_t, t), x_t, schedule, t, "velocity")

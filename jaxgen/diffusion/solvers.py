@@ -34,6 +34,7 @@ from jaxgen.diffusion.process import (
     Schedule,
     diffusion_squared,
     known_level,
+    rates,
     safe_sqrt,
     transition_variance,
 )
@@ -50,6 +51,18 @@ from jaxgen.diffusion.samplers import (
 from jaxgen.diffusion.sde import probability_flow, score
 
 
+def check_continuous(schedule: Schedule, times: np.ndarray) -> None:
+    """Refuses discrete schedules, which have no derivative in time, and times that do not fall.
+
+    Raises:
+      TypeError: for integer times.
+      ValueError: as :func:`~.samplers.check_falling`.
+    """
+    check_falling(schedule, times)
+    if np.issubdtype(times.dtype, np.integer):
+        rates(schedule, times)  # which says what to use instead
+
+
 @makes_solver
 def euler() -> Solver:
     """x_s = x_t + (s - t) dx/dt of the probability-flow ODE: order 1."""
@@ -59,7 +72,7 @@ def euler() -> Solver:
         x_s = x_t + (s - t) * from_x_0(x_0, x_t, schedule, t, "velocity")
         return unless_clean(schedule, s, x_s, x_0), x_0, memory
 
-    return Solver(step)
+    return Solver(step, check=check_continuous)
 
 
 @makes_solver
@@ -80,7 +93,8 @@ def heun() -> Solver:
 
         return jax.lax.cond(ends_clean(schedule, s), lambda x: x, correct, x_s), x_0, memory
 
-    return Solver(step, cost=lambda schedule, t, s: 1 if ends_clean(schedule, s) else 2)
+    cost = lambda schedule, t, s: 1 if ends_clean(schedule, s) else 2  # noqa: E731
+    return Solver(step, cost=cost, check=check_continuous)
 
 
 @makes_solver
@@ -101,7 +115,7 @@ def euler_maruyama() -> Solver:
         return unless_clean(schedule, s, x_s, x_0), x_0, memory
 
     def check(schedule: Schedule, times: np.ndarray) -> None:
-        check_falling(schedule, times)
+        check_continuous(schedule, times)
         level = known_level(schedule, times[0])
         if level is not None and level.alpha == 0:
             raise ValueError(

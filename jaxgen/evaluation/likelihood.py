@@ -25,7 +25,7 @@ from jaxgen.diffusion.likelihood import (
 from jaxgen.diffusion.parameterization import Denoiser
 from jaxgen.diffusion.process import Schedule, posterior_variance
 from jaxgen.diffusion.samplers import Variance
-from jaxgen.diffusion.schedules import DiscreteSchedule
+from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule
 from jaxgen.distributions import bits_per_dimension
 from jaxgen.losses.denoising import continuous_bound, discretized_decoder, variational_bound
 from jaxgen.losses.times import stratified_times
@@ -82,17 +82,18 @@ def continuous_bound_likelihood(
 def ode_likelihood(
     key: Array,
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: ContinuousSchedule,
     bins: Array,
     levels: int,
     t_0: float = 1e-3,
-    t_1: float = 1.0,
+    t_1: float | None = None,
     probes: int | None = None,
 ) -> Likelihood:
     """The exact likelihood of the probability-flow ODE, of uniformly dequantized images.
 
     Song et al. 2021, section 4.3. ``probes`` vectors estimate the trace (Hutchinson); with None it
-    is exact, which takes as many derivatives as an image has entries. The uniform noise is one bin
+    is exact, which takes as many derivatives as an image has entries. The prior is that of ``t_1``,
+    the schedule's end where it is not given. The uniform noise is one bin
     wide about the values of :func:`~jaxgen.data.sources.to_signed`, on which networks train.
     """
     key_u, key_v = jax.random.split(key)
@@ -121,12 +122,14 @@ def likelihood(
     method: str,
     key: Array,
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: Any,
     bins: Array,
     levels: int,
     **options: Any,
 ) -> Likelihood:
     """The bits per dimension of images ``bins [B, H, W, C]`` in 0..levels - 1, by one of METHODS.
+
+    The ``schedule`` is discrete for ``discrete_bound``, and continuous for the others.
 
     ``options`` are the method's own: ``variance``; ``times``; ``t_0``, ``t_1`` and ``probes``.
     """

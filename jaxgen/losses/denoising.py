@@ -20,9 +20,11 @@ from jaxgen.diffusion.parameterization import (
     Network,
     Target,
     edm,
-    from_x_0,
     relation_of,
+    target_of,
     to_x_0,
+    x_0_in,
+    x_0_of,
 )
 from jaxgen.diffusion.process import (
     Level,
@@ -31,9 +33,11 @@ from jaxgen.diffusion.process import (
     diffusion_squared,
     expand,
     interpolated_log_variance,
+    known_level,
     marginal,
     posterior_mean,
     posterior_variance,
+    transition_variance,
 )
 from jaxgen.diffusion.schedules import DiscreteSchedule
 from jaxgen.distributions import (
@@ -91,7 +95,7 @@ def denoising_loss(
     """
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, schedule(t))
-    error = squared_error(network(x_t, t), from_x_0(x_0, x_t, schedule, t, target))
+    error = squared_error(network(x_t, t), target_of(x_0, eps, schedule, t, target))
     if weighting is None:
         return error
     return weighting(schedule, t) / own_error(target)(schedule, t) * error
@@ -100,12 +104,12 @@ def denoising_loss(
 def own_error(target: str | Target) -> Weighting:
     """The weight that makes the error of eps that of ``target``: |y - y_hat|^2 / |eps - eps_hat|^2.
 
-    Both are multiples of the error of x_0, b/c and alpha/sigma times it.
+    With y = p x_0 + q eps, and errors of x_0 and eps that leave x_t where it is.
     """
 
     def weight(schedule: Schedule, t: Array) -> Array:
-        (alpha, sigma), (_, b, c) = schedule(t), relation_of(target, schedule, t)
-        return (b * sigma / (c * alpha)) ** 2
+        (alpha, sigma), (p, q) = schedule(t), relation_of(target, schedule, t)
+        return (q - p * sigma / alpha) ** 2
 
     return weight
 
@@ -173,7 +177,9 @@ def hybrid_loss(
 ) -> Array:
     """L_hybrid = L_simple + ``weight`` T L_{t-1}, ``[B]`` (Nichol & Dhariwal 2021, eq. 16).
 
-    The network returns (eps, nu) ``[B, ...]`` with nu in [0, 1] from log beta-tilde to log beta.
+    The network returns (eps, nu) ``[B, ...]`` with nu in [0, 1] from log beta-tilde to log beta;
+    its denoiser (:func:`~jaxgen.diffusion.parameterization.denoiser`) is guided, sampled and given
+    its bound as any other.
     L_{t-1} is in nats an entry and teaches only the variance: the mean in it is held fixed. T times
     it, for a uniform t in 1..T, is an estimate of the bound.
     """
@@ -182,9 +188,35 @@ def hybrid_loss(
     eps_hat, nu = network(x_t, t)
     chex.assert_equal_shape([eps_hat, nu, x_0])
     x_0_hat = to_x_0(jax.lax.stop_gradient(eps_hat), x_t, schedule, t, "eps")
-    log_variance = interpolated_log_variance(nu, schedule(t), schedule(t - 1))
+    log_variance = learned_log_variance(schedule, t, nu)
     term = bound_term(schedule, x_0, x_t, x_0_hat, t, log_variance, decoder) / x_0[0].size
     return squared_error(eps_hat, eps) + weight * schedule.steps * term
+
+
+def step_variance(
+    schedule: DiscreteSchedule, t: Array, variance: Callable[[Level, Level], Array]
+) -> Array:
+    """sigma_t^2 of p(x_{t-1}|x_t), of t's shape; where it is 0 at t = 1, that of t = 2.
+
+    beta-tilde_1 is 0, which no decoder p(x_0|x_1) could have; beta-tilde_2 takes its place as in
+    the code of Ho et al. 2020 and of Nichol & Dhariwal 2021. Where T is 1 too, beta_1 does.
+    """
+    own = variance(schedule(t), schedule(t - 1))
+    if schedule.steps == 1:
+        return jnp.where(own > 0, own, transition_variance(schedule(t), schedule(t - 1)))
+    second = jnp.maximum(t, 2)
+    return jnp.where(own > 0, own, variance(schedule(second), schedule(second - 1)))
+
+
+def learned_log_variance(schedule: DiscreteSchedule, t: Array, nu: Array) -> Array:
+    """The log-variance of p(x_{t-1}|x_t) that ``nu [B, ...]`` stands for (Nichol & Dhariwal 2021).
+
+    Between beta_t at nu = 1 and beta-tilde_t at nu = 0, as :func:`step_variance` has it at t = 1.
+    """
+    largest, smallest = (
+        step_variance(schedule, t, v) for v in (transition_variance, posterior_variance)
+    )
+    return interpolated_log_variance(nu, largest, smallest)
 
 
 def bound_term(
@@ -244,27 +276,28 @@ def variational_bound(
 
     Args:
       key: one PRNG key; each t draws its own noise.
-      denoise: (x_t, t) -> an estimate of x_0.
+      denoise: (x_t, t) -> an estimate of x_0, or the pair (x_0, nu) of a learned variance, which
+        is then that of the bound.
       x_0: data ``[B, ...]``, in [-1, 1] where ``decoder`` is discretized.
-      variance: sigma_t^2 of p(x_{t-1}|x_t), as in :func:`jaxgen.diffusion.samplers.ancestral`.
+      variance: sigma_t^2 of p(x_{t-1}|x_t), as in :func:`jaxgen.diffusion.samplers.ancestral`,
+        where none was learned.
       decoder: (mean, log_std) -> p(x_0|x_1): :func:`discretized_decoder` for images,
         :class:`~jaxgen.distributions.Normal` for a density over continuous data. Its variance is
-        ``variance`` at t = 1, or at t = 2 where that vanishes (beta-tilde_1 = 0).
+        that of t = 1 (:func:`step_variance`).
     """
     batch, steps = x_0.shape[0], schedule.steps
-
-    def log_variance(t: Array) -> Array:
-        var = variance(schedule(t), schedule(t - 1))
-        next_var = variance(schedule(t + 1), schedule(t))
-        var = jnp.where(var > 0, var, next_var)
-        return jnp.broadcast_to(jnp.log(var), x_0.shape)
 
     def term(t: Array) -> Array:
         eps = jax.random.normal(jax.random.fold_in(key, t), x_0.shape, x_0.dtype)
         times = jnp.full((batch,), t)
         x_t = diffuse(x_0, eps, schedule(t))
-        x_0_hat = denoise(x_t, times)
-        return bound_term(schedule, x_0, x_t, x_0_hat, times, log_variance(t), decoder)
+        estimate = denoise(x_t, times)
+        if isinstance(estimate, tuple):
+            log_variance = learned_log_variance(schedule, times, estimate[1])
+        else:
+            log_variance = expand(jnp.log(step_variance(schedule, times, variance)), x_0)
+            log_variance = jnp.broadcast_to(log_variance, x_0.shape)
+        return bound_term(schedule, x_0, x_t, x_0_in(estimate), times, log_variance, decoder)
 
     terms = jax.lax.map(term, jnp.arange(1, steps + 1))
     return BoundTerms(
@@ -291,8 +324,19 @@ def continuous_bound(
     ``t [n, B]`` are times in (0, 1), uniform (or stratified) in each column; row i of ``diffusion``
     is the loss at t[i] divided by n, so that the total is an unbiased estimate of the bound. The
     schedule must start with noise (not with clean data, where the bound of a density is infinite):
-    the decoder is N(x_0-hat, (sigma_0/alpha_0)^2) at t = 0, and the prior is at t = 1.
+    the decoder is N(x_0-hat, (sigma_0/alpha_0)^2) at t = 0, and the prior is at t = 1. For data of
+    discrete values :func:`~jaxgen.diffusion.schedules.log_snr_of_levels` says how much noise.
+
+    Raises:
+      ValueError: if the schedule is known to start with clean data.
     """
+    start = known_level(schedule, 0.0)
+    if start is not None and start.sigma == 0:
+        raise ValueError(
+            "the continuous bound needs a schedule that starts with noise, such as "
+            "CosineLogSNR(log_snr_of_levels(256)); of this one ask the likelihood by the ODE."
+        )
+    denoise = x_0_of(denoise)
     key_decoder, key_scan = jax.random.split(key)
 
     def term(row: tuple[Array, Array]) -> Array:

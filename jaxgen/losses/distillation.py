@@ -70,15 +70,18 @@ def consistency_function(
 ) -> Denoiser:
     """A denoiser f with f(x, ``first``) = x/alpha by construction: c_skip x/alpha + c_out F.
 
-    Song et al. 2023, eq. 5 and appendix C, with x/alpha and sigma/alpha for their x and sigma.
+    Song et al. 2023, eq. 5 and appendix C, with x/alpha and sigma/alpha for their x and sigma, and
+    both coefficients multiplied out with alpha, so that pure noise (alpha = 0) has them too. To be
+    sampled by :func:`~jaxgen.diffusion.samplers.consistency` of the same ``first``.
     """
 
     def f(x_t: Array, t: Array) -> Array:
-        level, least = schedule(t), schedule(jnp.asarray(first))
-        noise, smallest = level.sigma / level.alpha, least.sigma / least.alpha
-        c_skip = sigma_data**2 / ((noise - smallest) ** 2 + sigma_data**2)
-        c_out = sigma_data * (noise - smallest) / jnp.sqrt(noise**2 + sigma_data**2)
-        return expand(c_skip / level.alpha, x_t) * x_t + expand(c_out, x_t) * network(x_t, t)
+        (alpha, sigma), least = schedule(t), schedule(jnp.asarray(first))
+        more = sigma - alpha * (least.sigma / least.alpha)  # alpha times the noise beyond `first`
+        variance = (alpha * sigma_data) ** 2
+        skip = alpha * sigma_data**2 / (more**2 + variance)  # c_skip/alpha
+        out = sigma_data * more / jnp.sqrt(sigma**2 + variance)  # c_out
+        return expand(skip, x_t) * x_t + expand(out, x_t) * network(x_t, t)
 
     return f
 

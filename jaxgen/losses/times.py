@@ -46,6 +46,44 @@ def log_normal_times(
     return schedule.time(-2 * log_ratio)
 
 
+def log_normal_density(
+    t: Array, schedule: ContinuousSchedule, mean: float = -1.2, std: float = 1.2
+) -> Array:
+    """The density of :func:`log_normal_times` at ``t [B]``, per unit of time.
+
+    A weighting that is meant for uniform times, as those of the likelihood are
+    (:func:`~jaxgen.losses.denoising.bound_weighting`), is divided by it. That has a large variance
+    where the loss does not fall as fast as the density: see :func:`log_uniform_times`.
+    """
+    log_ratio, slope = _log_ratio(schedule, t)
+    return jax.scipy.stats.norm.pdf(log_ratio, mean, std) * slope
+
+
+def log_uniform_times(
+    key: Array, batch: int, schedule: ContinuousSchedule, low: float = 0.002, high: float = 80.0
+) -> Array:
+    """The times at which ln(sigma/alpha) is uniform between those of ``low`` and ``high``, ``[B]``.
+
+    The likelihood's weighting divided by their density is the same at every time, on the error of
+    eps (Kingma & Gao 2023, section 4).
+    """
+    u = jax.random.uniform(key, (batch,))
+    return schedule.time(-2 * (jnp.log(low) + u * jnp.log(high / low)))
+
+
+def log_uniform_density(
+    t: Array, schedule: ContinuousSchedule, low: float = 0.002, high: float = 80.0
+) -> Array:
+    """The density of :func:`log_uniform_times` at ``t [B]``, per unit of time."""
+    _, slope = _log_ratio(schedule, t)
+    return slope / jnp.log(high / low)
+
+
+def _log_ratio(schedule: ContinuousSchedule, t: Array) -> tuple[Array, Array]:
+    """ln(sigma/alpha) and its derivative in time."""
+    return jax.jvp(lambda t: -0.5 * schedule(t).log_snr, (t,), (jnp.ones_like(t),))
+
+
 def logit_normal_times(key: Array, batch: int, mean: float = 0.0, std: float = 1.0) -> Array:
     """log(t/(1 - t)) ~ N(mean, std^2), ``[B]`` (Esser et al. 2024, eq. 19); large t is noise."""
     return jax.nn.sigmoid(mean + std * jax.random.normal(key, (batch,)))

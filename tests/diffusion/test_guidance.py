@@ -211,7 +211,8 @@ def test_a_traced_weight_is_changed_and_vmapped_without_a_new_compilation(key):
     each = np.stack([draw(w, 0.3) for w in weights])
     assert len(calls) == 1
     assert np.abs(each[0] - each[2]).max() > 0.1
-    np.testing.assert_allclose(jax.vmap(draw, (0, None))(weights, 0.3), each, atol=1e-6)
+    # The rounding of the noise at t = 1 comes back multiplied by 1/alpha = 150 and the weight.
+    np.testing.assert_allclose(jax.vmap(draw, (0, None))(weights, 0.3), each, rtol=1e-4)
 
 
 def test_a_weight_may_differ_between_the_examples_of_a_batch():

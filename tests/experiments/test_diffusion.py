@@ -47,12 +47,14 @@ def test_every_kind_of_process_trains_and_samples(command, process):
 
 
 def test_processes_and_solvers_fit_together():
-    """Every process names a solver that there is, on a grid that falls to the data."""
+    """Every process names a solver that there is, on a grid that falls to the data: to noise of at
+    most a third of half a bin, 1/16 for the 17 levels of digits."""
     for process in PROCESSES.values():
-        times = np.asarray(process.grid(process.schedule, 10))
+        schedule = process.schedule(17)
+        times = np.asarray(process.grid(schedule, 10))
         assert (np.diff(times) < 0).all()
-        assert evaluations(SOLVERS[process.solver], process.schedule, times) in range(10, 21)
-        assert process.schedule(times[-1]).sigma < 0.02
+        assert evaluations(SOLVERS[process.solver], schedule, times) in range(10, 21)
+        assert schedule(times[-1]).sigma <= 1 / 16 / 3
 
 
 @pytest.mark.slow
