@@ -225,7 +225,7 @@ def estimate(
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     system, parts = ddpm.build(config, data, placement), ddpm.make_ddpm(config, data)
-    model, schedule, options = parts.model, parts.schedule, config.applications
+    model, schedule, options = parts.model, parts.chain, config.applications
     problems = make_problems(options, schedule, data.shape)
     hidden = model.classes is not None and config.net.unlabelled > 0
     told = "class hidden" if hidden else "class given" if model.classes else "no classes"

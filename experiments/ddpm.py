@@ -88,8 +88,8 @@ class Sampling:
     sample_steps: int = 100
     """Steps, evenly spaced over the T of training."""
     solver: str = "ancestral"
-    """ancestral, ddim (eta = 0), dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, unipc; or, on the T
-    levels interpolated, euler, heun, heun_churned, euler_maruyama, predictor_corrector."""
+    """ancestral, ddim (eta = 0), dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m, unipc; or, on the
+    T levels interpolated, euler, heun, heun_churned, euler_maruyama, predictor_corrector."""
     clip_samples: bool = True
     """Clip the estimates of x_0 to [-1, 1]."""
     samples: int = 500
@@ -153,13 +153,13 @@ class Ddpm:
     """The parts of the system that other experiments build on."""
 
     model: ImageModel
-    schedule: DiscreteSchedule | Interpolated
+    chain: DiscreteSchedule  # of training
     learned: bool  # the variance
+    schedule: DiscreteSchedule | Interpolated  # of sampling
 
     def continuous(self) -> Ddpm:
         """The same network in continuous time, for t in [0, 1]."""
-        assert isinstance(self.schedule, DiscreteSchedule)
-        return replace(self, schedule=Interpolated(self.schedule))
+        return replace(self, schedule=Interpolated(self.chain))
 
     def predict(self, network: Network) -> Network:
         """(x_t, t) -> eps, or the pair (eps, nu) of a learned variance, of the U-Net."""
@@ -169,7 +169,9 @@ class Ddpm:
             return eps, jax.nn.sigmoid(nu)
 
         predict = pair if self.learned else network
-        return self.schedule.network(predict) if isinstance(self.schedule, Interpolated) else predict
+        return (
+            self.schedule.network(predict) if isinstance(self.schedule, Interpolated) else predict
+        )
 
     def denoise(self, params: Any, labels: Array) -> Denoiser:
         """(x_t, t) -> x_0, or (x_0, nu), given labels ``[B]`` where conditional."""
@@ -195,7 +197,8 @@ def make_ddpm(config: Config, data: DataSet) -> Ddpm:
     betas = choose("schedule", config.schedule, BETAS)
     learned = choose("variance", config.variance, {**VARIANCES, "learned": None}) is None
     model = image_model(config.net, data, config.train, predictions=2 if learned else 1)
-    return Ddpm(model, from_betas(betas(config.diffusion_steps)), learned)
+    chain = from_betas(betas(config.diffusion_steps))
+    return Ddpm(model, chain, learned, chain)
 
 
 def make_solver(config: Config) -> Solver:
@@ -206,8 +209,7 @@ def make_solver(config: Config) -> Solver:
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     ddpm, solver = make_ddpm(config, data), make_solver(config)
-    model, schedule = ddpm.model, ddpm.schedule
-    assert isinstance(schedule, DiscreteSchedule)
+    model, schedule = ddpm.model, ddpm.chain
     variance = VARIANCES.get(config.variance)  # None where it is learned
     times = respaced_times(schedule.steps, config.sampling.sample_steps)
     film_times = respaced_times(schedule.steps, min(len(times) - 1, 100))
@@ -292,7 +294,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
                 found = measure(jax.random.fold_in(key, i), state.ema, batch)
                 about = f", sigma^2 = {config.variance}" if method == "discrete_bound" else ""
-                protocol = f"{found.kind}, {len(batch['x'])} test images of {levels} levels{about}, EMA"
+                protocol = (
+                    f"{found.kind}, {len(batch['x'])} test images of {levels} levels{about}, EMA"
+                )
                 value = float(np.mean(found.bits_per_dimension))
                 numbers.append(Number(names[method], value, protocol))
                 advance(1)

@@ -60,7 +60,7 @@ COMPARED: list[Row] = [
 
 def build(config: ddpm.Config, data: DataSet, placement: Placement) -> System:
     system, parts = ddpm.build(config, data, placement), ddpm.make_ddpm(config, data)
-    schedule = parts.schedule
+    schedule = parts.chain
 
     @partial(jax.jit, static_argnames=("solver",))
     def draw(key, params, labels, times, solver):

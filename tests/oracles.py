@@ -83,6 +83,46 @@ class Mixture:
         return jax.vmap(one)
 
 
+@dataclass(frozen=True)
+class FullMixture:
+    """Mixture of normals N(means [K, D], covs [K, D, D]); a point where a covariance is 0."""
+
+    weights: np.ndarray
+    means: np.ndarray
+    covs: np.ndarray
+
+    def _axes(self) -> tuple[np.ndarray, np.ndarray]:
+        values, axes = np.linalg.eigh(self.covs)
+        return np.maximum(values, 0), axes
+
+    def sample(self, rng: np.random.Generator, n: int) -> np.ndarray:
+        values, axes = self._axes()
+        k = rng.choice(len(self.weights), n, p=self.weights)
+        z = rng.standard_normal((n, self.means.shape[1])) * np.sqrt(values[k])
+        return (self.means[k] + np.einsum("nij,nj->ni", axes[k], z)).astype(np.float32)
+
+    def mean(self) -> np.ndarray:
+        return self.weights @ self.means
+
+    def cov(self) -> np.ndarray:
+        d = self.means - self.mean()
+        return np.einsum("k,kij->ij", self.weights, self.covs + d[:, :, None] * d[:, None, :])
+
+    def denoise(self, x_t: jax.Array, level) -> jax.Array:
+        """E[x_0|x_t] of ``x_t [B, D]`` at one level, in the axes of each component."""
+        alpha, sigma = level
+        values, axes = (jnp.asarray(a, x_t.dtype) for a in self._axes())
+        means = jnp.asarray(self.means, x_t.dtype)
+        y = jnp.einsum("kij,kbi->kbj", axes, x_t[None] - alpha * means[:, None])
+        variance = (alpha**2 * values + sigma**2)[:, None]
+        log_p = -0.5 * (y**2 / variance + jnp.log(variance)).sum(axis=-1)
+        log_p = log_p + jnp.log(jnp.asarray(self.weights, x_t.dtype))[:, None]
+        given = means[:, None] + jnp.einsum(
+            "kij,kbj->kbi", axes, alpha * values[:, None] / variance * y
+        )
+        return (jax.nn.softmax(log_p, axis=0)[:, :, None] * given).sum(axis=0)
+
+
 def ancestral_gaussian_moments(
     alpha_bar: np.ndarray, times: np.ndarray, mean: float, var: float, variance: str
 ) -> tuple[float, float]:

@@ -115,12 +115,12 @@ def ode_log_likelihood(
       ValueError: if t_0 is clean data, or the denoiser cannot begin at t_1.
       RuntimeError: if t_1 is not reached in ``max_steps`` steps.
     """
-    t_1 = schedule.end if t_1 is None else t_1
-    first, last = known_level(schedule, t_0), known_level(schedule, t_1)
+    end = schedule.end if t_1 is None else t_1
+    first, last = known_level(schedule, t_0), known_level(schedule, end)
     if first is not None and first.sigma == 0:
         raise ValueError(f"t = {t_0} is clean data, where no density has a flow: give a later t_0.")
     if last is not None and last.alpha == 0:
-        check_at(denoise, x, t_1)
+        check_at(denoise, x, end)
     flow = probability_flow(denoise, schedule)
 
     def field(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:
@@ -128,9 +128,9 @@ def ode_log_likelihood(
 
     start = x, jnp.zeros(x.shape[:1], x.dtype)
     (latent, integral), evaluations = solve_ode(
-        field, start, t_0, t_1, rtol=rtol, atol=atol, max_steps=max_steps
+        field, start, t_0, end, rtol=rtol, atol=atol, max_steps=max_steps
     )
-    log_sigma = jnp.log(schedule(jnp.asarray(t_1, x.dtype)).sigma)
+    log_sigma = jnp.log(schedule(jnp.asarray(end, x.dtype)).sigma)
     prior = Normal(jnp.zeros_like(x), jnp.broadcast_to(log_sigma, x.shape))
     return OdeLikelihood(sum_event(prior.log_prob(latent)) + integral, latent, evaluations)
 

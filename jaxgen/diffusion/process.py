@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 
 from jaxgen.distributions import Normal
 
@@ -43,7 +44,7 @@ class Level(NamedTuple):
 
     @property
     def log_snr(self) -> Array:
-        """log(alpha^2 / sigma^2): +inf for clean data and -inf for pure noise, without derivative."""
+        """log(alpha^2 / sigma^2); +inf for clean data, -inf for pure noise, with derivative 0."""
         return 2 * (_safe_log(self.alpha) - _safe_log(self.sigma))
 
 
@@ -58,13 +59,13 @@ def known_level(schedule: Schedule, t: Any) -> Level | None:
 
     What is refused before anything is compiled is decided by it.
     """
-    if isinstance(t, jax.core.Tracer):
+    if isinstance(t, Tracer):
         return None
     with jax.ensure_compile_time_eval():
         level = schedule(t)
-    if any(isinstance(value, jax.core.Tracer) for value in level):
+    if any(isinstance(value, Tracer) for value in level):
         return None
-    return Level(*(np.asarray(value) for value in level))
+    return jax.tree.map(np.asarray, level)
 
 
 def expand(coefficient: Array, x: Array) -> Array:

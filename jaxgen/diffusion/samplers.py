@@ -23,6 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.core import Tracer
 from jax.extend.core import jaxpr_as_fun
 
 from jaxgen.diffusion.parameterization import Denoiser, x_0_of
@@ -92,10 +93,10 @@ class Solver:
     """A step, what it remembers between steps, and how often it evaluates the denoiser.
 
     ``step`` calls ``denoise(x_t, t)`` with a scalar t. ``cost(schedule, t, s)`` is the number of
-    evaluations in the step from t to s; :func:`evaluations` adds them up. ``check(schedule, times)``
-    raises where the solver cannot serve; ``pair`` says that the step takes the pair (x_0, nu) of a
-    learned variance, where others take x_0 alone. The same call makes the same solver, as long as
-    its arguments are not arrays.
+    evaluations in the step from t to s; :func:`evaluations` adds them up.
+    ``check(schedule, times)`` raises where the solver cannot serve. ``pair`` says that the step
+    takes the pair (x_0, nu) of a learned variance, where others take x_0 alone. The same call makes
+    the same solver, as long as its arguments are not arrays.
     """
 
     step: Step
@@ -171,7 +172,7 @@ def check(
     solver: Solver, denoise: Denoiser, schedule: Schedule, x_T: Array, times: Array | np.ndarray
 ) -> None:
     """Refuses what cannot be sampled, before anything is compiled; see :func:`sample`."""
-    if isinstance(times, jax.core.Tracer):
+    if isinstance(times, Tracer):
         return
     times = np.asarray(times)
     solver.check(schedule, times)
@@ -230,7 +231,7 @@ def _compiled_once(function: Callable[..., Any], *args: Any) -> Any:
     run = lambda consts, *args: jaxpr_as_fun(closed.replace(consts=consts))(*args)  # noqa: E731
     values = [*closed.consts, *args]
     leaves = None
-    if not closed.effects and not any(isinstance(value, jax.core.Tracer) for value in values):
+    if not closed.effects and not any(isinstance(value, Tracer) for value in values):
         lowered = jax.jit(run).lower(closed.consts, *args)
         text = lowered.as_text()
         # A callback is a function of this process, which the text of the program does not tell.

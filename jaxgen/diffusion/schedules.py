@@ -20,6 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import Array
+from jax.core import Tracer
 
 from jaxgen.diffusion.process import Level, Schedule
 
@@ -54,7 +55,7 @@ class DiscreteSchedule:
                 f"a discrete schedule has the times 0..{self.steps}: give integers, or use "
                 "schedules.Interpolated(schedule), which takes times in [0, 1]."
             )
-        if not isinstance(t, jax.core.Tracer):
+        if not isinstance(t, Tracer):
             known = np.asarray(t)
             if known.size and (known.min() < 0 or known.max() > self.steps):
                 raise ValueError(
@@ -451,17 +452,22 @@ class Interpolated:
     end = 1.0
     curve = staticmethod(preserving)
 
-    def _angles(self) -> Array:
-        return jnp.arctan2(jnp.asarray(self.schedule.sigma), jnp.asarray(self.schedule.alpha))
-
     def __call__(self, t: Array) -> Level:
-        steps = self.schedule.steps
-        angle = jnp.interp(real(t) * steps, jnp.arange(steps + 1.0), self._angles())
-        return Level(jnp.maximum(jnp.cos(angle), 0.0), jnp.sin(angle))
+        steps, (alpha, sigma) = self.schedule.steps, self._table()
+        # The angle and its complement, so that neither alpha nor sigma loses digits near 0.
+        angle, complement = (
+            jnp.interp(real(t) * steps, jnp.arange(steps + 1.0), table)
+            for table in (jnp.arctan2(sigma, alpha), jnp.arctan2(alpha, sigma))
+        )
+        return Level(jnp.sin(complement), jnp.sin(angle))
 
     def time(self, log_snr: Array) -> Array:
-        steps, angle = self.schedule.steps, jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr)))
-        return jnp.interp(angle, self._angles(), jnp.arange(steps + 1.0)) / steps
+        steps, (alpha, sigma) = self.schedule.steps, self._table()
+        angle = jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr)))
+        return jnp.interp(angle, jnp.arctan2(sigma, alpha), jnp.arange(steps + 1.0)) / steps
+
+    def _table(self) -> Level:
+        return Level(jnp.asarray(self.schedule.alpha), jnp.asarray(self.schedule.sigma))
 
     def network(self, network: Callable[..., Any]) -> Callable[..., Any]:
         """A network of (x_t, step in 0..T) as one of (x_t, t in [0, 1])."""
@@ -510,7 +516,7 @@ def _spaced(
     space: Callable[[Array], Array],
     log_snr_of: Callable[[Array], Array],
 ) -> Array:
-    """``count`` steps of equal length in ``space(sigma/alpha)``, from time ``first`` to ``last``."""
+    """``count`` steps of equal length in ``space(sigma/alpha)``, from ``first`` to ``last``."""
     ends = jnp.asarray([schedule.end if first is None else first, last], jnp.result_type(float))
     alpha, sigma = schedule(ends)
     ratio = jnp.where(alpha > 0, sigma / jnp.where(alpha > 0, alpha, 1.0), 80.0)

@@ -60,7 +60,7 @@ def check_continuous(schedule: Schedule, times: np.ndarray) -> None:
     """
     check_falling(schedule, times)
     if np.issubdtype(times.dtype, np.integer):
-        rates(schedule, times)  # which says what to use instead
+        rates(schedule, jnp.asarray(times))  # which says what to use instead
 
 
 @makes_solver
@@ -162,7 +162,7 @@ def _trusted(h: Array, gap: Array) -> Array:
     logistic function), so over steps shorter than that always, else over twice the gap. Points that
     are closer would be followed far beyond what they know, and errors grow with h / gap.
     """
-    return h <= jnp.maximum(2.0 * gap, 1.0)
+    return (gap > 0) & (h <= jnp.maximum(2.0 * gap, 1.0))
 
 
 def moments(h: Array, count: int) -> list[Array]:
@@ -316,6 +316,11 @@ def unipc(order: int = 2) -> Solver:
 # --- what can be added to a solver -----------------------------------------------------------
 
 
+class _Churned(NamedTuple):
+    lam: Array  # of the last evaluation
+    inner: Any
+
+
 @makes_solver
 def churned(
     solver: Solver,
@@ -328,10 +333,15 @@ def churned(
 
     ``gamma`` is the paper's min(S_churn/N, sqrt(2) - 1), ``low`` and ``high`` its S_tmin and
     S_tmax (of sigma/alpha), ``noise`` its S_noise. The schedule must have its inverse ``time``.
-    Pure noise cannot be raised and stays.
+    Pure noise cannot be raised and stays. Where the noise hardly falls from one evaluation to the
+    next, as it may near the end of a schedule, what differs between them is what was added, and the
+    solver begins anew, without what it remembers.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def init(x_T: Array) -> _Churned:
+        return _Churned(jnp.asarray(-jnp.inf, x_T.dtype), solver.init(x_T))
+
+    def step(key, denoise, schedule, x_t, t, s, memory: _Churned):
         key_churn, key = jax.random.split(key)
         at = schedule(t)
         inside = (at.sigma >= low * at.alpha) & (at.sigma <= high * at.alpha)
@@ -343,7 +353,13 @@ def churned(
         z = jax.random.normal(key_churn, x_t.shape, x_t.dtype)
         scale = jnp.where(inside, to.alpha / jnp.where(inside, at.alpha, 1.0), 1.0)
         x_t = (scale * x_t + noise * std * z).astype(x_t.dtype)
-        return solver.step(key, denoise, schedule, x_t, raised, s, memory)
+        lam = _lam(schedule, raised)
+        close = lam - memory.lam < 0.5 * (_lam(schedule, s) - lam)
+        inner = jax.tree.map(
+            lambda old, new: jnp.where(close, new, old), memory.inner, solver.init(x_t)
+        )
+        x_s, x_0, inner = solver.step(key, denoise, schedule, x_t, raised, s, inner)
+        return x_s, x_0, _Churned(lam.astype(x_t.dtype), inner)
 
     def check(schedule: Schedule, times: np.ndarray) -> None:
         if not hasattr(schedule, "time"):
@@ -352,7 +368,7 @@ def churned(
             )
         solver.check(schedule, times)
 
-    return replace(solver, step=step, check=check)
+    return replace(solver, step=step, init=init, check=check)
 
 
 @makes_solver
