@@ -385,7 +385,7 @@ def ddim_inversion(
         first says nothing about the second.
     """
     check(ddim(), denoise, schedule, x, times)
-    level = known_level(schedule, times)
+    level = known_level(schedule, times if isinstance(times, Tracer) else np.asarray(times))
     if level is not None and np.any((level.alpha[:-1] == 0) & (level.sigma[1:] == 0)):
         raise ValueError(
             "a step between clean data and pure noise has no inverse: give times between them."
