@@ -75,7 +75,7 @@ def exact(schedule):
 
 
 def test_shifted_flow_matching_is_the_time_shift_at_the_ends_too():
-    """t' = m t/(1 + (m - 1) t) (Esser et al. 2024, eq. 23), whose rates are known in closed form."""
+    """t' = m t/(1 + (m - 1) t) (Esser et al. 2024, eq. 23), whose rates have a closed form."""
     m = 3.0
     shifted, t = Shifted(FlowMatching(), -2 * np.log(m)), jnp.array([0.0, 0.25, 1.0])
     warped = m * t / (1 + (m - 1) * t)
