@@ -4,11 +4,15 @@ import numpy as np
 import pytest
 
 from jaxgen.diffusion.schedules import VP, FlowMatching, Sigma
+from jaxgen.losses.denoising import bound_weighting
 from jaxgen.losses.times import (
     LossHistory,
     continuous_times,
     importance_times,
+    log_normal_density,
     log_normal_times,
+    log_uniform_density,
+    log_uniform_times,
     logit_normal_times,
     stratified_times,
 )
@@ -176,3 +180,33 @@ def test_shapes_must_agree():
         LossHistory.init(4).update(jnp.array([1, 2]), jnp.zeros((2, 1)))
     with pytest.raises(AssertionError):
         LossHistory.init(4).update(jnp.array([1, 2]), jnp.zeros(1))
+
+
+# --- what makes up for how times were drawn ------------------------------------------------------
+
+
+@pytest.mark.parametrize("schedule", [Sigma(), VP()], ids=["sigma", "vp"])
+@pytest.mark.parametrize(
+    ("draw", "density"),
+    [
+        (lambda k, n, s: log_normal_times(k, n, s), log_normal_density),
+        (lambda k, n, s: log_uniform_times(k, n, s, 0.02, 8.0),
+         lambda t, s: log_uniform_density(t, s, 0.02, 8.0)),
+    ],
+    ids=["log-normal", "log-uniform"],
+)  # fmt: skip
+def test_densities_are_those_of_the_draws(key, schedule, draw, density):
+    """E[f/p] is the integral of f: here f is 1 on the times of sigma/alpha in [0.1, 1]."""
+    t = draw(key, 200_000, schedule)
+    low, high = (schedule.time(-2 * jnp.log(jnp.float32(r))) for r in (0.1, 1.0))
+    inside = (t > low) & (t < high)
+    got = jnp.where(inside, 1 / density(t, schedule), 0.0).mean()
+    np.testing.assert_allclose(got, high - low, rtol=0.02)
+
+
+def test_the_likelihoods_weight_is_even_in_log_sigma(key):
+    """-1/2 d(log SNR)/dt over the density is the length of the range of ln(sigma/alpha)."""
+    schedule = Sigma()
+    t = log_uniform_times(key, 8, schedule)
+    weight = bound_weighting()(schedule, t) / log_uniform_density(t, schedule)
+    np.testing.assert_allclose(weight, np.log(80 / 0.002), rtol=1e-4)
