@@ -57,6 +57,30 @@ def test_processes_and_solvers_fit_together():
         assert schedule(times[-1]).sigma <= 1 / 16 / 3
 
 
+def test_what_a_process_cannot_do_is_refused_before_training(command):
+    """Flow matching begins in pure noise: eps cannot be sampled there, nor can Euler-Maruyama."""
+    for words, remedy in (
+        ("--process flow --prediction eps", "predict x_0, v, velocity or edm"),
+        ("--process flow --solver euler_maruyama", "use ancestral"),
+    ):
+        status, _, err = command("score_sde", "--steps 4 --dir run", words)
+        assert status == 2
+        assert remedy in err
+        assert len(err.strip().splitlines()) == 1
+        assert not Path("run/checkpoints").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("options", ["--variance learned", "--solver heun"])
+def test_a_ddpm_of_another_kind(command, options):
+    """With a variance learned by L_hybrid; and sampled in continuous time."""
+    status, _, err = command("ddpm", "--steps 4 --dir run --diffusion-steps 20", options)
+    assert status == 0, err
+    numbers = report("run")
+    for name in ("bits_per_dimension", "ode_bits_per_dimension", "frechet_distance"):
+        assert np.isfinite(numbers[name]["value"])
+
+
 @pytest.mark.slow
 def test_solvers_are_compared_on_a_run_of_ddpm(command, monkeypatch):
     assert [steps for name, _, _, steps in COMPARED if name == "DDIM"] == [10, 20, 50, 100]
@@ -109,10 +133,13 @@ def test_distillation_resumes_across_a_round(command):
 
 
 @pytest.mark.slow
-def test_consistency_distillation_in_one_command(command):
-    words = "--steps 6 --dir run --method consistency --first 2 --checkpoint-every 3"
-    status, _, err = command("distillation", words)
+@pytest.mark.parametrize("process", ["cosine", "flow"])
+def test_consistency_distillation_in_one_command(command, process):
+    """Flow matching begins in pure noise, where the consistency function is finite too."""
+    words = f"--process {process} --method consistency --first 2 --checkpoint-every 3"
+    status, _, err = command("distillation", "--steps 6 --dir run", words)
     assert status == 0, err
+    assert not any(row.get("skipped") for row in read_metrics(Path("run/metrics.jsonl")))
     assert np.isfinite(report("run")["frechet_distance, student, 1"]["value"])
 
 
