@@ -351,7 +351,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     return replace(system, sample=make_pictures, evaluate=evaluate)
 
 
-EXPERIMENT = Experiment("applications", __doc__ or "", PRESETS, build, "applications.json")
+EXPERIMENT = Experiment(
+    "applications", __doc__ or "", PRESETS, build, reads=("ddpm",), report="applications.json"
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

@@ -29,7 +29,7 @@ from experiments import score_sde
 from experiments.images import Net, first_records, in_batches
 from experiments.runner import main
 from experiments.score_sde import PROCESSES, ScoreModel, make_score_model
-from experiments.system import Data, Experiment, System, Train, choose
+from experiments.system import Data, Experiment, Mistake, System, Train, choose, make_ema_decay
 from jaxgen.data.sources import DataSet
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, edm, from_x_0
@@ -149,6 +149,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         "process", config.process, {name: PROCESSES[name] for name in ("cosine", "linear", "flow")}
     )
     choose("prediction", config.prediction, {"v": 0, "x_0": 0})
+    if config.train.decay != "none":
+        raise Mistake("the rate falls in every round of distillation: leave out --decay.")
     rounds, round_steps = rounds_of(config)
     parts = make_score_model(
         score_sde.Config(
@@ -171,7 +173,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             options.learning_rate * warm,
             config.distillation_rate * (1 - done),
         )
-        return adam(rate, clip=options.clip, b1=options.b1)
+        return adam(rate, clip=options.clip, b1=options.b1, weight_decay=options.weight_decay)
 
     def init(key: Array) -> Distilling:
         student = model.init(key, optimizer(0))
@@ -233,7 +235,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             batch,
             key,
             optimizer(state.step),
-            ema_decay=options.ema,
+            ema_decay=make_ema_decay(options),
             accumulate=options.accumulate,
             axis_name=axis_name,
         )

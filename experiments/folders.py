@@ -12,7 +12,7 @@ from typing import Any
 
 import filelock
 
-from experiments.system import Mistake, Run, from_dict
+from experiments.system import Experiment, Mistake, Run, from_dict
 from jaxgen.training.checkpoints import NoCheckpoint, StorageError
 
 # What --resume may change: none of it alters a step that was already made.
@@ -52,9 +52,9 @@ def run_directory(experiment: str, config: Any, run: Run, fresh: bool) -> Path:
     return existing[-1]
 
 
-def check_directory(directory: Path, config: Any, run: Run) -> None:
+def check_directory(directory: Path, experiment: Experiment, config: Any, run: Run) -> None:
     """Refuses to train over another run, before anything is compiled or overwritten."""
-    saved = read_config(type(config), directory)
+    saved = read_config(experiment, directory)
     if saved is None:
         if run.resume:
             raise NoCheckpoint(f"no run to resume in {directory}: leave out --resume.")
@@ -65,7 +65,7 @@ def check_directory(directory: Path, config: Any, run: Run) -> None:
     for options in (ours, theirs):
         for section in MEASURING:
             options.pop(section, None)
-        for name in FREE_ON_RESUME:
+        for name in free_on_resume(config):
             options["train"].pop(name)
     different = sorted(_differences(theirs, ours))
     if different:
@@ -85,16 +85,37 @@ def _differences(theirs: dict, ours: dict) -> list[str]:
     return found
 
 
-def read_config(kind: type, directory: Path) -> Any | None:
-    """The config of the run in a directory; None where there is no run."""
+def free_on_resume(config: Any) -> set[str]:
+    """The options of training that may change; not the steps where the rate decays to 0 at them."""
+    return FREE_ON_RESUME - ({"steps"} if config.train.decay != "none" else set())
+
+
+def read_config(
+    experiment: Experiment, directory: Path, others: tuple[str, ...] = ()
+) -> Any | None:
+    """The config of the run in a directory; None where there is no run.
+
+    Raises:
+      Mistake: if it is a run of neither this experiment nor one of the ``others``.
+    """
     path = directory / "config.json"
-    return from_dict(kind, json.loads(path.read_text())) if path.exists() else None
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    name = values.pop("experiment", experiment.name)  # runs of before did not say
+    if name != experiment.name and name not in others:
+        raise Mistake(
+            f"{directory} holds a run of {name}, not of {experiment.name}: use python -m "
+            f"experiments.{name}, or give another --dir."
+        )
+    return from_dict(type(next(iter(experiment.presets.values()))), values)
 
 
-def write_config(directory: Path, config: Any) -> None:
-    """Writes the config at once or not at all."""
+def write_config(directory: Path, experiment: str, config: Any) -> None:
+    """Writes the config and whose it is, at once or not at all."""
     path, part = directory / "config.json", directory / "config.json.part"
-    part.write_text(json.dumps(dataclasses.asdict(config), indent=2, default=str) + "\n")
+    values = {"experiment": experiment, **dataclasses.asdict(config)}
+    part.write_text(json.dumps(values, indent=2, default=str) + "\n")
     os.replace(part, path)
 
 

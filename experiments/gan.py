@@ -10,6 +10,7 @@ distance 0.30 (test set 0.33).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +28,7 @@ from experiments.system import (
     System,
     Train,
     choose,
+    make_ema_decay,
     make_optimizer,
 )
 from jaxgen.data.sources import DataSet, to_signed
@@ -69,7 +71,7 @@ class Config:
     loss: str = "non_saturating"
     """The generator's: non_saturating (the log-D trick) or minimax."""
     discriminator_steps: int = 1
-    """k, the discriminator updates for one of the generator; they share the batch."""
+    """k, the discriminator updates for one of the generator, each on a batch of its own."""
     stages: int = 2
     """Halvings of the image in the discriminator, doublings in the generator."""
     channels: int = 64
@@ -104,11 +106,6 @@ PRESETS = {
 
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     options, levels, shape = config.train, data.levels or 256, data.shape
-    if options.batch % config.discriminator_steps:
-        raise Mistake(
-            f"batch ({options.batch}) is not divisible by discriminator steps "
-            f"({config.discriminator_steps})."
-        )
     if options.accumulate > 1:
         raise Mistake("batch norm needs the whole batch: leave out --accumulate.")
     generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
@@ -160,7 +157,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     step = make_alternating_step(
         Players(loss_of_generator, loss_of_discriminator),
         Players(optimizer, optimizer),
-        options.ema,
+        make_ema_decay(options),
         config.discriminator_steps,
     )
     sampler = Generator(shape, config.stages, config.channels)
@@ -183,10 +180,11 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def images(params, mutables, z):
         return sampler.apply({"params": params, **mutables}, z, train=False)
 
-    def draw(state: Players, z) -> np.ndarray:
+    def sampler_of(state: Players) -> Callable[[jax.Array], np.ndarray]:
+        """Images of latents ``[N, Z]`` by the averaged generator, its statistics made once."""
         g = state.generator
         mutables = standing_statistics(jax.random.key(0), g.ema, g.mutables)
-        return np.asarray(images(g.ema, mutables, z))
+        return lambda z: np.asarray(images(g.ema, mutables, z))
 
     @cache
     def reference() -> tuple[FeatureSpace, np.ndarray]:
@@ -197,21 +195,21 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def score(state: Players) -> float:
         """The Frechet distance of 500 samples, in the feature space of the evaluation."""
         space, real_features = reference()
-        x = draw(state, latents(jax.random.key(1), 500))
+        x = sampler_of(state)(latents(jax.random.key(1), 500))
         return frechet_distance(space.features(x), real_features)
 
     def make_pictures(key: jax.Array, state: Players, directory: Path) -> list[Path]:
-        z = latents(key, 1000)
-        x = draw(state, z)
+        draw, z = sampler_of(state), latents(key, 1000)
+        x = draw(z)
         files = [save_grid(directory / "samples.png", x[:100], 10)]
         path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(-1, LATENTS)
-        files.append(save_grid(directory / "interpolations.png", draw(state, path), 10))
+        files.append(save_grid(directory / "interpolations.png", draw(path), 10))
         space, _ = reference()
         if space.classify is not None:
-            files += save_arithmetic(directory / "arithmetic.png", state, z, space.classify(x))
+            files += save_arithmetic(directory / "arithmetic.png", draw, z, space.classify(x))
         return files
 
-    def save_arithmetic(path: Path, state: Players, z, classes: np.ndarray) -> list[Path]:
+    def save_arithmetic(path: Path, draw, z, classes: np.ndarray) -> list[Path]:
         """Rows of "a is to b as c is to ...": means of three latents each, then their sum."""
         by_class = [z[np.flatnonzero(classes == c)[:3]] for c in range(data.classes)]
         found = [c for c in range(data.classes) if len(by_class[c]) == 3]
@@ -219,10 +217,10 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         for i in range(min(5, len(found) - 2)):
             a, b, c = (by_class[k] for k in found[i : i + 3])
             rows += [a.mean(axis=0), b.mean(axis=0), c.mean(axis=0), analogy(a, b, c)]
-        return [save_grid(path, draw(state, jnp.stack(rows)), 4)] if rows else []
+        return [save_grid(path, draw(jnp.stack(rows)), 4)] if rows else []
 
     def evaluate(key: jax.Array, state: Players, space: FeatureSpace) -> list[Number]:
-        x = draw(state, latents(key, config.sampling.samples))
+        x = sampler_of(state)(latents(key, config.sampling.samples))
         how = f"EMA of step {int(state.step)}, statistics of 50 batches of noise"
         return sample_numbers(data, space, x, None, how)
 
@@ -237,6 +235,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         sample=make_pictures,
         evaluate=evaluate,
         probe=Probe(networks, lambda state: state),
+        batches=config.discriminator_steps,
     )
 
 

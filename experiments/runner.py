@@ -115,7 +115,7 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     if "train" in verbs:
         _check_steps(config.train)
         if first:
-            check_directory(directory, config, run)
+            check_directory(directory, experiment, config, run)
     elif not (directory / "config.json").exists():
         raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
 
@@ -138,9 +138,11 @@ def _main(experiment: Experiment, argv: list[str]) -> int:
     with ExitStack() as held:
         if "train" in verbs and first:
             held.enter_context(locked(directory))
-            check_directory(directory, config, run)  # again: another run may have come and gone
-            write_config(directory, config)
-        checkpoints = held.enter_context(open_checkpoints(directory, config, members))
+            check_directory(
+                directory, experiment, config, run
+            )  # again: another run may have come and gone
+            write_config(directory, experiment.name, config)
+        checkpoints = held.enter_context(open_checkpoints(directory, experiment, config, members))
         state = None
         if "train" in verbs:
             state = train(
@@ -213,7 +215,8 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     if "train" not in verbs or "--resume" in argv:
         directory = _peek(argv, "--dir")
         found = Path(directory) if directory else newest(experiment.name, name)
-        default = (read_config(type(default), found) if found else None) or default
+        others = () if "train" in verbs else experiment.reads
+        default = (read_config(experiment, found, others) if found else None) or default
 
     options = dataclasses.make_dataclass(
         "Options",
@@ -315,7 +318,7 @@ def train(
     key = sweep.fold(key, 3)
     calls = math.ceil((options.steps - start) / options.steps_per_call)
     saved, begun = dataclasses.asdict(config), time.monotonic()
-    ready = Waiting(batches(data, options, members, placement, start))
+    ready = Waiting(batches(data, options, system.batches, members, placement, start))
     log = open_log(directory, members, start)
 
     def checkpoint(done: int, state: Any) -> None:
@@ -470,18 +473,23 @@ def profiled(step: Callable, directory: Path, calls: int) -> Callable:
 def batches(
     data: DataSet,
     options: Train,
+    count: int,
     members: tuple[sweep.Member, ...],
     placement: Placement,
     start: int,
 ) -> Iterator[Any]:
-    """Placed batches from step ``start`` on: gathered on the devices where the data fits there."""
+    """Placed batches from step ``start`` on, ``count`` times ``--batch`` examples each.
+
+    They are gathered on the devices where the data fits there.
+    """
+    size = count * options.batch
     index = index_batches(
         len(data.train),
-        options.batch,
+        size,
         seed=sweep.seeds(members) if members else options.seed,
         start=start,
         stride=options.steps_per_call,
-        rows=placement.rows(options.batch),
+        rows=placement.rows(size),
     )
     leading = int(options.steps_per_call > 1) + int(bool(members))
     if isinstance(data.train, Arrays) and data.train.x.nbytes <= RESIDENT_LIMIT:
@@ -503,10 +511,10 @@ def restore(
 
 
 def open_checkpoints(
-    directory: Path, config: Any, members: tuple[sweep.Member, ...]
+    directory: Path, experiment: Experiment, config: Any, members: tuple[sweep.Member, ...]
 ) -> Checkpoints | sweep.MemberCheckpoints:
     if members:
-        return sweep.MemberCheckpoints(directory, members, config.train.keep)
+        return sweep.MemberCheckpoints(directory, experiment.name, members, config.train.keep)
     return Checkpoints(directory / "checkpoints", config.train.keep)
 
 

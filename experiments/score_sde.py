@@ -39,7 +39,15 @@ from experiments.images import (
     in_batches,
 )
 from experiments.runner import main
-from experiments.system import Data, Experiment, System, Train, choose, make_optimizer
+from experiments.system import (
+    Data,
+    Experiment,
+    System,
+    Train,
+    choose,
+    make_ema_decay,
+    make_optimizer,
+)
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
@@ -382,7 +390,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     return System(
         init=lambda key: model.init(key, optimizer),
-        step=make_step(loss_fn, optimizer, options.ema, options.accumulate),
+        step=make_step(loss_fn, optimizer, make_ema_decay(options), options.accumulate),
         score=score,
         sample=make_pictures,
         evaluate=evaluate,

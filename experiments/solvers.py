@@ -93,7 +93,9 @@ PRESETS = {
     name: replace(preset, sampling=replace(preset.sampling, samples=2000, sample_batch=500))
     for name, preset in ddpm.PRESETS.items()
 }
-EXPERIMENT = Experiment("solvers", __doc__ or "", PRESETS, build, "solvers.json")
+EXPERIMENT = Experiment(
+    "solvers", __doc__ or "", PRESETS, build, reads=("ddpm",), report="solvers.json"
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

@@ -186,7 +186,14 @@ def together(
     def split(state: Any) -> list[Any]:
         return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(members))]
 
-    return System(init=init, step=step, score=score, sample=sample, evaluate=evaluate)
+    return System(
+        init=init,
+        step=step,
+        score=score,
+        sample=sample,
+        evaluate=evaluate,
+        batches=systems[0].batches,
+    )
 
 
 def summary(members: tuple[Member, ...], numbers: list[list[Number]]) -> list[Number]:
@@ -209,8 +216,10 @@ def summary(members: tuple[Member, ...], numbers: list[list[Number]]) -> list[Nu
 class MemberCheckpoints:
     """The checkpoints of each member, in its own directory, as one set of stacked states."""
 
-    def __init__(self, directory: Path, members: tuple[Member, ...], keep: int) -> None:
-        self.directory, self.members = directory, members
+    def __init__(
+        self, directory: Path, experiment: str, members: tuple[Member, ...], keep: int
+    ) -> None:
+        self.directory, self.experiment, self.members = directory, experiment, members
         self._each = [Checkpoints(directory / m.name / "checkpoints", keep) for m in members]
 
     def steps(self) -> list[int]:
@@ -224,7 +233,7 @@ class MemberCheckpoints:
     def save(self, step: int, state: Any, config: dict, score: Any) -> None:
         del config  # each has its own
         for i, (member, each) in enumerate(zip(self.members, self._each, strict=True)):
-            write_config(self.directory / member.name, member.config)
+            write_config(self.directory / member.name, self.experiment, member.config)
             part = jax.tree.map(lambda x, i=i: x[i], state)
             each.save(step, part, dataclasses.asdict(member.config), float(score[i]))
 

@@ -18,7 +18,7 @@ from jaxgen.data.sources import DataSet, did_you_mean
 from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number
 from jaxgen.training.devices import Placement
-from jaxgen.training.step import Loss, adam
+from jaxgen.training.step import Decay, Loss, adam, half_life_decay
 
 Config = TypeVar("Config")
 
@@ -55,10 +55,18 @@ class Train:
     """Of Adam."""
     warmup: int = 0
     """Steps of linear warm-up."""
+    decay: str = "none"
+    """Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last
+    step."""
+    weight_decay: float = 0.0
+    """Decoupled, times the learning rate; of kernels alone (AdamW)."""
     clip: float | None = None
     """Global norm to clip the gradient at."""
     ema: float = 0.99
     """Decay of the moving average of the parameters."""
+    ema_half_life: float | None = None
+    """In images, in place of --ema: what was learned so long ago counts half. It is shorter in the
+    beginning, a twentieth of the images seen."""
     seed: int = 0
     """Of initialization, data order, noise and sampling."""
     accumulate: int = 1
@@ -132,6 +140,7 @@ class System:
     sample: Callable[[jax.Array, Any, Path], list[Path]]
     evaluate: Callable[[jax.Array, Any, FeatureSpace], list[Number]]
     probe: Probe | None = None
+    batches: int = 1  # how many a step takes: its examples are so many times --batch
 
 
 @dataclass(frozen=True)
@@ -142,6 +151,7 @@ class Experiment(Generic[Config]):
     about: str
     presets: dict[str, Config]
     build: Callable[[Config, DataSet, Placement], System]
+    reads: tuple[str, ...] = ()  # other experiments whose runs it samples and evaluates
     report: str = "report.json"  # another name where it evaluates the runs of another experiment
 
 
@@ -169,4 +179,19 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
 
 def make_optimizer(options: Train) -> optax.GradientTransformation:
     """The optimizer that the options name."""
-    return adam(options.learning_rate, warmup=options.warmup, clip=options.clip, b1=options.b1)
+    return adam(
+        options.learning_rate,
+        warmup=options.warmup,
+        decay=options.decay,
+        steps=options.steps,
+        clip=options.clip,
+        b1=options.b1,
+        weight_decay=options.weight_decay,
+    )
+
+
+def make_ema_decay(options: Train) -> Decay:
+    """The decay of the moving average that the options name."""
+    if options.ema_half_life is None:
+        return options.ema
+    return half_life_decay(options.ema_half_life, options.batch)

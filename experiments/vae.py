@@ -21,7 +21,16 @@ import numpy as np
 from jax.scipy.stats import norm
 
 from experiments.runner import main
-from experiments.system import Data, Experiment, Probe, System, Train, choose, make_optimizer
+from experiments.system import (
+    Data,
+    Experiment,
+    Probe,
+    System,
+    Train,
+    choose,
+    make_ema_decay,
+    make_optimizer,
+)
 from jaxgen.data.sources import DataSet, fetch, to_signed, to_unit
 from jaxgen.evaluation.features import FeatureSpace, map_batches
 from jaxgen.evaluation.latents import spherical_path
@@ -233,7 +242,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     return System(
         init=init,
-        step=make_step(loss_fn, optimizer, options.ema, options.accumulate),
+        step=make_step(loss_fn, optimizer, make_ema_decay(options), options.accumulate),
         score=score,
         sample=make_pictures,
         evaluate=evaluate,

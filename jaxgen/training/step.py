@@ -20,7 +20,12 @@ Params = Any
 Batch = Any
 Metrics = dict[str, Array]
 Loss = Callable[[Params, Batch, Array], tuple[Array, Metrics]]
+Decay = float | Array | Callable[[Array], Array]  # of the EMA, or the decay after so many updates
 Step = Callable[..., tuple[Any, Metrics]]  # (state, batch, key, axis_name=None)
+
+
+# The metrics of every step, beside those that its loss names.
+OWN_METRICS = frozenset({"loss", "grad_norm", "update_norm", "param_norm", "skipped"})
 
 
 class Aux(NamedTuple):
@@ -63,9 +68,8 @@ def gradient(
 ) -> tuple[tuple[Array, Aux], Params]:
     """``((value, aux), gradient)`` of a batch, taken in ``parts`` one after the other and averaged.
 
-    With parts, the memory for activations is that of one part; part i draws from
-    ``fold_in(key, i)``. The parts are strided, so that each is spread over the devices as the whole
-    is. What is nonlinear in the batch (batch norm) sees its part alone.
+    With parts (of :func:`divided`), the memory for activations is that of one part; part i draws
+    from ``fold_in(key, i)``. What is nonlinear in the batch (batch norm) sees its part alone.
 
     Raises:
       ValueError: unless the parts divide the batch.
@@ -73,20 +77,33 @@ def gradient(
     compute = jax.value_and_grad(loss, has_aux=True)
     if parts == 1:
         return compute(params, batch, key)
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size % parts:
-        raise ValueError(f"a batch of {size} cannot be accumulated in {parts} parts.")
-    split = lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1)  # noqa: E731
 
     def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
         i, batch = part
         found = compute(params, batch, jax.random.fold_in(key, i))
         return jax.tree.map(lambda a, b: a + b / parts, total, found), None
 
-    xs = (jnp.arange(parts), jax.tree.map(split, batch))
+    xs = (jnp.arange(parts), divided(batch, parts))
     shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], xs[1]), key)
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    # a count or a truth value has a mean too, but not of its own type
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, 1.0)), shapes)
     return lax.scan(add, zeros, xs)[0]
+
+
+def divided(batch: Batch, parts: int) -> Batch:
+    """A batch ``[B, ...]`` as so many equal parts, ``[parts, B / parts, ...]``.
+
+    They are strided: each is spread over the devices as the whole is.
+
+    Raises:
+      ValueError: unless the parts divide the batch.
+    """
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % parts:
+        raise ValueError(f"a batch of {size} cannot be divided into {parts} parts: use a multiple.")
+    return jax.tree.map(
+        lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
 
 
 def descend(
@@ -96,7 +113,7 @@ def descend(
     key: Array,
     optimizer: optax.GradientTransformation,
     *,
-    ema_decay: float,
+    ema_decay: Decay,
     accumulate: int = 1,
     axis_name: str | None = None,
 ) -> tuple[TrainState, Metrics]:
@@ -106,12 +123,24 @@ def descend(
     count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
     share of the batch: gradients, mutable collections and metrics are averaged over ``axis_name``.
     ``accumulate`` is the ``parts`` of :func:`gradient`.
+
+    Raises:
+      ValueError: for a metric that has the name of one of the step's own.
     """
     (value, aux), grads = gradient(loss, state.params, batch, key, accumulate)
+    taken = sorted(aux.metrics.keys() & OWN_METRICS)
+    if taken:
+        raise ValueError(
+            f"the step itself reports {', '.join(taken)}: give this metric of the loss another "
+            "name."
+        )
     metrics = {"loss": value, **aux.metrics}
     mutables = aux.mutables
     if axis_name is not None:
         grads, mutables, metrics = lax.pmean((grads, mutables, metrics), axis_name)
+    # the mean over parts or devices of a counter is a counter
+    mutables = jax.tree.map(lambda new, old: new.astype(old.dtype), mutables, state.mutables)
+    decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -119,7 +148,7 @@ def descend(
         step=state.step,
         params=params,
         opt_state=opt_state,
-        ema=optax.incremental_update(params, state.ema, 1 - ema_decay),
+        ema=optax.incremental_update(params, state.ema, 1 - decay),
         mutables=mutables,
     )
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
@@ -142,7 +171,7 @@ def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
 def make_step(
     loss_fn: Loss,
     optimizer: optax.GradientTransformation,
-    ema_decay: float,
+    ema_decay: Decay,
     accumulate: int = 1,
 ) -> Step:
     """The step ``(state, batch, key) -> (state, metrics)`` of one network without mutables.
@@ -187,26 +216,21 @@ PlayerLoss = Callable[[Params, Players, Batch, Array], tuple[Array, Aux]]
 
 
 def make_alternating_step(
-    losses: Players, optimizers: Players, ema_decay: float, discriminator_steps: int = 1
+    losses: Players, optimizers: Players, ema_decay: Decay, discriminator_steps: int = 1
 ) -> Step:
     """Algorithm 1 of Goodfellow et al. 2014: k discriminator updates, then one of the generator.
 
-    ``losses`` and ``optimizers`` hold one :data:`PlayerLoss` and one optimizer a player. The batch
-    is divided into k equal parts, one for each discriminator update, so its first axis must be a
-    multiple of k; the generator's loss sees the last part.
+    ``losses`` and ``optimizers`` hold one :data:`PlayerLoss` and one optimizer a player. A step's
+    batch is k batches ``[k B, ...]``, since each discriminator update draws examples of its own;
+    the generator's loss sees the last one. The discriminator's metrics are means over its k
+    updates, ``skipped`` their sum, so that none of them is hidden.
     """
 
     def step(state: Players, batch: Batch, key: Array, axis_name: str | None = None):
         key = step_key(key, state.step, axis_name)
         keys = jax.random.split(key, discriminator_steps + 1)
-        size = jax.tree.leaves(batch)[0].shape[0]
-        if size % discriminator_steps:
-            raise ValueError(
-                f"a batch of {size} cannot be divided into {discriminator_steps} discriminator "
-                "steps: use a multiple."
-            )
-        parts = jax.tree.map(lambda x: x.reshape(discriminator_steps, -1, *x.shape[1:]), batch)
-        part, metrics = batch, {}
+        parts = divided(batch, discriminator_steps)
+        part, rows = batch, []
         for i in range(discriminator_steps):
             part = jax.tree.map(lambda x: x[i], parts)  # noqa: B023 (used at once)
             discriminator, metrics = descend(
@@ -218,7 +242,10 @@ def make_alternating_step(
                 ema_decay=ema_decay,
                 axis_name=axis_name,
             )
+            rows.append(metrics)
             state = replace(state, discriminator=discriminator)
+        each = jax.tree.map(lambda *values: jnp.stack(values), *rows)  # [k]
+        metrics = {k: v.sum() if k == "skipped" else v.mean() for k, v in each.items()}
         generator, generator_metrics = descend(
             state.generator,
             lambda p, b, k: losses.generator(p, state, b, k),
@@ -235,15 +262,68 @@ def make_alternating_step(
     return step
 
 
-def adam(
-    learning_rate: float | Array, *, warmup: int = 0, clip: float | None = None, b1: float = 0.9
-) -> optax.GradientTransformation:
-    """Adam with a linear warm-up over ``warmup`` steps and clipping of the global norm.
+def half_life_decay(
+    images: float | Array, batch: int, warmup: float | None = 0.05
+) -> Callable[[Array], Array]:
+    """The EMA's decay by which an update counts half as much after so many ``images``.
 
-    Without a warm-up the rate may be traced: it is not part of the state.
+    After n images in batches of B it is 2^(-B / h), h = min(``images``, ``warmup`` n): early on the
+    average forgets faster, so that it does not hold on to the initialization. Karras et al. 2022,
+    appendix F (training configurations). To be given as ``ema_decay``.
     """
+
+    def decay(step: Array) -> Array:
+        h = jnp.asarray(images) if warmup is None else jnp.minimum(images, warmup * step * batch)
+        return jnp.exp2(-batch / h)  # 0 after no image: the parameters themselves
+
+    return decay
+
+
+def adam(
+    learning_rate: float | Array,
+    *,
+    warmup: int = 0,
+    decay: str = "none",
+    steps: int | None = None,
+    clip: float | None = None,
+    b1: float = 0.9,
+    weight_decay: float | Array = 0.0,
+) -> optax.GradientTransformation:
+    """Adam, its rate rising over ``warmup`` steps, its gradient's global norm at most ``clip``.
+
+    Args:
+      decay: what the rate does after the warm-up: ``none``, or ``cosine`` (Loshchilov & Hutter
+        2017) or ``linear`` down to 0 at the last of ``steps``.
+      weight_decay: decoupled (Loshchilov & Hutter 2019): each update takes off the rate times this
+        much of the parameter itself. Kernels and tables alone decay, not biases, nor the scales of
+        norms: arrays of two axes or more.
+
+    A rate that neither rises nor decays is not part of the state. Rate and weight decay may be
+    traced.
+
+    Raises:
+      ValueError: for an unknown ``decay``, or one whose ``steps`` do not exceed the warm-up.
+    """
+    curves = {
+        "cosine": optax.cosine_decay_schedule,
+        "linear": lambda rate, count: optax.linear_schedule(rate, 0.0, count),
+    }
+    if decay != "none" and decay not in curves:
+        raise ValueError(
+            f"the decay of the learning rate is none, cosine or linear, not '{decay}'."
+        )
     schedule: Any = learning_rate
+    if decay != "none":
+        left = (steps or 0) - warmup
+        if left <= 0:
+            raise ValueError(f"a decay needs more steps ({steps}) than the warm-up has ({warmup}).")
+        schedule = curves[decay](learning_rate, left)
     if warmup:
-        schedule = optax.linear_schedule(0.0, schedule, warmup)
+        rise = optax.linear_schedule(0.0, learning_rate, warmup)
+        schedule = optax.join_schedules([rise, schedule], [warmup]) if decay != "none" else rise
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    return optax.chain(clipping, optax.adam(schedule, b1=b1))
+    kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
+    return optax.chain(
+        clipping,
+        optax.adamw(schedule, b1=b1, weight_decay=weight_decay, mask=kernels),  # pyright: ignore
+    )

@@ -10,6 +10,7 @@ from jaxgen.training.step import (
     adam,
     descend,
     gradient,
+    half_life_decay,
     init_state,
     make_alternating_step,
     make_step,
@@ -92,8 +93,43 @@ def test_the_players_alternate(k):
     np.testing.assert_allclose(state.discriminator.params["w"], d, rtol=1e-6)
     np.testing.assert_allclose(state.generator.params["w"], g, rtol=1e-6)
     assert (state.step, state.discriminator.step) == (1, k)
-    last_part = {1: 2.5, 3: 4.5}[k]  # each update of d sees its own part of the batch
-    np.testing.assert_allclose(metrics["discriminator/part"], last_part)
+    # each update of d sees its own part of the batch; the metric is the mean over them
+    np.testing.assert_allclose(metrics["discriminator/part"], 2.5)
+
+
+def critic_of(loss_d, k, optimizer):
+    """An alternating step of a critic with this loss, and a generator that stays."""
+    still = lambda params, players, batch, key: (0 * params["w"].sum(), Aux({}, {}))
+    state = Players(*(init_state({"params": PARAMS}, optimizer) for _ in range(2)))
+    losses, optimizers = Players(still, loss_d), Players(optimizer, optimizer)
+    return make_alternating_step(losses, optimizers, 0.0, discriminator_steps=k), state
+
+
+def test_every_update_of_the_critic_sees_examples_of_its_own_and_every_example_is_seen():
+    """Plain gradient descent on a linear loss sums the batches that it saw."""
+
+    def loss_d(params, players, batch, key):
+        return -params["w"][0] * batch.sum(), Aux({"first": batch[0]}, {})
+
+    step, state = critic_of(loss_d, 3, optax.sgd(1.0))
+    state, _ = jax.jit(step)(state, 2.0 ** jnp.arange(12), jax.random.key(0))
+    assert state.discriminator.params["w"][0] == 1 + 2**12 - 1  # 1 + 2 + 4 + ...: each of them once
+    assert state.discriminator.step == 3
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+def test_a_critic_update_that_is_not_finite_is_not_hidden_by_the_next(bad):
+    def loss_d(params, players, batch, key):
+        return params["w"].sum() + jnp.log(batch).mean(), Aux({"mean": batch.mean()}, {})
+
+    step, state = critic_of(loss_d, 2, optax.sgd(0.1))
+    batch = jnp.ones(4).at[bad].set(-1.0)  # in the first part, or in the second
+    state, metrics = jax.jit(step)(state, batch, jax.random.key(0))
+    assert metrics["discriminator/skipped"] == 1
+    assert jnp.isnan(metrics["discriminator/loss"])
+    np.testing.assert_allclose(state.discriminator.params["w"], PARAMS["w"] - 0.1)  # the other one
+    state, metrics = jax.jit(step)(state, -jnp.ones(4), jax.random.key(0))
+    assert metrics["discriminator/skipped"] == 2
 
 
 def test_a_batch_that_cannot_be_shared_among_k_updates_is_refused():
@@ -156,8 +192,108 @@ def test_each_accumulated_part_draws_from_its_own_key():
 
 def test_parts_that_do_not_divide_the_batch_are_refused():
     step = make_step(quadratic, optax.sgd(0.1), 0.0, accumulate=5)
-    with pytest.raises(ValueError, match="a batch of 12 cannot be accumulated in 5 parts"):
+    with pytest.raises(ValueError, match="a batch of 12 cannot be divided into 5 parts"):
         step(init_state({"params": PARAMS}, optax.sgd(0.1)), jnp.zeros((12, 2)), jax.random.key(0))
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_counts_and_truth_values_may_be_metrics(parts):
+    """Their mean over the parts is the mean over the batch; a counter of the state stays whole."""
+
+    def loss(params, batch, key):
+        metrics = {"positive": (batch > 0).sum(), "any": (batch > 0).any()}
+        return (params["w"] ** 2).sum(), Aux(metrics, {"counter": jnp.array(7)})
+
+    optimizer = optax.sgd(0.1)
+    state = init_state({"params": PARAMS, "counter": jnp.array(6)}, optimizer)
+    step = jax.jit(lambda s, b, k: descend(s, loss, b, k, optimizer, ema_decay=0, accumulate=parts))
+    batch = jnp.array([1.0, 2.0, 0.0, 3.0, 4.0, 0.0])  # of three strided parts the last has none
+    state, metrics = step(state, batch, jax.random.key(0))
+    np.testing.assert_allclose(metrics["positive"] * parts, 4)
+    np.testing.assert_allclose(metrics["any"], 1 if parts == 1 else 2 / 3, rtol=1e-6)
+    assert state.mutables["counter"] == 7
+    assert state.mutables["counter"].dtype == jnp.int32
+
+
+@pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm", "param_norm", "skipped"])
+def test_a_metric_under_a_name_of_the_steps_own_is_refused(name):
+    """A loss of NaN under a metric of 0 called "loss" would pass for finite."""
+    loss = lambda params, batch, key: (params["w"].sum() * jnp.nan, {name: jnp.zeros(())})
+    step = make_step(loss, optax.sgd(0.1), 0.0)
+    with pytest.raises(ValueError, match=f"the step itself reports {name}: give this metric"):
+        jax.jit(step)(
+            init_state({"params": PARAMS}, optax.sgd(0.1)), jnp.zeros(2), jax.random.key(0)
+        )
+
+
+def test_the_moving_average_forgets_half_after_its_half_life():
+    """The product of the decays is what is left of the first parameters."""
+    decay = half_life_decay(1280, batch=64, warmup=np.inf)
+    left = 1.0
+    for step in range(1, 21):  # 1280 images
+        left *= float(decay(jnp.array(step)))
+    np.testing.assert_allclose(left, 0.5, rtol=1e-5)
+
+
+def test_the_moving_average_holds_nothing_of_the_initialization_and_a_twentieth_of_what_it_saw():
+    """After n images h = n / 20 (Karras et al. 2022), until that reaches the half-life."""
+    decay = half_life_decay(1000, batch=10)
+    steps = jnp.array([0, 20, 200, 2000, 20_000])
+    h = np.array([0.0, 10, 100, 1000, 1000])
+    with np.errstate(divide="ignore"):
+        np.testing.assert_allclose(jax.vmap(decay)(steps), 2.0 ** (-10 / h), rtol=1e-6)
+    optimizer = optax.sgd(0.5)
+    state = init_state({"params": PARAMS}, optimizer)
+    state, _ = make_step(quadratic, optimizer, decay)(state, jnp.ones((2, 2)), jax.random.key(0))
+    np.testing.assert_array_equal(state.ema["w"], state.params["w"])
+
+
+@pytest.mark.parametrize("warmup", [0, 4])
+@pytest.mark.parametrize("decay", ["cosine", "linear"])
+def test_the_rate_decays_to_nothing_at_the_last_step(warmup, decay):
+    """The update of Adam under a constant gradient is the rate in size."""
+    optimizer = adam(0.1, warmup=warmup, decay=decay, steps=12)
+    state, sizes = optimizer.init(PARAMS), []
+    for _ in range(13):
+        updates, state = optimizer.update({"w": jnp.array([3.0, 4.0])}, state, PARAMS)
+        sizes.append(-float(updates["w"][0]))
+    u = (np.arange(13) - warmup) / (12 - warmup)
+    curve = (1 + np.cos(np.pi * u)) / 2 if decay == "cosine" else 1 - u
+    want = np.where(u < 0, np.arange(13) / max(warmup, 1), curve)
+    np.testing.assert_allclose(sizes, 0.1 * want, rtol=1e-3, atol=1e-7)
+
+
+def test_a_decay_without_an_end_or_of_another_name_is_refused():
+    for how in ({}, {"steps": 5, "warmup": 5}):
+        with pytest.raises(ValueError, match="a decay needs more steps"):
+            adam(0.1, decay="linear", **how)
+    with pytest.raises(ValueError, match="none, cosine or linear, not 'cosin'"):
+        adam(0.1, decay="cosin", steps=5)
+
+
+def test_weight_decay_takes_from_kernels_alone_and_apart_from_the_gradient():
+    """Without a gradient Adam stands still, and p <- p (1 - rate decay)."""
+    params = {"kernel": jnp.full((2, 2), 2.0), "bias": jnp.ones(2), "scale": jnp.ones(())}
+    optimizer = adam(0.1, weight_decay=0.5)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["kernel"], 2 * (1 - 0.1 * 0.5))
+    np.testing.assert_array_equal(new["bias"], 1)
+    np.testing.assert_array_equal(new["scale"], 1)
+
+
+def test_by_default_the_optimizer_is_adam_in_every_bit():
+    params, bits = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.ones(3)}, []
+    for optimizer in (adam(1e-3), optax.adam(1e-3)):
+        p, state = params, optimizer.init(params)
+        for i in range(5):
+            grads = jax.tree.map(lambda x, i=i: jnp.sin(x * (i + 1)), p)
+            updates, state = optimizer.update(grads, state, p)
+            p = optax.apply_updates(p, updates)
+        bits.append(p)
+    jax.tree.map(np.testing.assert_array_equal, *bits)
 
 
 @pytest.mark.parametrize("kind", ["loss", "gradient"])
