@@ -34,7 +34,7 @@ from sklearn.metrics import roc_auc_score
 from experiments import ddpm
 from experiments.runner import main
 from experiments.system import Experiment, Mistake, System
-from jaxgen.data.sources import DataSet, fetch, to_signed
+from jaxgen.data.sources import DataSet, some, to_signed
 from jaxgen.diffusion.guidance import clip_x_0, inpaint
 from jaxgen.diffusion.inverse_problems import (
     Operator,
@@ -49,7 +49,7 @@ from jaxgen.diffusion.process import diffuse, expand, transition_variance
 from jaxgen.diffusion.samplers import Solver, ancestral, resampling, resampling_times
 from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
 from jaxgen.distributions import Distribution, Normal
-from jaxgen.evaluation.features import FeatureSpace, spread
+from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.denoising import bound_term, discretized_decoder, squared_error
 from jaxgen.plotting import save_grid
@@ -232,7 +232,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     def test_set(count: int) -> tuple[Array, np.ndarray, np.ndarray]:
         """Images in [-1, 1], their labels, and the labels that the model is told."""
-        batch = fetch(data.test, spread(len(data.test), count))
+        batch = some(data.test, count)
         y = batch["label"]
         return to_signed(batch["x"], model.levels), y, np.full_like(y, model.null) if hidden else y
 

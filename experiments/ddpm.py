@@ -28,7 +28,6 @@ from experiments.images import (
     ImageModel,
     Net,
     film_frames,
-    first_records,
     image_model,
     in_batches,
 )
@@ -42,7 +41,7 @@ from experiments.system import (
     make_ema_decay,
     make_optimizer,
 )
-from jaxgen.data.sources import DataSet, to_signed
+from jaxgen.data.sources import DataSet, some, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, denoiser, x_0_of
 from jaxgen.diffusion.samplers import (
@@ -249,7 +248,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return simple_loss(jax.random.key(0), eps_of(params, batch), schedule, x_0).mean()
 
     def score(state: TrainState) -> float:
-        return float(validation_loss(state.ema, first_records(data.test, 256)))
+        return float(validation_loss(state.ema, some(data.validation, 256)))
 
     def losses(key: Array, params: Any, batch: Any) -> tuple[Array, Array]:
         key_t, key_eps = jax.random.split(key)
@@ -282,7 +281,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
 
     def likelihoods(key: Array, state: TrainState) -> list[Number]:
         """The bound, and the likelihood of the same network's probability-flow ODE."""
-        batch = first_records(data.test, config.sampling.bound_images)
+        batch = some(data.test, config.sampling.bound_images)
         t_0 = 1 / schedule.steps
         methods: dict[str, tuple[Ddpm, dict[str, Any]]] = {
             "discrete_bound": (ddpm, {} if variance is None else {"variance": variance}),

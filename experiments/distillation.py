@@ -26,11 +26,11 @@ from flax import struct
 from jax import Array
 
 from experiments import score_sde
-from experiments.images import Net, first_records, in_batches
+from experiments.images import Net, in_batches
 from experiments.runner import main
 from experiments.score_sde import PROCESSES, ScoreModel, make_score_model
 from experiments.system import Data, Experiment, Mistake, System, Train, choose, make_ema_decay
-from jaxgen.data.sources import DataSet
+from jaxgen.data.sources import DataSet, some
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, edm, from_x_0
 from jaxgen.diffusion.process import diffuse
@@ -249,7 +249,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return loss(state.student.ema, state, state.step - 1, batch, jax.random.key(0))
 
     def score(state: Distilling) -> float:
-        return float(validation_loss(state, first_records(data.test, 256)))
+        return float(validation_loss(state, some(data.validation, 256)))
 
     def draw(of_student: bool, n: int, key: Array, params: Any, labels: Array) -> Array:
         denoise, solver = parts.denoise(params, labels), ddim()

@@ -33,7 +33,7 @@ from experiments.system import (
 )
 from jaxgen.data.sources import DataSet, to_signed
 from jaxgen.evaluation.distances import frechet_distance
-from jaxgen.evaluation.features import FeatureSpace, feature_space, signed_images
+from jaxgen.evaluation.features import FeatureSpace, feature_space, features_of
 from jaxgen.evaluation.latents import analogy, spherical_path
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.losses.adversarial import (
@@ -190,7 +190,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def reference() -> tuple[FeatureSpace, np.ndarray]:
         """The feature space of the evaluation, and the features of real images: made once."""
         space = feature_space(data)
-        return space, space.features(signed_images(data, data.train, 10_000))
+        return space, features_of(data, space, data.train, 10_000)
 
     def score(state: Players) -> float:
         """The Frechet distance of 500 samples, in the feature space of the evaluation."""

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array, lax
 
 from experiments.system import Probe, Train
-from jaxgen.data.sources import DataSet, Source, fetch, random_flip, to_signed
+from jaxgen.data.sources import DataSet, random_flip, to_signed
 from jaxgen.diffusion.parameterization import Network
 from jaxgen.models.convolution import convolve
 from jaxgen.models.unet import UNet
@@ -140,11 +140,6 @@ def image_model(net: Net, data: DataSet, options: Train, predictions: int = 1) -
     )
     convolution = convolve if looped else lax.conv_general_dilated
     return ImageModel(data, net, unet, classes, data.levels or 256, convolution)
-
-
-def first_records(source: Source, count: int) -> dict[str, np.ndarray]:
-    """The first ``count`` records, or all where there are fewer."""
-    return fetch(source, np.arange(min(count, len(source))))
 
 
 def film_frames(path: Array) -> np.ndarray:

@@ -34,7 +34,6 @@ from experiments.images import (
     ImageModel,
     Net,
     film_frames,
-    first_records,
     image_model,
     in_batches,
 )
@@ -48,7 +47,7 @@ from experiments.system import (
     make_ema_decay,
     make_optimizer,
 )
-from jaxgen.data.sources import DataSet, to_signed
+from jaxgen.data.sources import DataSet, some, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
 from jaxgen.diffusion.process import expand
@@ -320,7 +319,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return losses(jax.random.key(0), params, batch)[1].mean()
 
     def score(state: TrainState) -> float:
-        return float(validation_loss(state.ema, first_records(data.test, 256)))
+        return float(validation_loss(state.ema, some(data.validation, 256)))
 
     @partial(jax.jit, static_argnames=("run",))
     def draw(key, params, labels, guidance, run=sample):
@@ -353,7 +352,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         ]
 
     def likelihoods(key: Array, state: TrainState) -> list[Number]:
-        batch = first_records(data.test, sampling.bound_images)
+        batch = some(data.test, sampling.bound_images)
         t_0 = 0.01 if config.process == "edm" else 1e-3
         methods: dict[str, dict[str, Any]] = {"ode": {"t_0": t_0, "probes": 4}}
         if config.process in ("cosine", "linear"):  # which begin with noise, as the bound must

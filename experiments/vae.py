@@ -31,7 +31,7 @@ from experiments.system import (
     make_ema_decay,
     make_optimizer,
 )
-from jaxgen.data.sources import DataSet, fetch, to_signed, to_unit
+from jaxgen.data.sources import DataSet, Source, in_chunks, some, to_signed, to_unit
 from jaxgen.evaluation.features import FeatureSpace, map_batches
 from jaxgen.evaluation.latents import spherical_path
 from jaxgen.evaluation.report import Number, sample_numbers
@@ -151,7 +151,7 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return -terms.elbo(config.beta).mean(), metrics
 
     @jax.jit
-    def test_terms(key, params, x):
+    def bound_terms(key, params, x):
         key_data, key_z = jax.random.split(key)
         return elbo.elbo_terms(key_z, *coder(params), prepare(key_data, x))
 
@@ -176,20 +176,31 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     def decode_mean(params, z):
         return coder(params)[1](z).mean
 
-    def over_test(function, key, params, count: int):
-        """Applies a jitted ``function(key, params, x)`` to test images, 250 at a time."""
-        x = fetch(data.test, np.arange(min(count, len(data.test))))["x"]
-        return map_batches(lambda b: function(key, params, b), x, min(250, len(x)))
+    @jax.jit
+    def reconstruction_error(key, params, x):
+        x, mean = reconstruct(key, params, x)
+        return jnp.mean((x - mean) ** 2, axis=(1, 2, 3))
+
+    def over(source: Source, function, key, params, count: int):
+        """A jitted ``function(key, params, x)`` of up to ``count`` images, 250 with a key each."""
+        size = min(250, count, len(source))
+        parts = [
+            map_batches(
+                lambda x, i=i: function(jax.random.fold_in(key, i), params, x), b["x"], size
+            )
+            for i, b in enumerate(in_chunks(source, size, count))
+        ]
+        return jax.tree.map(lambda *p: np.concatenate(p), *parts)
 
     def score(state: TrainState) -> float:
-        terms = over_test(test_terms, jax.random.key(0), state.ema, 1000)
+        terms = over(data.validation, bound_terms, jax.random.key(0), state.ema, 1000)
         return float(-(terms.reconstruction - terms.kl).mean())
 
     def make_pictures(key: jax.Array, state: TrainState, directory: Path) -> list[Path]:
         keys = jax.random.split(key, 3)
         z = jax.random.normal(keys[0], (100, config.latents))
         files = [save_grid(directory / "samples.png", to_picture(decode_mean(state.ema, z)), 10)]
-        x = fetch(data.test, np.arange(min(50, len(data.test))))["x"]
+        x = some(data.test, 50)["x"]
         pairs = np.stack([to_picture(p) for p in reconstruct(keys[1], state.ema, x)], axis=1)
         pairs = pairs.reshape(-1, *shape)  # original, reconstruction, original, ...
         files.append(save_grid(directory / "reconstructions.png", pairs, 10))
@@ -211,13 +222,13 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         key_elbo, key_likelihood, key_x, key_z = jax.random.split(key, 4)
         scale = "binarized at random" if binary else f"{levels} levels in [-1, 1]"
         ema = f"EMA of step {int(state.step)}"
-        terms = over_test(test_terms, key_elbo, state.ema, len(data.test))
+        terms = over(data.test, bound_terms, key_elbo, state.ema, len(data.test))
         bound = terms.reconstruction - terms.kl
         count = min(config.sampling.likelihood_images, len(data.test))
         with progress("likelihood", 1) as advance:
-            log_p = over_test(log_likelihood, key_likelihood, state.ema, count)
+            log_p = over(data.test, log_likelihood, key_likelihood, state.ema, count)
             advance(1)
-        x, mean = over_test(reconstruct, key_x, state.ema, len(data.test))
+        errors = over(data.test, reconstruction_error, key_x, state.ema, len(data.test))
         tested = f"nats an image, {len(bound)} test images, {scale}, one draw of z, {ema}"
         numbers = [
             Number("elbo", float(bound.mean()), tested),
@@ -231,8 +242,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
             ),
             Number(
                 "reconstruction_error",
-                float(((x - mean) ** 2).mean()),
-                f"mean squared error a pixel, mean of p(x|mean of z), {len(x)} test images, {ema}",
+                float(errors.mean()),
+                f"mean squared error a pixel, mean of p(x|mean of z), {len(errors)} test images, "
+                f"{ema}",
             ),
         ]
         z = jax.random.normal(key_z, (config.sampling.samples, config.latents))

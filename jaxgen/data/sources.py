@@ -1,6 +1,7 @@
 """Data sets by name: embedded digits, tensorflow-datasets, folders of images, toy densities.
 
-A data set is two random-access sources. A record is ``{"x": ..., "label": int}``: x is a uint8
+A data set is three random-access sources: to train on, to select models by, and to measure on once
+all is chosen. A record is ``{"x": ..., "label": int}``: x is a uint8
 image ``[H, W, C]`` holding bin numbers ``0 .. levels - 1``, or a float32 point ``[D]``. Images of
 a few GiB or less are held in memory as arrays; larger sets are read record by record.
 """
@@ -11,7 +12,8 @@ import difflib
 import gzip
 import hashlib
 import io
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from jax import Array
 from jaxgen.data import toy
 from jaxgen.data.cache import kept
 
+VALIDATION_LIMIT = 5000  # records that are held out of a training set
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held in memory
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 IDX_SETS = {"mnist": "MNIST", "fashion_mnist": "FashionMNIST"}
@@ -61,11 +64,29 @@ class Arrays:
 
 
 @dataclass(frozen=True)
+class Part:
+    """The records of another source that ``index`` names."""
+
+    source: Source
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, index: SupportsIndex) -> dict[str, Any]:
+        return self.source[int(self.index[index])]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        return records(self.source, self.index[np.asarray(indices)])
+
+
+@dataclass(frozen=True)
 class DataSet:
-    """A training and a test source, and what their records look like."""
+    """Sources for training, validation and test, and what their records look like."""
 
     name: str
     train: Source
+    validation: Source  # by which models are selected, and which no training sees
     test: Source
     shape: tuple[int, ...]  # of one x
     classes: int  # labels are 0 .. classes - 1
@@ -80,12 +101,50 @@ def fetch(source: Source, index: np.ndarray) -> dict[str, np.ndarray]:
     """The records of ``index [n]``, stacked: ``{"x": [n, ...], "label": [n]}``."""
     if isinstance(source, Arrays):
         return {"x": source.x[index], "label": source.label[index]}
-    many = getattr(source, "__getitems__", None)
-    records = many(index.tolist()) if many else [source[int(i)] for i in index]
+    found = records(source, index)
     return {
-        "x": np.stack([r["x"] for r in records]),
-        "label": np.asarray([r["label"] for r in records], np.int32),
+        "x": np.stack([r["x"] for r in found]),
+        "label": np.asarray([r["label"] for r in found], np.int32),
     }
+
+
+def records(source: Source, index: np.ndarray) -> list[dict[str, Any]]:
+    """The records of ``index [n]``, read together where the source can."""
+    many = getattr(source, "__getitems__", None)
+    return many(index.tolist()) if many else [source[int(i)] for i in index]
+
+
+def spread(size: int, limit: int) -> np.ndarray:
+    """Up to ``limit`` of the indices below ``size``, evenly spaced: sorted sets stay balanced."""
+    return np.arange(size) if size <= limit else np.linspace(0, size - 1, limit).astype(int)
+
+
+def some(source: Source, limit: int) -> dict[str, np.ndarray]:
+    """Up to ``limit`` records, evenly spread over the source."""
+    return fetch(source, spread(len(source), limit))
+
+
+def in_chunks(source: Source, size: int, limit: int) -> Iterator[dict[str, np.ndarray]]:
+    """The records of :func:`some`, ``size`` at a time, so that memory holds no more."""
+    index = spread(len(source), limit)
+    for i in range(0, len(index), size):
+        yield fetch(source, index[i : i + size])
+
+
+def hold_out(source: Source) -> tuple[Source, Source]:
+    """A training set without every tenth record, or fewer of a large set, and these records.
+
+    Fewer than ten records give their last; a single one is in both.
+    """
+    size = len(source)
+    every = max(10, math.ceil(size / VALIDATION_LIMIT))
+    chosen = np.arange(size) % every == every - 1
+    chosen[-1] |= not chosen.any()
+    kept = ~chosen if size > 1 else chosen
+    if isinstance(source, Arrays):
+        train, held = (Arrays(source.x[mask], source.label[mask]) for mask in (kept, chosen))
+        return train, held
+    return Part(source, np.flatnonzero(kept)), Part(source, np.flatnonzero(chosen))
 
 
 def to_unit(x: Array | np.ndarray, levels: int) -> Array:
@@ -139,7 +198,7 @@ def load(
 
 
 def _digits() -> DataSet:
-    """scikit-learn's 1,797 digits, 8x8, 17 grey levels; every fifth one is for testing."""
+    """scikit-learn's 1,797 digits, 8x8, 17 grey levels: 1,295 to train on, 143 and 359 held out."""
 
     def read() -> dict[str, np.ndarray]:
         from sklearn.datasets import load_digits
@@ -150,9 +209,11 @@ def _digits() -> DataSet:
     arrays = kept("digits", read)  # importing scikit-learn takes most of a second
     x, label = arrays["x"][..., None], arrays["label"]
     held_out = np.arange(len(x)) % 5 == 4
+    train, validation = hold_out(Arrays(x[~held_out], label[~held_out]))
     return DataSet(
         name="digits",
-        train=Arrays(x[~held_out], label[~held_out]),
+        train=train,
+        validation=validation,
         test=Arrays(x[held_out], label[held_out]),
         shape=(8, 8, 1),
         classes=10,
@@ -160,11 +221,19 @@ def _digits() -> DataSet:
     )
 
 
-def _toy(name: str, train: int = 50_000, test: int = 10_000) -> DataSet:
+def _toy(name: str) -> DataSet:
     def draw(seed: int, n: int) -> Arrays:
         return Arrays(toy.DENSITIES[name](np.random.default_rng(seed), n), np.zeros(n, np.int32))
 
-    return DataSet(name, draw(0, train), draw(1, test), shape=(2,), classes=1, levels=None)
+    return DataSet(
+        name,
+        train=draw(0, 50_000),
+        validation=draw(2, 5_000),
+        test=draw(1, 10_000),
+        shape=(2,),
+        classes=1,
+        levels=None,
+    )
 
 
 def _resize(image: Any, size: int) -> Any:
@@ -210,9 +279,11 @@ def _folder(root: Path, image_size: int | None) -> DataSet:
     held_out = np.arange(len(x)) % 10 == 9
     if not held_out.any():
         held_out[-1] = True
+    train, validation = hold_out(Arrays(x[~held_out], label[~held_out]))
     return DataSet(
         name=f"folder:{root}",
-        train=Arrays(x[~held_out], label[~held_out]),
+        train=train,
+        validation=validation,
         test=Arrays(x[held_out], label[held_out]),
         shape=x.shape[1:],
         classes=max(len(names), 1),
@@ -301,9 +372,15 @@ def _tfds(
 
     splits = builder.info.splits
     test = next((s for s in ("test", "validation") if s in splits), None)
+    train = source("train" if test else "train[:90%]")
+    if test == "test" and "validation" in splits:
+        validation = source("validation")
+    else:
+        train, validation = hold_out(train)
     return DataSet(
         name=name,
-        train=source("train" if test else "train[:90%]"),
+        train=train,
+        validation=validation,
         test=source(test or "train[90%:]"),
         shape=tuple(shape),
         classes=features[labels[0]].num_classes if labels else 1,

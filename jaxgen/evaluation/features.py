@@ -7,9 +7,10 @@ classes falls back on principal components of its pixels.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,13 @@ from flax import serialization
 
 from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.sources import DataSet, Source, fetch, to_signed
+from jaxgen.data.sources import DataSet, Source, fetch, in_chunks, some, to_signed
 from jaxgen.models.classifier import Classifier
 from jaxgen.training.step import init_state, make_step
 
 BATCH = 128
-ENTRIES = 100_000  # enough of a large set to fit a Gaussian to its features
+ENTRIES = 100_000  # images of a large set: enough to fit a Gaussian to their features
+NUMBERS = 2**24  # numbers in the images that are held at a time, 64 MiB
 
 
 @dataclass(frozen=True)
@@ -37,16 +39,29 @@ class FeatureSpace:
     accuracy: float | None = None  # on the test set
 
 
-def spread(size: int, limit: int) -> np.ndarray:
-    """Up to ``limit`` of the indices below ``size``, evenly spaced: sorted sets stay balanced."""
-    return np.arange(size) if size <= limit else np.linspace(0, size - 1, limit).astype(int)
-
-
-def signed_images(data: DataSet, source: Source, limit: int = ENTRIES) -> np.ndarray:
-    """Up to ``limit`` images of a source, evenly spread over it, in [-1, 1], float32."""
+def signed(data: DataSet, x: np.ndarray) -> np.ndarray:
+    """Bin numbers ``[N, H, W, C]`` to [-1, 1], float32, on the host."""
     assert data.levels is not None
-    x = fetch(source, spread(len(source), limit))["x"]
     return np.asarray(2.0 * x / (data.levels - 1) - 1.0, np.float32)
+
+
+def image_chunks(
+    data: DataSet, source: Source, limit: int = ENTRIES
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Up to ``limit`` images of a source, evenly spread over it, in [-1, 1], and their labels.
+
+    A part of them at a time, so that no set of images is ever held whole.
+    """
+    size = max(1, NUMBERS // (math.prod(data.shape) * BATCH)) * BATCH
+    for records in in_chunks(source, size, limit):
+        yield signed(data, records["x"]), records["label"]
+
+
+def features_of(
+    data: DataSet, space: FeatureSpace, source: Source, limit: int = ENTRIES
+) -> np.ndarray:
+    """The features of up to ``limit`` images of a source ``[n, F]``."""
+    return np.concatenate([space.features(x) for x, _ in image_chunks(data, source, limit)])
 
 
 def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureSpace:
@@ -71,15 +86,18 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return map_batches(lambda b: apply(variables, b), x, BATCH)
 
-    # Distances are quoted in units in which a real feature has mean square 1.
-    scale = np.sqrt(np.mean(run(signed_images(data, data.train, 10_000))[1] ** 2))
-
     def classify(x: np.ndarray) -> np.ndarray:
         return run(x)[0].argmax(axis=1)
 
-    test = fetch(data.test, spread(len(data.test), ENTRIES))
-    accuracy = np.mean(classify(signed_images(data, data.test)) == test["label"])
-    return FeatureSpace("classifier", lambda x: run(x)[1] / scale, classify, float(accuracy))
+    unscaled = FeatureSpace("classifier", lambda x: run(x)[1], classify)
+    # Distances are quoted in units in which a real feature has mean square 1.
+    scale = np.sqrt(np.mean(features_of(data, unscaled, data.train, 10_000) ** 2))
+    right = [classify(x) == label for x, label in image_chunks(data, data.test)]
+    return replace(
+        unscaled,
+        features=lambda x: run(x)[1] / scale,
+        accuracy=float(np.mean(np.concatenate(right))),
+    )
 
 
 def map_batches(function, x, batch: int):
@@ -91,7 +109,7 @@ def map_batches(function, x, batch: int):
 
 
 def _fingerprint(data: DataSet, steps: int, seed: int) -> str:
-    sample = fetch(data.train, np.linspace(0, len(data.train) - 1, 64).astype(int))
+    sample = some(data.train, 64)
     digest = hashlib.sha256(sample["x"].tobytes() + sample["label"].tobytes()).hexdigest()[:12]
     name = "".join(c if c.isalnum() else "_" for c in data.name)[-40:]
     return f"{name}-{len(data.train)}-{digest}-{steps}-{seed}"
@@ -117,8 +135,9 @@ def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
 
 
 def _principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
-    x = signed_images(data, data.train, 10_000)
-    x = x.reshape(len(x), -1)
+    pixels = math.prod(data.shape)
+    limit = min(10_000, max(4 * count, 4 * NUMBERS // pixels))
+    x = signed(data, some(data.train, limit)["x"]).reshape(-1, pixels)
     mean = x.mean(axis=0)
     _, _, axes = np.linalg.svd(x - mean, full_matrices=False)
     axes = axes[:count].T

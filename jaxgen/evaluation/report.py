@@ -9,12 +9,20 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.sources import DataSet, fetch
+from jaxgen.data.sources import DataSet, some, spread
 from jaxgen.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
-from jaxgen.evaluation.features import FeatureSpace, signed_images, spread
+from jaxgen.evaluation.features import (
+    NUMBERS,
+    FeatureSpace,
+    features_of,
+    image_chunks,
+    signed,
+)
 
-KERNEL_LIMIT = 10_000  # images of either set in the kernel distance, whose time is quadratic
-SVM_LIMIT = 10_000  # images, above which fitting a support-vector machine takes minutes
+# Images of either set in a measure whose time grows with their product:
+KERNEL_LIMIT = 10_000
+NEAREST_LIMIT = 1000  # held against every training image
+SVM_LIMIT = 10_000  # and in a support-vector machine, which takes minutes to fit to more
 
 
 @dataclass(frozen=True)
@@ -51,7 +59,7 @@ def compare(
     For tables of samplers: a row is (samples ``[N, H, W, C]`` in [-1, 1], labels ``[N]`` or None)
     by its name, and the training set's features are made once.
     """
-    real = space.features(signed_images(data, data.train))
+    real = features_of(data, space, data.train)
     numbers = []
     for row, (samples, labels) in rows.items():
         x = to_values(data, samples)
@@ -75,13 +83,22 @@ def sample_numbers(
     they were drawn and becomes part of each protocol.
     """
     n, samples = len(samples), to_values(data, samples)
-    real = signed_images(data, data.train)
-    test = signed_images(data, data.test)
-    generated_features, real_features = space.features(samples), space.features(real)
-    test_features = space.features(test)
+    shown = samples[spread(n, NEAREST_LIMIT)]
+    test = signed(data, some(data.test, NEAREST_LIMIT)["x"])
+    parts, distances, test_distances = [], np.inf, np.inf
+    for x, _ in image_chunks(data, data.train):
+        parts.append(space.features(x))
+        distances = np.minimum(distances, nearest_distances(shown, x))
+        test_distances = np.minimum(test_distances, nearest_distances(test, x))
+    real_features = np.concatenate(parts)
+    generated_features = space.features(samples)
+    test_features = features_of(data, space, data.test)
     drawn = f"{n} samples ({how})"
-    against = f"{drawn} against {len(real)} training images, {space.name} features"
-    reference = f"{len(test)} test against {len(real)} training images, {space.name} features"
+    against = f"{drawn} against {len(real_features)} training images, {space.name} features"
+    reference = (
+        f"{len(test_features)} test against {len(real_features)} training images, "
+        f"{space.name} features"
+    )
     numbers = [
         Number("frechet_distance", frechet_distance(generated_features, real_features), against),
         Number(
@@ -101,14 +118,16 @@ def sample_numbers(
         if labels is not None:
             agreement = float(np.mean(classes == labels))
             numbers.append(Number("class_agreement", agreement, f"{drawn}, {judge}"))
-            if len(data.train) <= SVM_LIMIT:
-                numbers.append(_svm_agreement(data, real, test, samples, labels, drawn))
-    distances = nearest_distances(samples, real)
-    test_distances = nearest_distances(test, real)
-    to_training = "Euclidean distance in [-1, 1] pixels to the nearest training image"
+            if len(data.train) <= SVM_LIMIT and len(data.train) * samples[0].size <= 2 * NUMBERS:
+                numbers.append(_svm_agreement(data, samples, labels, drawn))
+    to_training = (
+        f"Euclidean distance in [-1, 1] pixels to the nearest of {len(real_features)} training "
+        "images"
+    )
+    of_samples = f"over {len(shown)} samples, {to_training}"
     numbers += [
-        Number("nearest_training_image", float(np.median(distances)), f"median, {to_training}"),
-        Number("nearest_training_image_min", float(distances.min()), f"smallest, {to_training}"),
+        Number("nearest_training_image", float(np.median(distances)), f"median {of_samples}"),
+        Number("nearest_training_image_min", float(np.min(distances)), f"smallest {of_samples}"),
         Number(
             "nearest_training_image_of_test",
             float(np.median(test_distances)),
@@ -122,21 +141,15 @@ def _some(features: np.ndarray) -> np.ndarray:
     return features[spread(len(features), KERNEL_LIMIT)]
 
 
-def _svm_agreement(
-    data: DataSet,
-    real: np.ndarray,
-    test: np.ndarray,
-    samples: np.ndarray,
-    labels: np.ndarray,
-    drawn: str,
-) -> Number:
+def _svm_agreement(data: DataSet, samples: np.ndarray, labels: np.ndarray, drawn: str) -> Number:
     """An independent judge: a support-vector machine with RBF kernel on the pixels."""
     from sklearn.svm import SVC
 
+    train, test = (some(source, SVM_LIMIT) for source in (data.train, data.test))
     flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
     judge = SVC(C=10.0, gamma="scale")
-    judge.fit(flat(real), fetch(data.train, spread(len(data.train), len(real)))["label"])
-    accuracy = judge.score(flat(test), fetch(data.test, spread(len(data.test), len(test)))["label"])
+    judge.fit(flat(signed(data, train["x"])), train["label"])
+    accuracy = judge.score(flat(signed(data, test["x"])), test["label"])
     agreement = float(np.mean(judge.predict(flat(samples)) == labels))
     protocol = f"{drawn}, scikit-learn SVM of {accuracy:.1%} test accuracy"
     return Number("svm_class_agreement", agreement, protocol)

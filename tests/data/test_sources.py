@@ -1,4 +1,5 @@
 import gzip
+import io
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -7,7 +8,18 @@ import pytest
 from PIL import Image
 
 from jaxgen.data import sources
-from jaxgen.data.sources import Arrays, DataError, fetch, load, read_idx
+from jaxgen.data.sources import (
+    Arrays,
+    DataError,
+    Part,
+    fetch,
+    hold_out,
+    in_chunks,
+    load,
+    read_idx,
+    some,
+    spread,
+)
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 
@@ -36,9 +48,10 @@ def test_digits_are_scikit_learns():
     from sklearn.datasets import load_digits
 
     data, bunch = load("digits"), load_digits()
-    assert (len(data.train), len(data.test)) == (1438, 359)
-    both = np.concatenate([data.train.x, data.test.x])[..., 0]
-    labels = np.concatenate([data.train.label, data.test.label])
+    sources = (data.train, data.validation, data.test)
+    assert [len(source) for source in sources] == [1295, 143, 359]
+    both = np.concatenate([source.x for source in sources])[..., 0]
+    labels = np.concatenate([source.label for source in sources])
     key = lambda x, y: sorted(
         (i.astype(np.uint8).tobytes(), int(j)) for i, j in zip(x, y, strict=True)
     )
@@ -54,9 +67,9 @@ def test_idx_sets_are_prepared_and_read_as_tfds_without_tensorflow(tmp_path, tin
     folder, images = tiny_mnist
     data = load(name, data_dir=str(tmp_path / "tfds"), manual_dir=str(folder))
     again = load(name, data_dir=str(tmp_path / "tfds"))  # prepared once
-    for split, source in (("train", data.train), ("test", data.test)):
-        got = {x.tobytes(): y for x, y in zip(source.x, source.label, strict=True)}
-        assert got == images[split]
+    for split, parts in (("train", (data.train, data.validation)), ("test", (data.test,))):
+        read = [pair for source in parts for pair in zip(source.x, source.label, strict=True)]
+        assert {x.tobytes(): y for x, y in read} == images[split]
     np.testing.assert_array_equal(again.train.x, data.train.x)
     assert (data.shape, data.classes, data.levels) == ((28, 28, 1), 10, 256)
     assert "tensorflow" not in sys.modules
@@ -83,12 +96,15 @@ def test_sets_too_large_for_memory_are_read_record_by_record(tmp_path, tiny_mnis
 def test_real_mnist_through_tfds(tmp_path):
     data = load("mnist", data_dir=str(tmp_path), manual_dir=str(MNIST))
     raw = read_idx(MNIST / "train-images-idx3-ubyte.gz")
-    assert data.train.x.shape == (60_000, 28, 28, 1)
+    assert data.train.x.shape == (55_000, 28, 28, 1)
+    assert data.validation.x.shape == (5_000, 28, 28, 1)
     assert data.test.x.shape == (10_000, 28, 28, 1)
-    assert data.train.x.sum() == raw.sum()
-    assert sorted(map(bytes, data.train.x)) == sorted(map(bytes, raw))
+    read = np.concatenate([data.train.x, data.validation.x])
+    labels = np.concatenate([data.train.label, data.validation.label])
+    assert read.sum() == raw.sum()
+    assert sorted(map(bytes, read)) == sorted(map(bytes, raw))
     counts = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]  # LeCun et al. 1998
-    np.testing.assert_array_equal(np.bincount(data.train.label), counts)
+    np.testing.assert_array_equal(np.bincount(labels), counts)
 
 
 def folder_of_images(root, sizes=((6, 5),) * 20, mode="RGB"):
@@ -104,15 +120,83 @@ def folder_of_images(root, sizes=((6, 5),) * 20, mode="RGB"):
 def test_a_folder_is_a_data_set_with_its_subfolders_as_classes(tmp_path):
     data = load(f"folder:{folder_of_images(tmp_path)}")
     assert (data.shape, data.classes) == ((5, 6, 3), 2)
-    assert (len(data.train), len(data.test)) == (18, 2)
-    # sorted by path: ten cats, then ten dogs; every tenth is held out
-    np.testing.assert_array_equal(data.train.label, [0] * 9 + [1] * 9)
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [17, 1, 2]
+    # sorted by path: ten cats, then ten dogs; every tenth is for testing, every tenth of the rest
+    # for validation
+    np.testing.assert_array_equal(data.train.label, [0] * 9 + [1] * 8)
     want = np.asarray(Image.open(tmp_path / "cats" / "1.png"))
     np.testing.assert_array_equal(data.train.x[0], want)
     resized = load(f"folder:{tmp_path}", image_size=4)
     assert resized.shape == (4, 4, 3)
     gray = load(f"folder:{folder_of_images(tmp_path / 'gray', mode='L')}")
     assert gray.shape == (5, 6, 1)
+
+
+@pytest.mark.parametrize(
+    ("size", "held", "trained"), [(1, 1, 1), (2, 1, 1), (9, 1, 8), (10, 1, 9), (200, 20, 180)]
+)
+@pytest.mark.parametrize("kind", ["arrays", "records"])
+def test_what_is_held_out_is_not_trained_on(kind, size, held, trained):
+    source = Arrays(np.arange(size)[:, None], np.arange(size, dtype=np.int32))
+    train, validation = hold_out(source if kind == "arrays" else Part(source, np.arange(size)))
+    assert isinstance(train, Arrays) == (kind == "arrays")
+    seen = [fetch(s, np.arange(len(s)))["label"] for s in (train, validation)]
+    assert (len(seen[0]), len(seen[1])) == (trained, held)
+    assert set(seen[0]) | set(seen[1]) == set(range(size))
+    assert size == 1 or not set(seen[0]) & set(seen[1])
+
+
+def test_at_most_five_thousand_are_held_out():
+    class Large:
+        def __len__(self):
+            return 1_281_167
+
+        def __getitem__(self, index):
+            return {"x": np.zeros(1), "label": index}
+
+    train, validation = hold_out(Large())
+    assert 4900 < len(validation) <= 5000
+    assert len(train) + len(validation) == 1_281_167
+    assert validation[0]["label"] not in (train[i]["label"] for i in range(300))
+
+
+def test_a_validation_split_of_its_own_is_taken(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+
+    def png(value):
+        buffer = io.BytesIO()
+        Image.fromarray(np.full((4, 4), value, np.uint8)).save(buffer, "PNG")
+        return buffer.getvalue()
+
+    class Builder(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "three_splits"
+
+        def _info(self):
+            features = {"image": tfds.features.Image(shape=(4, 4, 1))}
+            return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            sizes = {"train": 30, "validation": 4, "test": 6}
+            return {split: ((i, {"image": png(i)}) for i in range(n)) for split, n in sizes.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Builder(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    data = load("three_splits", data_dir=str(tmp_path))
+    assert [len(s) for s in (data.train, data.validation, data.test)] == [30, 4, 6]
+
+
+def test_some_records_are_spread_over_a_sorted_set():
+    np.testing.assert_array_equal(spread(5, 10), np.arange(5))
+    np.testing.assert_array_equal(spread(100, 5), [0, 24, 49, 74, 99])
+    data = load("digits")
+    whole = some(data.train, 7)
+    assert len(whole["x"]) == 7
+    parts = list(in_chunks(data.train, 3, 7))
+    assert [len(part["x"]) for part in parts] == [3, 3, 1]
+    np.testing.assert_array_equal(np.concatenate([p["label"] for p in parts]), whole["label"])
 
 
 def test_bad_folders_are_named(tmp_path):
