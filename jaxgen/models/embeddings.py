@@ -18,7 +18,9 @@ from jax import Array
 def sinusoidal_embedding(t: Array, dim: int, max_period: float = 10_000.0) -> Array:
     """sin and cos of t at ``dim / 2`` frequencies, 1 down to 1/max_period: ``[B] -> [B, dim]``.
 
-    For times that count steps. Vaswani et al. 2017, section 3.5, applied to the noise level.
+    For times that count steps, up to a thousand or so. Vaswani et al. 2017, section 3.5, applied to
+    the noise level. Over [0, 1] the features hardly move, but the first few: scale such times (by
+    1000, say), or take :class:`FourierFeatures`.
     """
     half = dim // 2
     frequency = jnp.exp(-math.log(max_period) * jnp.arange(half) / max(half - 1, 1))

@@ -55,7 +55,7 @@ class MetricLog:
             self._events.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Ends the files and draws ``curves.png``."""
+        """Ends the files."""
         self._file.close()
         self._events.close()
 

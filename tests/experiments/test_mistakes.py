@@ -1,11 +1,16 @@
 """Bad input gets one sentence that names the fix, a non-zero status, and touches nothing."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from experiments import applications, ddpm, solvers
+from experiments.folders import read_config, write_config
+from experiments.system import Mistake
 
 CASES = {
     "verb": ("ddpm", "trian", "unknown verb 'trian': did you mean train?"),
@@ -27,7 +32,8 @@ CASES = {
         "--multipliers 1 1 1 1 1 1",
         "8x8 image cannot be halved 5 times: use at most 4 multipliers",
     ),
-    "k": ("gan", "--batch 16 --discriminator-steps 3 --devices 1", "not divisible by discr"),
+    "decay": ("vae", "--decay cosin", "none, cosine or linear, not 'cosin'"),
+    "decay of rounds": ("distillation", "--decay linear", "leave out --decay"),
     "calls": ("vae", "--steps 5 --steps-per-call 2", "not a multiple of steps per call"),
     "sample": ("ddpm", "sample", "there is no run of ddpm on digits under runs/: train first"),
     "sample dir": ("ddpm", "sample --dir x", "no checkpoint in x: train first"),
@@ -67,6 +73,46 @@ def test_another_config_is_not_resumed_or_overwritten(command):
     assert status == 2
     assert "run holds a run with other options (beta is 1.0, not 2.0)" in err
     assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
+
+
+def test_a_run_of_another_experiment_is_not_misread(command):
+    """Neither sampled nor resumed by one whose model it does not hold; read by one that may."""
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    before = {p: p.read_bytes() for p in Path("run").glob("*.*")}
+    for name, words in (
+        ("ddpm", "evaluate --dir run"),
+        ("gan", "sample --dir run"),
+        ("score_sde", "train --resume --dir run"),
+        ("solvers", "evaluate --dir run"),
+    ):
+        status, _, err = command(name, words, tiny=False)
+        assert status == 2
+        assert err == (
+            f"error: run holds a run of vae, not of {name}: use python -m experiments.vae, or give "
+            "another --dir.\n"
+        )
+    assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
+
+
+def test_who_may_read_whose_run(tmp_path):
+    write_config(tmp_path, "ddpm", ddpm.DIGITS)
+    assert read_config(ddpm.EXPERIMENT, tmp_path) == ddpm.DIGITS
+    for reader in (solvers.EXPERIMENT, applications.EXPERIMENT):
+        assert read_config(reader, tmp_path, reader.reads) is not None
+        with pytest.raises(Mistake, match="a run of ddpm, not of"):  # it does not train it on
+            read_config(reader, tmp_path)
+    values = json.loads((tmp_path / "config.json").read_text())
+    del values["experiment"]  # as it was written once
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert read_config(ddpm.EXPERIMENT, tmp_path) == ddpm.DIGITS
+
+
+def test_where_the_rate_decays_the_last_step_is_settled(command):
+    words = "train --dir run --decay cosine --resume"
+    assert command("vae", "train --steps 4 --dir run --decay cosine")[0] == 0
+    status, _, err = command("vae", f"{words} --steps 8", tiny=False)
+    assert status == 2
+    assert "steps is 4, not 8" in err
 
 
 def test_a_missing_checkpoint_is_said(command):

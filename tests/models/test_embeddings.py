@@ -78,3 +78,11 @@ def test_class_and_condition_are_added_to_the_embedding_of_time(key, randomized)
 def test_what_is_given_is_what_was_announced(key, model, labels, condition, message):
     with pytest.raises(ValueError, match=message):
         model.init(key, jnp.zeros((2, 4)), labels, condition)
+
+
+def test_times_in_the_unit_interval_hardly_move_sinusoids():
+    """Half of the features stay within a tenth, until the times are scaled."""
+    t = jnp.linspace(0, 1, 101)
+    travelled = lambda x: np.ptp(x, axis=0)
+    assert np.mean(travelled(sinusoidal_embedding(t, 64)) < 0.1) > 0.5
+    assert np.mean(travelled(sinusoidal_embedding(1000 * t, 64)) < 0.1) < 0.2

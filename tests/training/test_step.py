@@ -284,6 +284,28 @@ def test_weight_decay_takes_from_kernels_alone_and_apart_from_the_gradient():
     np.testing.assert_array_equal(new["scale"], 1)
 
 
+@pytest.mark.parametrize("how", [{}, {"warmup": 2}, {"decay": "linear", "warmup": 2, "steps": 6}])
+def test_rate_and_weight_decay_may_be_traced(how):
+    """As a sweep has them: the members are those that a number of its own each would make."""
+    params = {"w": jax.random.normal(jax.random.key(0), (3, 2))}
+
+    def trained(rate, weight_decay, images):
+        optimizer = adam(rate, weight_decay=weight_decay, **how)
+        decay = half_life_decay(images, batch=8)
+        loss = lambda params, batch, key: (((params["w"] - 1) ** 2).mean(), {})
+        step = make_step(loss, optimizer, decay)
+        state = init_state({"params": params}, optimizer)
+        for _ in range(4):
+            state, _ = step(state, jnp.zeros(8), jax.random.key(0))
+        return state.params, state.ema
+
+    values = [(0.1, 0.0, 10.0), (0.2, 0.5, 1e6)]
+    many = jax.jit(jax.vmap(trained))(*jnp.array(values).T)
+    for i, value in enumerate(values):
+        one = jax.jit(lambda value=value: trained(*value))()
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_allclose(a, b[i], rtol=1e-5), one, many)
+
+
 def test_by_default_the_optimizer_is_adam_in_every_bit():
     params, bits = {"w": jax.random.normal(jax.random.key(0), (5, 3)), "b": jnp.ones(3)}, []
     for optimizer in (adam(1e-3), optax.adam(1e-3)):
