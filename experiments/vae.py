@@ -88,7 +88,7 @@ DIGITS = Config(
 MNIST = Config(
     data=Data("mnist"),
     train=Train(
-        steps=9380, batch=128, ema=0.999, steps_per_call=20, log_every=100, checkpoint_every=2340
+        steps=8600, batch=128, ema=0.999, steps_per_call=20, log_every=100, checkpoint_every=2140
     ),
     latents=20,
 )

@@ -99,7 +99,7 @@ raise SystemExit(status)
     results = together(2, "vae", f"{words} --dir streamed2", one)
     read = [eval(o.split("SEEN ")[1].splitlines()[0]) for o in (out, results[0][1], results[1][1])]
     for step in range(8):  # read ahead by two threads, so not always in this order
-        batch = ShuffledBatches(1438, 16, seed=0)[step].tolist()
+        batch = ShuffledBatches(1295, 16, seed=0)[step].tolist()
         for rows, seen in zip((batch, batch[:8], batch[8:]), read, strict=True):
             assert rows in seen
             assert sum(set(rows) == set(other) for other in seen) == 1
