@@ -84,8 +84,6 @@ BETAS = {
     "cosine": cosine_betas,
     "sigmoid": sigmoid_betas,
 }
-# Solvers that step in time, for which the T levels are interpolated.
-CONTINUOUS = ("euler", "heun", "heun_churned", "euler_maruyama", "predictor_corrector")
 
 
 @dataclass(frozen=True)
@@ -221,7 +219,9 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
     times = respaced_times(schedule.steps, config.sampling.sample_steps)
     film_times = respaced_times(schedule.steps, min(len(times) - 1, 100))
     sampled = ddpm
-    if config.sampling.solver in CONTINUOUS:
+    try:
+        solver.check(schedule, times)
+    except TypeError:  # it steps in time, for which the T levels are interpolated
         sampled = ddpm.continuous()
         times, film_times = times / schedule.steps, film_times / schedule.steps
     classes, levels = model.classes, model.levels

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jax import Array
@@ -143,6 +144,12 @@ def rounds_of(config: Config) -> tuple[int, int]:
     return halvings, config.round_steps
 
 
+def neighbours(i: Array, n: Array | int, last: float) -> tuple[Array, Array]:
+    """The beginning and the end of step i = 1..n of n equal ones from 1 down to ``last``."""
+    each = (1 - last) / n
+    return last + each * i, last + each * (i - 1)
+
+
 def build(config: Config, data: DataSet, placement: Placement) -> System:
     choose("method", config.method, {"progressive": 0, "consistency": 0})
     choose(
@@ -196,10 +203,8 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         done = (update - config.teacher_steps) // round_steps
         n = jnp.where(learns, 1, config.first // 2 ** (done + 1)) if progressive else config.first
         i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
-        last = 0.0 if progressive else FIRST
-        each = (1 - last) / n  # of n equal steps from 1 down to the last time
-        t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), last + each * i)
-        s = last + each * (i - 1)
+        t, s = neighbours(i, n, last=0.0 if progressive else FIRST)
+        t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), t)
         x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
         teacher = teaching(state.teacher, labels, done == 0)
 
@@ -252,15 +257,16 @@ def build(config: Config, data: DataSet, placement: Placement) -> System:
         return float(validation_loss(state, some(data.validation, 256)))
 
     def draw(of_student: bool, n: int, key: Array, params: Any, labels: Array) -> Array:
-        denoise, solver = parts.denoise(params, labels), ddim()
+        denoise, solver, times = parts.denoise(params, labels), ddim(), uniform_grid(n)
         if config.guidance and not of_student:
             denoise = parts.guided(params, labels, config.guidance)
         if of_student and not progressive:
             denoise, solver = consistent(parts, denoise), consistency(FIRST)
+            times = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
         denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
         key_start, key = jax.random.split(key)
         x_T = parts.start(key_start, len(labels), 1.0)
-        return sample(key, denoise, schedule, x_T, uniform_grid(n), solver)
+        return sample(key, denoise, schedule, x_T, times, solver)
 
     draws = jax.jit(draw, static_argnums=(0, 1))
 

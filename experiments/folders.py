@@ -96,7 +96,8 @@ def read_config(
     """The config of the run in a directory; None where there is no run.
 
     Raises:
-      Mistake: if it is a run of neither this experiment nor one of the ``others``.
+      Mistake: if it is a run of neither this experiment nor one of the ``others``, or was written
+        with options that are no longer there.
     """
     path = directory / "config.json"
     if not path.exists():
@@ -108,7 +109,13 @@ def read_config(
             f"{directory} holds a run of {name}, not of {experiment.name}: use python -m "
             f"experiments.{name}, or give another --dir."
         )
-    return from_dict(type(next(iter(experiment.presets.values()))), values)
+    try:
+        return from_dict(type(next(iter(experiment.presets.values()))), values)
+    except KeyError as error:
+        raise Mistake(
+            f"{path} was written by another version of {name}, with an option {error.args[0]} "
+            "there: train it anew with another --dir."
+        ) from error
 
 
 def write_config(directory: Path, experiment: str, config: Any) -> None:

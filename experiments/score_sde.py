@@ -51,7 +51,7 @@ from jaxgen.data.sources import DataSet, some, to_signed
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser, edm
 from jaxgen.diffusion.process import expand
-from jaxgen.diffusion.samplers import Solver, check, evaluations, sample, sample_path
+from jaxgen.diffusion.samplers import Solver, check_sampling, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import (
     VE,
     VP,
@@ -266,7 +266,8 @@ def make_sampling(config: Config, score_model: ScoreModel) -> tuple[Solver, np.n
     times = np.asarray(process.grid(schedule, config.sampling.sample_steps))
     network = lambda x_t, t: x_t  # noqa: E731
     x_T = jnp.zeros((1, *score_model.model.data.shape))
-    check(solver, denoiser(network, schedule, score_model.prediction), schedule, x_T, times)
+    denoise = denoiser(network, schedule, score_model.prediction)
+    check_sampling(solver, denoise, schedule, x_T, times)
     return solver, times
 
 

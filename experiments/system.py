@@ -163,8 +163,14 @@ def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:
-    """A (nested) config dataclass from its JSON form; options it lacks keep their defaults."""
+    """A (nested) config dataclass from its JSON form; options it lacks keep their defaults.
+
+    Raises:
+      KeyError: for an option that ``kind`` does not have.
+    """
     hints = typing.get_type_hints(kind)
+    for name in values.keys() - hints.keys():
+        raise KeyError(name)
     known = {}
     for f in dataclasses.fields(kind):
         if f.name in values:

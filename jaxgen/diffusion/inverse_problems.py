@@ -93,7 +93,7 @@ def diffusion_posterior_sampling(
     def log_likelihood(x_0: Array, t: Array) -> Array:
         if jnp.issubdtype(t.dtype, jnp.floating):
             raise TypeError("the step size is one for steps from t to t - 1: discrete schedules.")
-        at, before = schedule(t), schedule(t - 1)
+        at, before = schedule(t), schedule(jnp.maximum(t - 1, 0))
         rate = at.alpha / (before.alpha * transition_variance(at, before))
         squared = sum_event(_residual(y, operator, x_0) ** 2)
         # Where y is met exactly the norm has no derivative, and 0 is what it should be.

@@ -260,7 +260,16 @@ def tweedie_covariance(denoise: Denoiser, x_t: Array, schedule: Schedule, t: Arr
 
     The second-order formula of Tweedie: sigma^2/alpha^2 (I + sigma^2 Hessian of log q(x_t)). It
     takes D derivatives of ``denoise`` at the whole batch, each example by itself; t is ``[B]``.
+
+    Raises:
+      ValueError: at a t known to be pure noise, where E[x_0|x_t] does not depend on x_t.
     """
+    level = known_level(schedule, t)
+    if level is not None and np.any(level.alpha == 0):
+        raise ValueError(
+            "at pure noise (alpha = 0) the covariance is that of the data, which a denoiser does "
+            "not tell: give a time before it."
+        )
     batch, size = x_t.shape[0], x_t[0].size
     basis = jnp.eye(size, dtype=x_t.dtype).reshape(size, 1, *x_t.shape[1:])
     _, push = jax.linearize(lambda x: x_0_of(denoise)(x, t), x_t)

@@ -84,7 +84,7 @@ def diffuse(x_0: Array, eps: Array, level: Level) -> Array:
 
 
 def marginal(x_0: Array, level: Level) -> Normal:
-    """q(x_t|x_0) = N(alpha_t x_0, sigma_t^2 I)."""
+    """q(x_t|x_0) = N(alpha_t x_0, sigma_t^2 I); clean data have no density."""
     mean = expand(level.alpha, x_0) * x_0
     return Normal(mean, jnp.broadcast_to(expand(jnp.log(level.sigma), x_0), x_0.shape))
 
@@ -162,10 +162,21 @@ def drift(schedule: Schedule, t: Array) -> Array:
     return rates(schedule, t).alpha / schedule(t).alpha
 
 
-def diffusion_squared(schedule: Schedule, t: Array) -> Array:
-    """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2, which is -sigma^2 d(log SNR)/dt; inf at pure noise."""
+def after_clean(schedule: Schedule, t: Array) -> Array:
+    """t, and a moment after clean data, where d sigma/dt may be infinite and sigma is 0."""
+    return jnp.where(schedule(t).sigma == 0, 1e-6, t)
 
-    # At clean data the limit from above: sigma is 0 there, and d sigma/dt may be infinite.
-    t = jnp.where(schedule(t).sigma == 0, 1e-6, t)
+
+def before_noise(schedule: Schedule, t: Array) -> Array:
+    """t, and a moment before pure noise, where d log(alpha)/dt is infinite."""
+    return jnp.where(schedule(t).alpha == 0, t - 1e-6, t)
+
+
+def diffusion_squared(schedule: Schedule, t: Array) -> Array:
+    """g(t)^2 = d(sigma^2)/dt - 2 f sigma^2, which is -sigma^2 d(log SNR)/dt.
+
+    At clean data the limit from above; inf at pure noise.
+    """
+    t = after_clean(schedule, t)
     level, rate = schedule(t), rates(schedule, t)
     return 2 * level.sigma * (rate.sigma - rate.alpha / level.alpha * level.sigma)

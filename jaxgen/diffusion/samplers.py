@@ -72,6 +72,12 @@ def check_falling(schedule: Schedule, times: np.ndarray) -> None:
     if not np.all(np.diff(times) < 0):
         raise ValueError(f"sampling times must fall, from noise to data, got {_shown(times)}.")
     level = known_level(schedule, times)
+    end = getattr(schedule, "end", None)
+    if end is not None and not isinstance(end, Tracer) and np.max(times) > end * (1 + 1e-5):
+        raise ValueError(
+            f"this schedule ends at time {end:g}, and times begin at {np.max(times):g}: give times "
+            "in its own unit, or a schedule that ends later."
+        )
     if level is not None:
         valid = np.isfinite(level).all() and np.min(level) >= 0
         # sigma/alpha may not rise from one time to the next
@@ -163,12 +169,12 @@ def sample_path(
 
 def _run(key, denoise, schedule, x_T, times, solver, keep):
     x_T = jnp.asarray(x_T)
-    check(solver, denoise, schedule, x_T, times)
+    check_sampling(solver, denoise, schedule, x_T, times)
     run = lambda key, x_T, times: _scan(key, denoise, schedule, x_T, times, solver, keep)  # noqa: E731
     return _compiled_once(run, key, x_T, jnp.asarray(times))
 
 
-def check(
+def check_sampling(
     solver: Solver, denoise: Denoiser, schedule: Schedule, x_T: Array, times: Array | np.ndarray
 ) -> None:
     """Refuses what cannot be sampled, before anything is compiled; see :func:`sample`."""
@@ -186,6 +192,13 @@ def check_at(denoise: Denoiser, x: Array, t: Any) -> None:
     with jax.ensure_compile_time_eval():
         t = jnp.full(x.shape[:1], jnp.asarray(t))
     jax.eval_shape(lambda x: denoise(x, t), x)
+
+
+def check_end(denoise: Denoiser, schedule: Any, x: Array) -> None:
+    """:func:`check_at` the schedule's end, where that is known to be pure noise."""
+    level = known_level(schedule, schedule.end)
+    if level is not None and level.alpha == 0:
+        check_at(denoise, x, schedule.end)
 
 
 def _scan(key, denoise, schedule, x_T, times, solver, keep):
@@ -211,15 +224,19 @@ def _scan(key, denoise, schedule, x_T, times, solver, keep):
     return x.astype(x_T.dtype), kept
 
 
-_compiled: dict[str, Callable[..., Any]] = {}  # by the text of the program
+PROGRAMS_KEPT = 100
+_compiled: dict[Any, Callable[..., Any]] = {}  # by the text of the program and where it runs
 
 
 def _compiled_once(function: Callable[..., Any], *args: Any) -> Any:
     """``function(*args)``, compiled unless a program of the same text was compiled before.
 
     It is traced at each call, so that what it closes over may change; arrays among that are
-    arguments of the program. Inside another transformation it is inlined.
+    arguments of the program. ``jit`` would know it by its identity, and it is another closure at
+    each call. Inside another transformation it is inlined.
     """
+    if jax.config.jax_disable_jit:  # pyright: ignore[reportAttributeAccessIssue]
+        return function(*args)
     out = []
 
     def flat(*args: Any) -> list[Array]:
@@ -236,10 +253,13 @@ def _compiled_once(function: Callable[..., Any], *args: Any) -> Any:
         text = lowered.as_text()
         # A callback is a function of this process, which the text of the program does not tell.
         if "callback" not in text:
-            digest = hashlib.sha256(text.encode()).hexdigest()
-            if digest not in _compiled:
-                _compiled[digest] = lowered.compile()
-            leaves = _compiled[digest](closed.consts, *args)
+            placed = tuple(getattr(value, "sharding", None) for value in values)
+            program = hashlib.sha256(text.encode()).hexdigest(), placed
+            if program not in _compiled:
+                if len(_compiled) >= PROGRAMS_KEPT:
+                    del _compiled[next(iter(_compiled))]  # the oldest
+                _compiled[program] = lowered.compile()
+            leaves = _compiled[program](closed.consts, *args)
     return jax.tree.unflatten(out[-1], leaves or run(closed.consts, *args))
 
 
@@ -384,13 +404,13 @@ def ddim_inversion(
       ValueError: as :func:`sample`; and for a step from clean data to pure noise, of which the
         first says nothing about the second.
     """
-    check(ddim(), denoise, schedule, x, times)
+    check_sampling(ddim(), denoise, schedule, x, times)
     level = known_level(schedule, times if isinstance(times, Tracer) else np.asarray(times))
     if level is not None and np.any((level.alpha[:-1] == 0) & (level.sigma[1:] == 0)):
         raise ValueError(
             "a step between clean data and pure noise has no inverse: give times between them."
         )
-    times, denoise = jnp.asarray(times), x_0_of(denoise)
+    denoise = x_0_of(denoise)
 
     def body(x_s: Array, row: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = row
@@ -409,7 +429,10 @@ def ddim_inversion(
 
         return jax.lax.fori_loop(0, iterations, improve, x_s), None
 
-    return jax.lax.scan(body, x, (times[:-1][::-1], times[1:][::-1]))[0]
+    def run(x: Array, times: Array) -> Array:
+        return jax.lax.scan(body, x, (times[:-1][::-1], times[1:][::-1]))[0]
+
+    return _compiled_once(run, jnp.asarray(x), jnp.asarray(times))
 
 
 # --- going back up: the resampling of RePaint ------------------------------------------------

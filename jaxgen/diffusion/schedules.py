@@ -339,7 +339,7 @@ class LogSNR:
         return variance_preserving(self.log_snr(real(t)))
 
     def time(self, log_snr: Array) -> Array:
-        log_snr = jnp.asarray(log_snr)
+        log_snr = 1.0 * jnp.asarray(log_snr)
 
         def bisect(excess: Callable[[Array], Array], start: Array) -> Array:
             def halve(_, bounds):
@@ -398,9 +398,15 @@ class CosineLogSNR:
     curve = staticmethod(preserving)
 
     def __call__(self, t: Array) -> Level:
-        first, last = self._angle(self.log_snr_max), self._angle(self.log_snr_min)
-        angle = first + real(t) * (last - first)
-        return Level(jnp.cos(angle), jnp.sin(angle))
+        # The angle, and its complement, which is that of -log_snr: both ends may be infinite.
+        angle, complement = (
+            first + real(t) * (last - first)
+            for first, last in (
+                (self._angle(self.log_snr_max), self._angle(self.log_snr_min)),
+                (self._angle(-self.log_snr_max), self._angle(-self.log_snr_min)),
+            )
+        )
+        return Level(jnp.sin(complement), jnp.sin(angle))
 
     def time(self, log_snr: Array) -> Array:
         first, last = self._angle(self.log_snr_max), self._angle(self.log_snr_min)
@@ -441,11 +447,12 @@ class Shifted:
 class Interpolated:
     """A discrete schedule in continuous time: t = i/T has the level of step i.
 
-    Between the steps the angle arctan(sigma/alpha) is linear, so that all levels are on the curve
-    alpha^2 + sigma^2 = 1 of the table, and, unlike with the log-SNR, the first step, which begins
-    with clean data, and one that ends in pure noise are like the others. With it a network that was
-    trained at T steps (see :meth:`network`) serves the solvers and the likelihood of the
-    probability-flow ODE (Lu et al. 2022, section 3.5; Karras et al. 2022, appendix C.3.4).
+    Between the steps (and beyond the ends) the angle arctan(sigma/alpha) is linear, so that all
+    levels are on the curve alpha^2 + sigma^2 = 1 of the table, and, unlike with the log-SNR, the
+    first step, which begins with clean data, and one that ends in pure noise are like the others.
+    With it a network that was trained at T steps (see :meth:`network`) serves the solvers and the
+    likelihood of the probability-flow ODE (Lu et al. 2022, section 3.5; Karras et al. 2022,
+    appendix C.3.4).
     """
 
     schedule: DiscreteSchedule
@@ -453,21 +460,24 @@ class Interpolated:
     curve = staticmethod(preserving)
 
     def __call__(self, t: Array) -> Level:
-        steps, (alpha, sigma) = self.schedule.steps, self._table()
         # The angle and its complement, so that neither alpha nor sigma loses digits near 0.
-        angle, complement = (
-            jnp.interp(real(t) * steps, jnp.arange(steps + 1.0), table)
-            for table in (jnp.arctan2(sigma, alpha), jnp.arctan2(alpha, sigma))
-        )
+        angle, complement = (self._at(real(t), table) for table in self._angles())
         return Level(jnp.sin(complement), jnp.sin(angle))
 
     def time(self, log_snr: Array) -> Array:
-        steps, (alpha, sigma) = self.schedule.steps, self._table()
         angle = jnp.arctan(jnp.exp(-0.5 * jnp.asarray(log_snr)))
-        return jnp.interp(angle, jnp.arctan2(sigma, alpha), jnp.arange(steps + 1.0)) / steps
+        steps = self.schedule.steps
+        return jnp.interp(angle, self._angles()[0], jnp.arange(steps + 1.0)) / steps
 
-    def _table(self) -> Level:
-        return Level(jnp.asarray(self.schedule.alpha), jnp.asarray(self.schedule.sigma))
+    def _at(self, t: Array, table: Array) -> Array:
+        position = t * self.schedule.steps
+        i = jnp.clip(position.astype(jnp.int32), 0, self.schedule.steps - 1)
+        return table[i] + (position - i) * (table[i + 1] - table[i])
+
+    def _angles(self) -> tuple[Array, Array]:
+        with jax.ensure_compile_time_eval():  # once, not in every step of a sampler
+            alpha, sigma = jnp.asarray(self.schedule.alpha), jnp.asarray(self.schedule.sigma)
+            return jnp.arctan2(sigma, alpha), jnp.arctan2(alpha, sigma)
 
     def network(self, network: Callable[..., Any]) -> Callable[..., Any]:
         """A network of (x_t, step in 0..T) as one of (x_t, t in [0, 1])."""

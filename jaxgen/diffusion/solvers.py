@@ -56,11 +56,17 @@ def check_continuous(schedule: Schedule, times: np.ndarray) -> None:
 
     Raises:
       TypeError: for integer times.
-      ValueError: as :func:`~.samplers.check_falling`.
+      ValueError: as :func:`~.samplers.check_falling`, and where the derivative is not defined.
     """
     check_falling(schedule, times)
     if np.issubdtype(times.dtype, np.integer):
         rates(schedule, jnp.asarray(times))  # which says what to use instead
+    rate = known_level(lambda t: rates(schedule, t), times[0])
+    if rate is not None and np.isnan(rate).any():
+        raise ValueError(
+            f"this schedule has no derivative at t = {times[0]:.4g}: begin before it, use a solver "
+            "that knows only levels, such as ddim or unipc, or a log_snr that is finite there."
+        )
 
 
 @makes_solver

@@ -42,7 +42,7 @@ class FeatureSpace:
 def signed(data: DataSet, x: np.ndarray) -> np.ndarray:
     """Bin numbers ``[N, H, W, C]`` to [-1, 1], float32, on the host."""
     assert data.levels is not None
-    return np.asarray(2.0 * x / (data.levels - 1) - 1.0, np.float32)
+    return np.float32(2) * x.astype(np.float32) / np.float32(data.levels - 1) - np.float32(1)
 
 
 def image_chunks(

@@ -23,7 +23,7 @@ from jaxgen.diffusion.likelihood import (
     ode_log_likelihood,
 )
 from jaxgen.diffusion.parameterization import Denoiser
-from jaxgen.diffusion.process import Schedule, posterior_variance
+from jaxgen.diffusion.process import posterior_variance
 from jaxgen.diffusion.samplers import Variance
 from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule
 from jaxgen.distributions import bits_per_dimension
@@ -63,7 +63,12 @@ def discrete_bound_likelihood(
 
 
 def continuous_bound_likelihood(
-    key: Array, denoise: Denoiser, schedule: Schedule, bins: Array, levels: int, times: int = 100
+    key: Array,
+    denoise: Denoiser,
+    schedule: ContinuousSchedule,
+    bins: Array,
+    levels: int,
+    times: int = 100,
 ) -> Likelihood:
     """The continuous-time bound of Kingma et al. 2021 with a discretized decoder at t = 0.
 

@@ -14,6 +14,7 @@ import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.core import Tracer
 
 from jaxgen.diffusion.parameterization import (
     Denoiser,
@@ -29,6 +30,8 @@ from jaxgen.diffusion.parameterization import (
 from jaxgen.diffusion.process import (
     Level,
     Schedule,
+    after_clean,
+    before_noise,
     diffuse,
     diffusion_squared,
     expand,
@@ -39,13 +42,13 @@ from jaxgen.diffusion.process import (
     posterior_variance,
     transition_variance,
 )
-from jaxgen.diffusion.schedules import DiscreteSchedule
+from jaxgen.diffusion.samplers import check_end
+from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule
 from jaxgen.distributions import (
     DiscretizedNormal,
     Distribution,
     Normal,
     kl_normal,
-    standard_normal,
     sum_event,
 )
 
@@ -92,13 +95,33 @@ def denoising_loss(
     The mean over entries, of data ``x_0 [B, ...]`` at times ``t [B]``. Without a ``weighting`` the
     error is that of the target itself, with weight 1: L_simple for any target, denoising score
     matching for ``score``, mu-matching for ``mu``, flow matching for ``velocity``.
+
+    Raises:
+      ValueError: for a weighting that is infinite for this target at the schedule's pure noise.
     """
+    if weighting is not None:
+        _refuse_infinite_weight(schedule, target, weighting)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, schedule(t))
     error = squared_error(network(x_t, t), target_of(x_0, eps, schedule, t, target))
     if weighting is None:
         return error
     return weighting(schedule, t) / own_error(target)(schedule, t) * error
+
+
+def _refuse_infinite_weight(schedule: Schedule, target: str | Target, weighting: Weighting) -> None:
+    end = getattr(schedule, "end", None)
+    level = None if end is None else known_level(schedule, end)
+    if level is None or level.alpha > 0:
+        return
+    with jax.ensure_compile_time_eval():
+        t = jnp.asarray(end)
+        weight = weighting(schedule, t) / own_error(target)(schedule, t)
+    if not isinstance(weight, Tracer) and not weight < 1e9:
+        raise ValueError(
+            f"the weight of an error of {target} is infinite at the pure noise of this schedule: "
+            "predict x_0, v, velocity or edm, or leave out the weighting."
+        )
 
 
 def own_error(target: str | Target) -> Weighting:
@@ -108,20 +131,29 @@ def own_error(target: str | Target) -> Weighting:
     """
 
     def weight(schedule: Schedule, t: Array) -> Array:
-        (alpha, sigma), (p, q) = schedule(t), relation_of(target, schedule, t)
-        return (q - p * sigma / alpha) ** 2
+        p, q = relation_of(target, schedule, t)
+        return (q - p * _ratio(schedule(t))) ** 2
 
     return weight
 
 
+def _ratio(level: Level) -> Array:
+    """sigma/alpha, between a millionth and a million.
+
+    So that the ratio of two weights, which is all that is ever used, has its limit at clean data
+    and at pure noise, and not 0/0.
+    """
+    return jnp.maximum(level.sigma, 1e-6) / jnp.maximum(level.alpha, 1e-6)
+
+
 def min_snr(gamma: float = 5.0) -> Weighting:
     """min(SNR, gamma) on the error of x_0 (Hang et al. 2023, eq. 8)."""
-    return lambda schedule, t: jnp.minimum(1.0, gamma * jnp.exp(-schedule(t).log_snr))
+    return lambda schedule, t: jnp.minimum(1.0, gamma * _ratio(schedule(t)) ** 2)
 
 
 def truncated_snr() -> Weighting:
     """max(SNR, 1) on the error of x_0 (Salimans & Ho 2022, section 4)."""
-    return lambda schedule, t: jnp.maximum(1.0, jnp.exp(-schedule(t).log_snr))
+    return lambda schedule, t: jnp.maximum(1.0, _ratio(schedule(t)) ** 2)
 
 
 def sigmoid_weighting(bias: float = -3.0) -> Weighting:
@@ -129,9 +161,12 @@ def sigmoid_weighting(bias: float = -3.0) -> Weighting:
 
     Times drawn uniformly already weigh by -d(log SNR)/dt, hence the factor.
     """
-    return lambda schedule, t: (
-        jax.nn.sigmoid(bias - schedule(t).log_snr) * bound_weighting()(schedule, t)
-    )
+
+    def weight(schedule: Schedule, t: Array) -> Array:
+        log_snr = -2 * jnp.log(_ratio(schedule(after_clean(schedule, t))))
+        return jax.nn.sigmoid(bias - log_snr) * bound_weighting()(schedule, t)
+
+    return weight
 
 
 def edm_weighting(sigma_data: float = 0.5) -> Weighting:
@@ -146,9 +181,15 @@ def bound_weighting() -> Weighting:
     """-1/2 d(log SNR)/dt: the continuous-time bound (Kingma et al. 2021, eq. 17), in nats an entry.
 
     It is g^2 / (2 sigma^2), the likelihood weighting of Song et al. 2021b (eq. 7) too. ``t`` is
-    uniform on [0, 1].
+    uniform on [0, 1]. At clean data and at pure noise, where it is infinite, it is that of a moment
+    after or before.
     """
-    return lambda schedule, t: 0.5 * diffusion_squared(schedule, t) / schedule(t).sigma ** 2
+
+    def weight(schedule: Schedule, t: Array) -> Array:
+        t = before_noise(schedule, after_clean(schedule, t))
+        return 0.5 * diffusion_squared(schedule, t) / schedule(t).sigma ** 2
+
+    return weight
 
 
 def step_bound_weighting(
@@ -182,7 +223,11 @@ def hybrid_loss(
     its bound as any other.
     L_{t-1} is in nats an entry and teaches only the variance: the mean in it is held fixed. T times
     it, for a uniform t in 1..T, is an estimate of the bound.
+
+    Raises:
+      ValueError: for a schedule known to end in pure noise, where eps says nothing of x_0.
     """
+    check_end(lambda x, t: to_x_0(x, x, schedule, t, "eps"), schedule, x_0)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, schedule(t))
     eps_hat, nu = network(x_t, t)
@@ -284,7 +329,11 @@ def variational_bound(
       decoder: (mean, log_std) -> p(x_0|x_1): :func:`discretized_decoder` for images,
         :class:`~jaxgen.distributions.Normal` for a density over continuous data. Its variance is
         that of t = 1 (:func:`step_variance`).
+
+    Raises:
+      ValueError: if ``denoise`` cannot serve the pure noise that the schedule is known to end in.
     """
+    check_end(denoise, schedule, x_0)
     batch, steps = x_0.shape[0], schedule.steps
 
     def term(t: Array) -> Array:
@@ -305,15 +354,16 @@ def variational_bound(
     )
 
 
-def prior_term(last: Level, x_0: Array) -> Array:
-    """L_T = KL(q(x_T|x_0) || N(0, I)) at the last level, ``[B]`` in nats."""
-    return sum_event(kl_normal(marginal(x_0, last), standard_normal(x_0.shape)))
+def prior_term(last: Level, x_0: Array, std: Array | float = 1.0) -> Array:
+    """L_T = KL(q(x_T|x_0) || N(0, std^2 I)) at the last level, ``[B]`` in nats."""
+    log_std = jnp.broadcast_to(jnp.log(jnp.asarray(std, x_0.dtype)), x_0.shape)
+    return sum_event(kl_normal(marginal(x_0, last), Normal(jnp.zeros_like(x_0), log_std)))
 
 
 def continuous_bound(
     key: Array,
     denoise: Denoiser,
-    schedule: Schedule,
+    schedule: ContinuousSchedule,
     x_0: Array,
     t: Array,
     *,
@@ -324,8 +374,9 @@ def continuous_bound(
     ``t [n, B]`` are times in (0, 1), uniform (or stratified) in each column; row i of ``diffusion``
     is the loss at t[i] divided by n, so that the total is an unbiased estimate of the bound. The
     schedule must start with noise (not with clean data, where the bound of a density is infinite):
-    the decoder is N(x_0-hat, (sigma_0/alpha_0)^2) at t = 0, and the prior is at t = 1. For data of
-    discrete values :func:`~jaxgen.diffusion.schedules.log_snr_of_levels` says how much noise.
+    the decoder is N(x_0-hat, (sigma_0/alpha_0)^2) at t = 0, and the prior at the schedule's end is
+    N(0, sigma_1^2 I), from which samplers start. For data of discrete values
+    :func:`~jaxgen.diffusion.schedules.log_snr_of_levels` says how much noise.
 
     Raises:
       ValueError: if the schedule is known to start with clean data.
@@ -353,8 +404,9 @@ def continuous_bound(
     z_0 = diffuse(x_0, jax.random.normal(key_decoder, x_0.shape, x_0.dtype), first)
     log_std = jnp.broadcast_to(expand(-0.5 * first.log_snr, x_0), x_0.shape)
     p_x_0 = decoder(z_0 / expand(first.alpha, x_0), log_std)
+    last = schedule(jnp.asarray(schedule.end, x_0.dtype))
     return BoundTerms(
-        prior=prior_term(schedule(jnp.ones(x_0.shape[:1])), x_0),
+        prior=prior_term(last, x_0, last.sigma),
         diffusion=jax.lax.map(term, rows),
         decoder=-sum_event(p_x_0.log_prob(x_0)),
     )

@@ -1,7 +1,7 @@
 """Distillation: students that take one step where their teacher takes many.
 
 Teachers and students are denoisers, so a teacher may be guided, of any prediction target, and a
-student of a former round.
+student of a former round; of one that learned a variance, x_0 alone is taught.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.diffusion.parameterization import Denoiser, Network
+from jaxgen.diffusion.parameterization import Denoiser, Network, x_0_of
 from jaxgen.diffusion.process import Schedule, diffuse, expand
 from jaxgen.diffusion.samplers import ddim_step
+from jaxgen.diffusion.schedules import ContinuousSchedule
 from jaxgen.losses.denoising import squared_error
 
 
@@ -24,7 +25,7 @@ def two_step_target(teacher: Denoiser, schedule: Schedule, x_t: Array, t: Array,
     Salimans & Ho 2022, algorithm 2 and appendix G; ``x_t [B, ...]``, times ``[B]``, two
     evaluations of ``teacher``.
     """
-    middle = 0.5 * (t + s)
+    teacher, middle = x_0_of(teacher), 0.5 * (t + s)
     at, half, to = schedule(t), schedule(middle), schedule(s)
     x_half = ddim_step(x_t, teacher(x_t, t), at, half)
     x_s = ddim_step(x_half, teacher(x_half, middle), half, to)
@@ -41,27 +42,28 @@ def truncated_error(
     at pure noise, where it must answer with a whole image.
     """
     weight = jnp.maximum(jnp.exp(schedule(t).log_snr), 1.0)
-    return weight * squared_error(student(x_t, t), target)
+    return weight * squared_error(x_0_of(student)(x_t, t), target)
 
 
 def progressive_loss(
     key: Array,
     student: Denoiser,
     teacher: Denoiser,
-    schedule: Schedule,
+    schedule: ContinuousSchedule,
     x_0: Array,
     steps: Array | int,
 ) -> Array:
     """:func:`truncated_error` of a student of ``steps`` steps at :func:`two_step_target`, ``[B]``.
 
-    Salimans & Ho 2022, algorithm 2: times are t = i/``steps``, i = 1, ..., ``steps``, drawn
-    uniformly, and the teacher takes two steps of half the length. ``steps`` may be traced; ``x_0``
-    is data ``[B, ...]``.
+    Salimans & Ho 2022, algorithm 2: times are t = i/``steps`` of the schedule's end, for
+    i = 1, ..., ``steps``, drawn uniformly, and the teacher takes two steps of half the length.
+    ``steps`` may be traced; ``x_0`` is data ``[B, ...]``.
     """
     key_t, key_eps = jax.random.split(key)
-    t = jax.random.randint(key_t, x_0.shape[:1], 1, steps + 1) / steps
+    each = schedule.end / steps
+    t = each * jax.random.randint(key_t, x_0.shape[:1], 1, steps + 1)
     x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
-    target = two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - 1 / steps, 0.0))
+    target = two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - each, 0.0))
     return truncated_error(student, schedule, x_t, t, jax.lax.stop_gradient(target))
 
 
@@ -106,9 +108,10 @@ def consistency_loss(
     t, s = jnp.asarray(times)[i], jnp.asarray(times)[i + 1]
     x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
     x_s = move(x_t, t, s)
+    student, target = x_0_of(student), x_0_of(target)
     return squared_error(student(x_t, t), jax.lax.stop_gradient(target(x_s, s)))
 
 
 def teacher_step(teacher: Denoiser, schedule: Schedule) -> Callable[[Array, Array, Array], Array]:
     """``move(x_t, t, s)`` by one DDIM step of ``teacher``."""
-    return lambda x_t, t, s: ddim_step(x_t, teacher(x_t, t), schedule(t), schedule(s))
+    return lambda x_t, t, s: ddim_step(x_t, x_0_of(teacher)(x_t, t), schedule(t), schedule(s))

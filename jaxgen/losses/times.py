@@ -40,7 +40,9 @@ def log_normal_times(
 ) -> Array:
     """The times at which ln(sigma/alpha) ~ N(mean, std^2), ``[B]`` (Karras et al. 2022, table 1).
 
-    A level beyond the ends of the schedule has a time beyond them too, where it has a formula.
+    A level beyond the ends of the schedule has a time beyond them too, where it has a formula. One
+    that is found by a search (:class:`~.schedules.LogSNR`, :class:`~.schedules.Interpolated`) has
+    the end itself in its place: choose ``mean`` and ``std`` so that few are.
     """
     log_ratio = mean + std * jax.random.normal(key, (batch,))
     return schedule.time(-2 * log_ratio)

@@ -322,6 +322,8 @@ def adam(
         rise = optax.linear_schedule(0.0, learning_rate, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup]) if decay != "none" else rise
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
+        return optax.chain(clipping, optax.adam(schedule, b1=b1))
     kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
     return optax.chain(
         clipping,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from oracles import Gaussian
 
+from jaxgen.diffusion.inverse_problems import diffusion_posterior_sampling, identity
 from jaxgen.diffusion.likelihood import ode_log_likelihood
 from jaxgen.diffusion.parameterization import (
     TARGETS,
@@ -15,6 +16,7 @@ from jaxgen.diffusion.parameterization import (
     from_x_0,
     target_of,
     to_x_0,
+    tweedie_covariance,
 )
 from jaxgen.diffusion.process import Level, diffusion_squared, drift, rates
 from jaxgen.diffusion.samplers import (
@@ -28,6 +30,7 @@ from jaxgen.diffusion.schedules import (
     VE,
     VP,
     CosineLogSNR,
+    DiscreteSchedule,
     FlowMatching,
     Interpolated,
     LinearLogSNR,
@@ -54,7 +57,15 @@ from jaxgen.diffusion.solvers import (
     heun,
     unipc,
 )
-from jaxgen.losses.denoising import bound_weighting, continuous_bound, denoising_loss
+from jaxgen.losses.denoising import (
+    bound_weighting,
+    continuous_bound,
+    denoising_loss,
+    hybrid_loss,
+    min_snr,
+    truncated_snr,
+    variational_bound,
+)
 
 MEAN, STD = 0.3, 0.5
 LINEAR = from_betas(linear_betas())
@@ -407,3 +418,62 @@ def test_ancestral_begins_in_pure_noise(key):
     schedule = FlowMatching()
     x = sample(key, exact(schedule), schedule, jnp.full((8000, 1), 9.0), [1.0, 0.6], ancestral())
     np.testing.assert_allclose([x.mean(), x.std()], [0.4 * MEAN, 0.6], atol=0.03)
+
+
+# --- more of the same kind -----------------------------------------------------------------------
+
+
+def test_a_pure_cosine_runs_from_clean_data_to_pure_noise(key):
+    schedule = CosineLogSNR(np.inf, -np.inf)
+    level = schedule(jnp.array([0.0, 1.0]))
+    np.testing.assert_array_equal(level.alpha[1], 0.0)
+    np.testing.assert_array_equal(level.sigma[0], 0.0)
+    x_T = jax.random.normal(key, (4000, 1))
+    for solver in (ddim(), heun(), dpm_solver_2m()):
+        x = sample(key, exact(schedule), schedule, x_T, uniform_grid(50), solver)
+        np.testing.assert_allclose([x.mean(), x.std()], [MEAN, STD], atol=0.03)
+
+
+def test_a_schedule_without_a_derivative_at_its_end_is_refused_by_what_needs_it(key):
+    """log SNR = 2 log((1 - t)/t) has none at t = 1, but it has its levels."""
+    schedule = LogSNR(lambda t: 2 * (jnp.log1p(-t) - jnp.log(t)))
+    x = jax.random.normal(key, (4000, 1))
+    draw = lambda solver: sample(key, exact(schedule), schedule, x, uniform_grid(50), solver)
+    for solver in (euler(), heun(), churned(heun(), 0.1)):
+        with pytest.raises(ValueError, match="use a solver that knows only levels"):
+            draw(solver)
+    np.testing.assert_allclose([draw(ddim()).mean(), draw(ddim()).std()], [MEAN, STD], atol=0.03)
+
+
+def test_times_beyond_the_end_are_refused(key):
+    """Steps of a thousand given as reals: every sample would be the mean of the data."""
+    x, times = jnp.ones((2, 1)), respaced_times(1000, 5).astype(np.float32)
+    with pytest.raises(ValueError, match="ends at time 1, and times begin at 1000"):
+        sample(key, exact(VP()), VP(), x, times, ddim())
+
+
+def test_eps_at_the_pure_noise_of_a_chain_is_refused_by_its_losses(key):
+    alpha = np.linspace(1, 0, 101).astype(np.float32)
+    chain, x_0 = DiscreteSchedule(alpha, np.sqrt(1 - alpha**2)), jnp.ones((4, 2))
+    zero = lambda x, t: 0 * x
+    with pytest.raises(ValueError, match="predict x_0, v, velocity or edm"):
+        variational_bound(key, denoiser(zero, chain), chain, x_0)
+    with pytest.raises(ValueError, match="predict x_0, v, velocity or edm"):
+        jax.jit(lambda t: hybrid_loss(key, lambda x, t: (x, x), chain, x_0, t))(jnp.full(4, 100))
+    assert np.isfinite(variational_bound(key, denoiser(zero, chain, "v"), chain, x_0).total()).all()
+    loss = lambda how: denoising_loss(key, zero, chain, x_0, jnp.full(4, 100), weighting=how)
+    with pytest.raises(ValueError, match="or leave out the weighting"):
+        loss(truncated_snr())
+    assert np.isfinite(loss(min_snr())).all()
+
+
+def test_the_covariance_of_pure_noise_is_refused():
+    flow = FlowMatching()
+    with pytest.raises(ValueError, match="give a time before it"):
+        tweedie_covariance(exact(flow), jnp.ones((2, 1)), flow, jnp.ones(2))
+
+
+def test_posterior_sampling_of_a_chain_leaves_clean_data_as_they_are():
+    x = jnp.array([[0.3], [0.9]])
+    denoise = diffusion_posterior_sampling(exact(LINEAR), LINEAR, 0 * x, identity, 0.5)
+    np.testing.assert_allclose(denoise(x, jnp.zeros(2, jnp.int32)), x)

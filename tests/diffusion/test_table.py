@@ -17,9 +17,20 @@ import numpy as np
 import pytest
 from oracles import FullMixture
 
-from jaxgen.diffusion.parameterization import TARGETS, edm, from_x_0, to_x_0
+from jaxgen.diffusion.guidance import classifier, classifier_free, clip_x_0, in_interval, inpaint
+from jaxgen.diffusion.inverse_problems import identity, posterior_sampling, pseudoinverse_variance
+from jaxgen.diffusion.likelihood import ode_log_likelihood
+from jaxgen.diffusion.parameterization import (
+    TARGETS,
+    edm,
+    from_x_0,
+    relation_of,
+    target_of,
+    to_x_0,
+    x_0_in,
+)
 from jaxgen.diffusion.process import Level, transition_variance
-from jaxgen.diffusion.samplers import ancestral, check, ddim, sample
+from jaxgen.diffusion.samplers import ancestral, check_sampling, ddim, learned_ancestral, sample
 from jaxgen.diffusion.schedules import (
     VE,
     VP,
@@ -50,6 +61,16 @@ from jaxgen.diffusion.solvers import (
     heun,
     unipc,
 )
+from jaxgen.losses.denoising import (
+    bound_weighting,
+    continuous_bound,
+    edm_weighting,
+    min_snr,
+    own_error,
+    sigmoid_weighting,
+    truncated_snr,
+)
+from jaxgen.losses.times import stratified_times
 
 STEPS = 100
 # What 100 steps may be off by, beyond chance: most solvers are of first order in the step.
@@ -155,10 +176,24 @@ def prediction_refusal(name, prediction):
 
 def solver_refusal(schedule, solver, times):
     try:
-        check(solver, lambda x, t: x, schedule, jnp.zeros((2, 2)), times)
+        check_sampling(solver, lambda x, t: x, schedule, jnp.zeros((2, 2)), times)
     except (TypeError, ValueError) as error:
         return str(error)
     return None
+
+
+PURE_NOISE = ("flow", "shifted flow", "without signal", "interpolated without signal")
+
+
+def impossible(schedule, solver, variant, prediction):
+    """Which cells there cannot be, said apart from the library."""
+    discrete, stepping = schedule in DISCRETE, solver in ("euler", "heun", "euler-maruyama")
+    return (
+        (discrete and (stepping or variant == "churned"))
+        or prediction == ("velocity" if discrete else "mu")
+        or (schedule in PURE_NOISE and prediction in ("eps", "score", "mu"))
+        or (schedule in PURE_NOISE and solver == "euler-maruyama")
+    )
 
 
 # --- cells in one program ------------------------------------------------------------------------
@@ -261,12 +296,12 @@ def drawn(name, discrete):
         tables = DiscreteSchedule(*(np.stack(v) for v in zip(
             *((s.alpha, s.sigma) for s in DISCRETE.values()), strict=True
         )))  # fmt: skip
-        schedule, axis = tables, 0
+        schedule = tables
     else:
-        schedule, axis = Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values())), 0
+        schedule = Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
     for_variants = jax.vmap(draw, (None, None, 0))
     for_grids = jax.vmap(for_variants, (None, 0, None))
-    for_schedules = jax.jit(jax.vmap(for_grids, (axis, 0, None)))
+    for_schedules = jax.jit(jax.vmap(for_grids, (0, 0, None)))
     variants = jnp.asarray(list(VARIANTS.values()))
     x, x_T = for_schedules(schedule, jnp.asarray(times), variants)
     return np.asarray(x, np.float64), np.asarray(x_T, np.float64)
@@ -280,6 +315,7 @@ def drawn(name, discrete):
 def test_every_cell_is_right_or_refused(name, discrete):
     schedules, (blocks, _) = DISCRETE if discrete else CONTINUOUS, rows(discrete)
     refused, run, wrong, found = {}, 0, [], None
+    assert len(schedules) * len(VARIANTS) * 3 * len(PREDICTIONS) == (189 if discrete else 1134)
     for (i, schedule_name), g, (v, variant) in itertools.product(
         enumerate(schedules), range(3), enumerate(VARIANTS)
     ):
@@ -290,6 +326,9 @@ def test_every_cell_is_right_or_refused(name, discrete):
         first, last = (levels(schedule_name)[g][e] for e in (0, -1))
         for prediction in PREDICTIONS:
             sentence = by_solver or prediction_refusal(schedule_name, prediction)
+            assert bool(sentence) == impossible(schedule_name, name, variant, prediction), (
+                schedule_name, variant, prediction, sentence,
+            )  # fmt: skip
             if sentence:
                 assert any(remedy in sentence for remedy in REMEDIES), sentence
                 refused[sentence] = refused.get(sentence, 0) + 1
@@ -343,3 +382,215 @@ def error_of(x, data, level, left):
     n = len(x)
     by_mean = np.abs(x.mean(axis=0) - mean) / std / (5 / np.sqrt(n) + MEAN)
     return max(by_mean.max(), np.abs(off).max() / (5 * np.sqrt(2 / n) + COVARIANCE))
+
+
+# --- conversions, guidance, learned variances and likelihoods over the same schedules -------------
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_every_prediction_says_the_same_at_every_level(name):
+    """y of (x_0, eps) is solved for x_0 again, and made again of it, at all times of every grid."""
+    schedule, rng = SCHEDULES[name], np.random.default_rng(0)
+    x_0, eps = (jnp.asarray(rng.standard_normal((8, 2)), jnp.float32) for _ in range(2))
+
+    def errors(t, prediction):
+        """Of x_0 in units of sigma/alpha, which multiplies any rounding; of y relative."""
+        (alpha, sigma), y = schedule(t), target_of(x_0, eps, schedule, t, prediction)
+        x_t = alpha * x_0 + sigma * eps
+        again = to_x_0(y, x_t, schedule, t, prediction)
+        y_again = from_x_0(x_0, x_t, schedule, t, prediction)
+        scale = 1 + sigma / jnp.where(alpha > 0, alpha, 1.0)
+        back = jnp.abs(y_again - y).max() / (1 + jnp.abs(y).max())
+        rounding = jnp.where(sigma > 0, alpha / jnp.where(sigma > 0, sigma, 1.0), 0.0)
+        return jnp.abs(again - x_0).max() / scale, back / (1 + rounding)
+
+    times = np.unique(np.concatenate(grids(name)))
+    times = times[np.asarray(schedule(times).sigma) > 0]
+    for prediction in PREDICTIONS:
+        if not prediction_refusal(name, prediction):
+            each = lambda t, p=PREDICTIONS[prediction]: errors(t, p)
+            assert np.max(jax.jit(jax.vmap(each))(times)) < 1e-4, prediction
+
+
+M, S2, Y, V = 0.3, 0.25, 0.8, 0.1  # data N(M, S2); y = x_0 + noise of variance V was seen to be Y
+
+
+def exact(schedule, mean=M, variance=S2):
+    def denoise(x_t, t):
+        alpha, sigma = (value[:, None] for value in schedule(t))
+        gain = alpha * variance / (alpha**2 * variance + sigma**2)
+        return mean + gain * (x_t - alpha * mean)
+
+    return denoise
+
+
+def log_likelihood(schedule):
+    """log p(y|x_t), a normal about E[x_0|x_t]."""
+
+    def log_prob(x_t, t):
+        alpha, sigma = schedule(t[0])
+        spread = S2 * sigma**2 / (alpha**2 * S2 + sigma**2)
+        return -0.5 * ((Y - exact(schedule)(x_t, t)) ** 2).sum(axis=1) / (V + spread)
+
+    return log_prob
+
+
+GUIDED = {  # by what is drawn: mean and variance in closed form
+    "classifier": (
+        lambda s, n: classifier(exact(s), s, log_likelihood(s)),
+        (M * V + Y * S2) / (V + S2),
+        S2 * V / (V + S2),
+    ),
+    "posterior sampling": (
+        lambda s, n: posterior_sampling(
+            exact(s), s, jnp.full((n, 1), Y), identity, pseudoinverse_variance(V, 1.0, S2)
+        ),
+        (M * V + Y * S2) / (V + S2),
+        S2 * V / (V + S2),
+    ),
+    # of two normals of equal variance, guidance draws from one beyond them
+    "classifier-free": (lambda s, n: classifier_free(exact(s, 0.5), exact(s, 0.1), 1.5), 1.1, S2),
+    "in an interval": (
+        lambda s, n: classifier_free(exact(s, 0.5), exact(s, 0.1), in_interval(1.5, s, 0.0)),
+        1.1,
+        S2,
+    ),
+    "inpaint": (lambda s, n: inpaint(exact(s), jnp.full((n, 1), Y), jnp.ones((1, 1))), Y, 0.0),
+    "pair": (lambda s, n: clip_x_0(with_nu(exact(s), 0.5), -4, 4), M, S2),
+    "pair, beta": (lambda s, n: with_nu(exact(s), 1.0), M, S2),
+}
+
+
+def with_nu(denoise, nu):
+    return lambda x, t: (denoise(x, t), jnp.full_like(x, nu))
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+@pytest.mark.parametrize("learned", [False, True], ids=["2m", "learned variance"])
+def test_guidance_and_learned_variances_over_all_schedules(discrete, learned):
+    """From the end of every schedule to time 0, all that is guided in one batch."""
+    guided = {k: v for k, v in GUIDED.items() if not learned or k.startswith("pair")}
+    schedules, n = DISCRETE if discrete else CONTINUOUS, 2000
+    times = np.stack([grids(name)[0 if discrete else 2] for name in schedules])
+    chosen = (
+        DiscreteSchedule(
+            *(
+                np.stack(v)
+                for v in zip(*((s.alpha, s.sigma) for s in schedules.values()), strict=True)
+            )
+        )
+        if discrete
+        else Chosen(jnp.arange(len(schedules)), tuple(schedules.values()))
+    )
+    solver = learned_ancestral() if learned else dpm_solver_2m()
+
+    def draw(schedule, times):
+        schedule = Once(schedule)
+        at = schedule(times[0])
+        key_x, key_eps, key = jax.random.split(jax.random.key(3), 3)
+        parts = []
+        for _, mean, variance in guided.values():  # the start that each distribution has
+            x_0 = mean + variance**0.5 * jax.random.normal(key_x, (n, 1))
+            parts.append(at.alpha * x_0 + at.sigma * jax.random.normal(key_eps, (n, 1)))
+        each = [make(schedule, n) for make, _, _ in guided.values()]
+
+        def denoise(x, t):
+            found = [d(x[i * n : i * n + n], t[:n]) for i, d in enumerate(each)]
+            if learned:
+                return tuple(jnp.concatenate(part) for part in zip(*found, strict=True))
+            return jnp.concatenate([x_0_in(part) for part in found])
+
+        return sample(key, denoise, schedule, jnp.concatenate(parts), times, solver)
+
+    found = np.asarray(jax.jit(jax.vmap(draw))(chosen, jnp.asarray(times)))
+    for name, x in zip(schedules, found, strict=True):
+        alpha, sigma = (float(v) for v in SCHEDULES[name](jnp.asarray(grids(name)[0][-1])))
+        for (what, (_, mean, variance)), part in zip(
+            guided.items(), np.split(x, len(guided)), strict=True
+        ):
+            std = np.sqrt(alpha**2 * variance + sigma**2)
+            np.testing.assert_allclose(
+                part.mean(), alpha * mean, atol=0.04, err_msg=f"{name}, {what}"
+            )
+            np.testing.assert_allclose(
+                part.std(), std, rtol=0.12, atol=0.01, err_msg=f"{name}, {what}"
+            )
+
+
+STARTS_NOISY = (
+    "ve", "linear log-snr", "cosine log-snr", "cosine log-snr 12", "log-snr", "shifted cosine",
+    "shifted log-snr",
+)  # fmt: skip
+
+
+def test_the_likelihood_of_every_continuous_schedule():
+    """By the ODE, from close to clean data to the schedule's own end.
+
+    The flow of N(0.3, 0.25) is affine, and at its end is the prior, of the end's noise alone.
+    """
+    x_0 = jnp.linspace(-0.9, 1.5, 5)[:, None]
+    firsts = jnp.asarray([noise_grid(s, 8, last=0.0)[-2] for s in CONTINUOUS.values()])
+    ends = jnp.asarray([float(s.end) for s in CONTINUOUS.values()])
+    chosen = Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
+
+    def measure(schedule, t_0, t_1):
+        schedule = Once(schedule)
+        x = schedule(t_0).alpha * x_0
+        found = ode_log_likelihood(exact(schedule), schedule, x, t_0=t_0, t_1=t_1)
+        return found.log_prob, schedule(t_0), schedule(t_1)
+
+    found, first, last = jax.jit(jax.vmap(measure))(chosen, firsts, ends)
+    for i, name in enumerate(CONTINUOUS):
+        (a_0, s_0), (a_1, s_1) = ([float(v[i]) for v in level] for level in (first, last))
+        std_0, std_1 = (np.sqrt(a**2 * S2 + s**2) for a, s in ((a_0, s_0), (a_1, s_1)))
+        latent = a_1 * M + std_1 / std_0 * a_0 * (np.asarray(x_0[:, 0], np.float64) - M)
+        want = -0.5 * (latent / s_1) ** 2 - 0.5 * np.log(2 * np.pi * s_1**2) + np.log(std_1 / std_0)
+        np.testing.assert_allclose(found[i], want, atol=3e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("name", CONTINUOUS)
+def test_the_continuous_bound_of_every_schedule_or_its_refusal(name):
+    """With the exact denoiser it is the negative log-likelihood of what the decoder sees."""
+    schedule, rng = CONTINUOUS[name], np.random.default_rng(0)
+    x_0 = jnp.asarray(M + np.sqrt(S2) * rng.standard_normal((4000, 1)), jnp.float32)
+    each = jax.random.split(jax.random.key(1), len(x_0))
+    t = jax.vmap(lambda key: stratified_times(key, 512, low=0.0), out_axes=1)(each)
+    run = lambda: continuous_bound(jax.random.key(0), exact(schedule), schedule, x_0, t)
+    if name not in STARTS_NOISY:
+        with pytest.raises(ValueError, match="starts with noise"):
+            run()
+        return
+    terms = jax.jit(run)()
+    alpha, sigma = (float(v) for v in schedule(jnp.asarray(1.0)))
+    prior = 0.5 * (alpha / sigma) ** 2 * (S2 + M**2)  # KL(N(a x, s^2) || N(0, s^2))
+    np.testing.assert_allclose(terms.prior.mean(), prior, rtol=0.1, atol=1e-4)
+    entropy = 0.5 * np.log(2 * np.pi * np.e * S2)
+    total = np.asarray(terms.total(), np.float64)
+    chance = total.std() / np.sqrt(len(total))
+    np.testing.assert_allclose(total.mean(), entropy + prior, atol=0.01 + 4 * chance)
+    assert chance < 0.1
+
+
+WEIGHTINGS = {"min_snr": min_snr(), "truncated": truncated_snr(), "edm": edm_weighting()}
+PER_TIME = {"sigmoid": sigmoid_weighting(), "bound": bound_weighting()}
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
+def test_weightings_are_finite_at_the_ends_and_have_their_limits(discrete):
+    """At clean data and at pure noise as a moment beside them, for every target that is finite."""
+    schedules, weightings, targets = CONTINUOUS, WEIGHTINGS | PER_TIME, ("x_0", "v", "velocity")
+    if discrete:
+        schedules, weightings, targets = DISCRETE, WEIGHTINGS, ("x_0", "v")
+    cells = itertools.product(schedules.items(), (*targets, "edm"), weightings.items())
+    for (name, schedule), prediction, (how, weighting) in cells:
+        target, end = PREDICTIONS[prediction], schedule.end
+        moment = 1 if discrete else 2e-6 * float(end)  # and ten of them, from either end
+        t = np.array([[0, moment, 10 * moment], [end, end - moment, end - 10 * moment]])
+        t = jnp.asarray(t, jnp.int32 if discrete else jnp.float32)
+        finite = np.isfinite(relation_of(target, schedule, t)).all(axis=0)[:, 0]
+        weight = np.asarray(weighting(schedule, t) / own_error(target)(schedule, t))
+        for at, near, farther in weight[finite]:  # the ends where the target is finite
+            cell = f"{name}, {how}, {prediction}"
+            assert np.isfinite(at), cell
+            if not discrete and near < 1.5 * farther:  # else it is infinite in the limit
+                np.testing.assert_allclose(at, near, rtol=0.1, atol=2e-3, err_msg=cell)

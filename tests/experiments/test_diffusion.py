@@ -3,15 +3,17 @@
 import json
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
 from processes import arrays
 
-from experiments.distillation import PRESETS, rounds_of
-from experiments.score_sde import PROCESSES
+from experiments.distillation import FIRST, PRESETS, neighbours, rounds_of
+from experiments.score_sde import PROCESSES, WEIGHTINGS, Config, training_times
 from experiments.solvers import COMPARED
 from jaxgen.diffusion.samplers import evaluations
+from jaxgen.diffusion.schedules import Sigma
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.training.logging import read_metrics
 
@@ -151,3 +153,28 @@ def test_rounds_must_fit():
     for wrong in (replace(config, first=48), replace(config, round_steps=399)):
         with pytest.raises(ValueError, match="--"):
             rounds_of(wrong)
+
+
+@pytest.mark.parametrize("last", [0.0, FIRST])
+@pytest.mark.parametrize("n", [1, 2, 3, 64, 128])
+def test_every_step_of_a_student_goes_from_noise_to_data(n, last):
+    """However many: the steps meet, from 1 down to the last time, and none runs backwards."""
+    t, s = neighbours(np.arange(1, n + 1), n, last)
+    np.testing.assert_allclose([t[-1], s[0]], [1, last])
+    np.testing.assert_allclose(t[:-1], s[1:])
+    assert (s < t).all()
+
+
+@pytest.mark.parametrize("name", ["likelihood", "sigmoid"])
+def test_the_times_of_edm_serve_weightings_that_are_integrated_over_time(key, name):
+    """The mean of weight times w(t) f(t) is the integral of w f over sigma in [0.002, 80]."""
+    config = Config(process="edm", weighting=name)
+    schedule, weighting = Sigma(), WEIGHTINGS[name]
+    t, weight = training_times(config, schedule, key, 200_000)
+    f = lambda t: 1 / (1 + t)
+    got = np.mean(weight * weighting(schedule, t) * f(t))
+    sigma = np.geomspace(0.002, 80, 20_001)
+    want = np.trapezoid(
+        np.asarray(weighting(schedule, jnp.asarray(sigma, jnp.float32))) * f(sigma), sigma
+    )
+    np.testing.assert_allclose(got, want, rtol=0.02)

@@ -107,6 +107,15 @@ def test_who_may_read_whose_run(tmp_path):
     assert read_config(ddpm.EXPERIMENT, tmp_path) == ddpm.DIGITS
 
 
+def test_a_run_with_options_of_another_version_is_not_guessed_at(tmp_path):
+    write_config(tmp_path, "ddpm", ddpm.DIGITS)
+    values = json.loads((tmp_path / "config.json").read_text())
+    values["sampling"]["variance"] = "beta"
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(Mistake, match="with an option variance there: train it anew"):
+        read_config(ddpm.EXPERIMENT, tmp_path)
+
+
 def test_where_the_rate_decays_the_last_step_is_settled(command):
     words = "train --dir run --decay cosine --resume"
     assert command("vae", "train --steps 4 --dir run --decay cosine")[0] == 0

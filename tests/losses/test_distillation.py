@@ -125,3 +125,25 @@ def test_consistency_sampling_has_the_marginals_in_one_step_and_in_more(key):
         x = sample(key, f, schedule, x_T, times, consistency())
         np.testing.assert_allclose(x.mean(), 0.4, atol=0.015)
         np.testing.assert_allclose(x.std(), 0.5, rtol=0.02)
+
+
+def test_of_a_learned_variance_x_0_alone_is_taught(key):
+    """Teacher and student answer pairs, as their x_0 alone would be distilled."""
+    alone, x_0 = DATA.denoiser(SCHEDULE), jnp.asarray(DATA.sample(np.random.default_rng(0), 16))
+    pair = lambda x, t: (alone(x, t), jnp.full_like(x, 0.3))
+    student, students = (lambda x, t: 0.9 * x), (lambda x, t: (0.9 * x, x))
+    progressive = lambda s, t: progressive_loss(key, s, t, SCHEDULE, x_0, 4)
+    np.testing.assert_allclose(progressive(students, pair), progressive(student, alone), rtol=1e-6)
+    move = lambda d: teacher_step(d, SCHEDULE)
+    consistent = lambda s, t: consistency_loss(
+        key, s, s, SCHEDULE, x_0, np.linspace(1, 0.1, 5), move(t)
+    )
+    np.testing.assert_allclose(consistent(students, pair), consistent(student, alone), rtol=1e-6)
+
+
+def test_the_times_of_a_student_run_to_the_end_of_its_schedule(key):
+    """Where time is sigma, up to 80, and not to 1."""
+    seen = []
+    student = lambda x, t: seen.append(t) or x
+    progressive_loss(key, student, lambda x, t: x, Sigma(), jnp.ones((4000, 1)), 4)
+    np.testing.assert_allclose(np.unique(seen[0]), [20, 40, 60, 80])
