@@ -191,7 +191,7 @@ def impossible(schedule, solver, variant, prediction):
     return (
         (discrete and (stepping or variant == "churned"))
         or prediction == ("velocity" if discrete else "mu")
-        or (schedule in PURE_NOISE and prediction in ("eps", "score", "mu"))
+        or (schedule in PURE_NOISE and prediction in ("eps", "score"))
         or (schedule in PURE_NOISE and solver == "euler-maruyama")
     )
 
@@ -244,11 +244,15 @@ DATA = [
 ]
 ROWS = {"x_0": (1500, 800, 8)}  # of each of DATA
 OTHERS = (0, 64, 0)  # of each other prediction
+# A solver sees of a prediction the x_0 that it says, and the test of conversions below holds these
+# to each other at every level: so the product with the others is run by default for two solvers.
+WITH_OTHERS = ("ddim", "heun")
 
 
-def rows(discrete):
+def rows(discrete, others):
     """(prediction, data, slice) for every block of the batch, and the size of the batch."""
     names = [p for p in PREDICTIONS if p != ("velocity" if discrete else "mu")]
+    names = names if others else ["x_0"]
     blocks, start = [], 0
     for name in names:
         for k, count in enumerate(ROWS.get(name, OTHERS)):
@@ -275,9 +279,9 @@ def network(schedule, blocks):
     return denoise
 
 
-def drawn(name, discrete):
+def drawn(name, discrete, others):
     """Samples ``[schedules, grids, variants, rows, 2]`` of a solver, and their starts."""
-    blocks, size = rows(discrete)
+    blocks, size = rows(discrete, others)
     schedules = DISCRETE if discrete else CONTINUOUS
     times = np.stack([np.stack(grids(name)) for name in schedules])
     rng = np.random.default_rng(0)
@@ -307,13 +311,18 @@ def drawn(name, discrete):
     return np.asarray(x, np.float64), np.asarray(x_T, np.float64)
 
 
+def solvers_with_others():
+    """Every solver once by default, and on request its product with the other predictions."""
+    for name, others in itertools.product(SOLVERS, (False, True)):
+        default = name not in OTHER_PARAMETERS and others == (name in WITH_OTHERS)
+        marks = () if default else pytest.mark.slow
+        yield pytest.param(name, others, marks=marks, id=f"{name}{', all' if others else ''}")
+
+
 @pytest.mark.parametrize("discrete", [False, True], ids=["continuous", "discrete"])
-@pytest.mark.parametrize(
-    "name",
-    [pytest.param(n, marks=pytest.mark.slow if n in OTHER_PARAMETERS else ()) for n in SOLVERS],
-)
-def test_every_cell_is_right_or_refused(name, discrete):
-    schedules, (blocks, _) = DISCRETE if discrete else CONTINUOUS, rows(discrete)
+@pytest.mark.parametrize(("name", "others"), list(solvers_with_others()))
+def test_every_cell_is_right_or_refused(name, others, discrete):
+    schedules, (blocks, _) = DISCRETE if discrete else CONTINUOUS, rows(discrete, others)
     refused, run, wrong, found = {}, 0, [], None
     assert len(schedules) * len(VARIANTS) * 3 * len(PREDICTIONS) == (189 if discrete else 1134)
     for (i, schedule_name), g, (v, variant) in itertools.product(
@@ -333,7 +342,7 @@ def test_every_cell_is_right_or_refused(name, discrete):
                 assert any(remedy in sentence for remedy in REMEDIES), sentence
                 refused[sentence] = refused.get(sentence, 0) + 1
                 continue
-            found, run = found or drawn(name, discrete), run + 1
+            found, run = found or drawn(name, discrete, others), run + 1
             for k, block in ((k, block) for which, k, block in blocks if which == prediction):
                 x, x_T = (values[i, g, v, block] for values in found)
                 cell = (schedule_name, g, variant, prediction, k)
