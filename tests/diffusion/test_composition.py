@@ -258,7 +258,17 @@ def test_gradients_are_finite_at_the_ends_of_a_parameter(function):
     assert np.isfinite([slope(v) for v in (0.0, 0.5, 1.0)]).all()
 
 
-@pytest.mark.parametrize("name", ["ancestral", "ddim", "euler", "heun", "dpm_solver_2m", "unipc"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ancestral",
+        "ddim",
+        "euler",
+        "heun",
+        "dpm_solver_2m",
+        pytest.param("unipc", marks=pytest.mark.slow),
+    ],
+)
 def test_the_gradient_in_a_schedule_is_its_difference(name):
     """d/d beta_max through a grid that ends with clean data."""
 
