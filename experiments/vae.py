@@ -4,8 +4,8 @@ python -m experiments.vae                                # digits: train, sample
 python -m experiments.vae --data mnist --manual-dir DIR  # 400 units, 20 latents, 20 epochs
 python -m experiments.vae --latents 2                    # also draws the latent manifold
 
-Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.5 nats and 500-sample
-log-likelihood -22.2; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
+Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.7 nats and 500-sample
+log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
 """
 
 from __future__ import annotations
