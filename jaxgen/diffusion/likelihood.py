@@ -18,7 +18,7 @@ from jax import Array
 from jaxgen.diffusion.ode import solve_ode
 from jaxgen.diffusion.parameterization import Denoiser
 from jaxgen.diffusion.process import known_level
-from jaxgen.diffusion.samplers import check_at
+from jaxgen.diffusion.samplers import check_start
 from jaxgen.diffusion.schedules import ContinuousSchedule
 from jaxgen.diffusion.sde import probability_flow
 from jaxgen.distributions import Normal, bits_per_dimension, sum_event
@@ -116,11 +116,10 @@ def ode_log_likelihood(
       RuntimeError: if t_1 is not reached in ``max_steps`` steps.
     """
     end = schedule.end if t_1 is None else t_1
-    first, last = known_level(schedule, t_0), known_level(schedule, end)
+    first = known_level(schedule, t_0)
     if first is not None and first.sigma == 0:
         raise ValueError(f"t = {t_0} is clean data, where no density has a flow: give a later t_0.")
-    if last is not None and last.alpha == 0:
-        check_at(denoise, x, end)
+    check_start(denoise, schedule, x, end)
     flow = probability_flow(denoise, schedule)
 
     def field(state: tuple[Array, Array], t: Array) -> tuple[Array, Array]:

@@ -182,23 +182,17 @@ def check_sampling(
         return
     times = np.asarray(times)
     solver.check(schedule, times)
-    level = known_level(schedule, times[0])
-    if level is not None and level.alpha == 0:
-        check_at(denoise, x_T, times[0])
+    check_start(denoise, schedule, x_T, times[0])
 
 
-def check_at(denoise: Denoiser, x: Array, t: Any) -> None:
-    """Traces ``denoise`` at a known time, so that it may refuse it."""
+def check_start(denoise: Denoiser, schedule: Schedule, x: Array, t: Any) -> None:
+    """Where t is known to be pure noise, traces ``denoise`` there, so that it may refuse it."""
+    level = known_level(schedule, t)
+    if level is None or level.alpha > 0:
+        return
     with jax.ensure_compile_time_eval():
-        t = jnp.full(x.shape[:1], jnp.asarray(t))
-    jax.eval_shape(lambda x: denoise(x, t), x)
-
-
-def check_end(denoise: Denoiser, schedule: Any, x: Array) -> None:
-    """:func:`check_at` the schedule's end, where that is known to be pure noise."""
-    level = known_level(schedule, schedule.end)
-    if level is not None and level.alpha == 0:
-        check_at(denoise, x, schedule.end)
+        times = jnp.full(x.shape[:1], jnp.asarray(t))
+    jax.eval_shape(lambda x: denoise(x, times), x)
 
 
 def _scan(key, denoise, schedule, x_T, times, solver, keep):

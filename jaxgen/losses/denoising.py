@@ -42,7 +42,7 @@ from jaxgen.diffusion.process import (
     posterior_variance,
     transition_variance,
 )
-from jaxgen.diffusion.samplers import check_end
+from jaxgen.diffusion.samplers import check_start
 from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule
 from jaxgen.distributions import (
     DiscretizedNormal,
@@ -227,7 +227,7 @@ def hybrid_loss(
     Raises:
       ValueError: for a schedule known to end in pure noise, where eps says nothing of x_0.
     """
-    check_end(lambda x, t: to_x_0(x, x, schedule, t, "eps"), schedule, x_0)
+    check_start(lambda x, t: to_x_0(x, x, schedule, t, "eps"), schedule, x_0, schedule.end)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, schedule(t))
     eps_hat, nu = network(x_t, t)
@@ -333,7 +333,7 @@ def variational_bound(
     Raises:
       ValueError: if ``denoise`` cannot serve the pure noise that the schedule is known to end in.
     """
-    check_end(denoise, schedule, x_0)
+    check_start(denoise, schedule, x_0, schedule.end)
     batch, steps = x_0.shape[0], schedule.steps
 
     def term(t: Array) -> Array:

@@ -215,6 +215,13 @@ class Chosen:
         return jnp.stack([schedule.time(log_snr) for schedule in self.among])[self.index]
 
 
+def together(discrete):
+    """All schedules of a kind as one, whose first axis is mapped over."""
+    if not discrete:
+        return Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
+    return jax.tree.map(lambda *tables: np.stack(tables), *DISCRETE.values())
+
+
 class Once:
     """A schedule that is traced once for each time, as a program would evaluate it."""
 
@@ -296,18 +303,11 @@ def drawn(name, discrete, others):
         x_T = at.alpha * x_0 + at.sigma * jax.random.normal(key_start, (size, 2))
         return sample(key, network(schedule, blocks), schedule, x_T, times, solver), x_T
 
-    if discrete:
-        tables = DiscreteSchedule(*(np.stack(v) for v in zip(
-            *((s.alpha, s.sigma) for s in DISCRETE.values()), strict=True
-        )))  # fmt: skip
-        schedule = tables
-    else:
-        schedule = Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
     for_variants = jax.vmap(draw, (None, None, 0))
     for_grids = jax.vmap(for_variants, (None, 0, None))
     for_schedules = jax.jit(jax.vmap(for_grids, (0, 0, None)))
     variants = jnp.asarray(list(VARIANTS.values()))
-    x, x_T = for_schedules(schedule, jnp.asarray(times), variants)
+    x, x_T = for_schedules(together(discrete), jnp.asarray(times), variants)
     return np.asarray(x, np.float64), np.asarray(x_T, np.float64)
 
 
@@ -482,16 +482,6 @@ def test_guidance_and_learned_variances_over_all_schedules(discrete, learned):
     guided = {k: v for k, v in GUIDED.items() if not learned or k.startswith("pair")}
     schedules, n = DISCRETE if discrete else CONTINUOUS, 2000
     times = np.stack([grids(name)[0 if discrete else 2] for name in schedules])
-    chosen = (
-        DiscreteSchedule(
-            *(
-                np.stack(v)
-                for v in zip(*((s.alpha, s.sigma) for s in schedules.values()), strict=True)
-            )
-        )
-        if discrete
-        else Chosen(jnp.arange(len(schedules)), tuple(schedules.values()))
-    )
     solver = learned_ancestral() if learned else dpm_solver_2m()
 
     def draw(schedule, times):
@@ -512,7 +502,7 @@ def test_guidance_and_learned_variances_over_all_schedules(discrete, learned):
 
         return sample(key, denoise, schedule, jnp.concatenate(parts), times, solver)
 
-    found = np.asarray(jax.jit(jax.vmap(draw))(chosen, jnp.asarray(times)))
+    found = np.asarray(jax.jit(jax.vmap(draw))(together(discrete), jnp.asarray(times)))
     for name, x in zip(schedules, found, strict=True):
         alpha, sigma = (float(v) for v in SCHEDULES[name](jnp.asarray(grids(name)[0][-1])))
         for (what, (_, mean, variance)), part in zip(
@@ -541,7 +531,6 @@ def test_the_likelihood_of_every_continuous_schedule():
     x_0 = jnp.linspace(-0.9, 1.5, 5)[:, None]
     firsts = jnp.asarray([noise_grid(s, 8, last=0.0)[-2] for s in CONTINUOUS.values()])
     ends = jnp.asarray([float(s.end) for s in CONTINUOUS.values()])
-    chosen = Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
 
     def measure(schedule, t_0, t_1):
         schedule = Once(schedule)
@@ -549,7 +538,7 @@ def test_the_likelihood_of_every_continuous_schedule():
         found = ode_log_likelihood(exact(schedule), schedule, x, t_0=t_0, t_1=t_1)
         return found.log_prob, schedule(t_0), schedule(t_1)
 
-    found, first, last = jax.jit(jax.vmap(measure))(chosen, firsts, ends)
+    found, first, last = jax.jit(jax.vmap(measure))(together(False), firsts, ends)
     for i, name in enumerate(CONTINUOUS):
         (a_0, s_0), (a_1, s_1) = ([float(v[i]) for v in level] for level in (first, last))
         std_0, std_1 = (np.sqrt(a**2 * S2 + s**2) for a, s in ((a_0, s_0), (a_1, s_1)))
