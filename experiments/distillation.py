@@ -16,54 +16,50 @@ steps 0.08, 0.09, 0.11.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
-from flax import struct
 from jax import Array
 
 from experiments import score_sde
-from experiments.images import Net, in_batches
-from experiments.runner import main
-from experiments.score_sde import PROCESSES, ScoreModel, make_score_model
-from experiments.system import Data, Experiment, Mistake, System, Train, choose, make_ema_decay
-from jaxgen.data.sources import DataSet, some
-from jaxgen.diffusion.guidance import clip_x_0
-from jaxgen.diffusion.parameterization import Denoiser, edm, from_x_0
+from experiments.diffusion import Diffusion
+from jaxgen.data.records import DataSet
+from jaxgen.diffusion.guidance import Weight
 from jaxgen.diffusion.process import diffuse
-from jaxgen.diffusion.samplers import consistency, ddim, sample
+from jaxgen.diffusion.samplers import consistency, ddim
 from jaxgen.diffusion.schedules import uniform_grid
-from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.losses.denoising import squared_error
 from jaxgen.losses.distillation import (
-    consistency_function,
+    consistent,
+    neighbours,
     teacher_step,
     truncated_error,
     two_step_target,
 )
 from jaxgen.losses.times import stratified_times
+from jaxgen.models.denoising import Net
 from jaxgen.plotting import save_rows
-from jaxgen.training.devices import Placement
-from jaxgen.training.step import Aux, TrainState, adam, descend, step_key
+from jaxgen.runner import (
+    Data,
+    Experiment,
+    Mistake,
+    Sampling,
+    System,
+    Train,
+    Trained,
+    Weights,
+    choose,
+    main,
+)
+from jaxgen.runner.options import Count, Positive, measuring
+from jaxgen.training.step import Metrics, Now, adam
 
 FIRST = 0.02  # the time at which a consistency function is the identity
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """What to measure."""
-
-    clip_samples: bool = True
-    """Clip the estimates of x_0 to [-1, 1]."""
-    samples: int = 1000
-    """Samples to measure, for each student."""
-    sample_batch: int = 250
-    """Samples at a time."""
 
 
 @dataclass(frozen=True)
@@ -73,55 +69,23 @@ class Config:
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
     net: Net = field(default_factory=Net)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = measuring(lambda: Sampling(1000, 250))
     method: str = "progressive"
     """progressive or consistency."""
     process: str = "cosine"
     """cosine, linear or flow."""
     prediction: str = "v"
     """v or x_0."""
-    teacher_steps: int = 2000
+    teacher_steps: Count = 2000
     """Updates of the teacher; the rest of --steps distil."""
-    round_steps: int = 400
+    round_steps: Count = 400
     """Updates of each student."""
-    first: int = 64
+    first: Count = 64
     """Sampling steps of the teacher, a power of two."""
     guidance: float = 0.0
     """Weight of the teacher's classifier-free guidance, which the students learn."""
-    distillation_rate: float = 1e-3
+    distillation_rate: Positive = 1e-3
     """Learning rate at the start of a round; it falls to 0."""
-
-
-TEACHERS = score_sde.PRESETS
-DIGITS = Config(
-    train=replace(TEACHERS["digits"].train, steps=4400, ema=0.99), net=TEACHERS["digits"].net
-)
-MNIST = Config(
-    data=Data("mnist"),
-    train=replace(TEACHERS["mnist"].train, steps=50_000, checkpoint_every=5000),
-    net=TEACHERS["mnist"].net,
-    teacher_steps=20_000,
-    round_steps=5000,
-    distillation_rate=2e-4,
-)
-PRESETS = {
-    "digits": DIGITS,
-    "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
-}
-
-
-@struct.dataclass
-class Distilling:
-    """The student in training, its teacher, and the finished students of every round."""
-
-    student: TrainState
-    teacher: Any  # parameters
-    kept: Any  # parameters [1 + rounds, ...], the first teacher's first
-
-    @property
-    def step(self) -> Array:
-        return self.student.step
 
 
 def rounds_of(config: Config) -> tuple[int, int]:
@@ -144,166 +108,189 @@ def rounds_of(config: Config) -> tuple[int, int]:
     return halvings, config.round_steps
 
 
-def neighbours(i: Array, n: Array | int, last: float) -> tuple[Array, Array]:
-    """The beginning and the end of step i = 1..n of n equal ones from 1 down to ``last``."""
-    each = (1 - last) / n
-    return last + each * i, last + each * (i - 1)
+@dataclass(frozen=True, eq=False)
+class Distillation(System):
+    """A teacher that learns from data, and rounds of students, each of the one before it.
+
+    A student's memory holds its teacher, the networks of all rounds, the first teacher's first, and
+    the number of steps that it learns to take.
+    """
+
+    model: Diffusion  # the teacher's
+    config: Config
+    round: int = 0  # 0 is the teacher
+
+    def init(self, key: Array) -> Any:
+        return self.model.init(key)
+
+    def stages(self) -> tuple[tuple[int, System], ...]:
+        rounds, updates = rounds_of(self.config)
+        rate, train = self.config.distillation_rate, self.config.train
+        how = {"clip": train.clip, "b1": train.b1, "weight_decay": train.weight_decay}
+        student = adam(rate, decay="linear", steps=updates, **how)
+        first = self.config.teacher_steps
+        return (
+            (0, self),
+            *(
+                (first + r * updates, replace(self, optimizer=student, round=r + 1))
+                for r in range(rounds)
+            ),
+        )
+
+    def grow(self, key: Array, weights: Weights) -> Any:
+        networks = weights.memory.get("networks")
+        if networks is None:
+            rounds, _ = rounds_of(self.config)
+            networks = jax.tree.map(lambda p: jnp.stack([p] * rounds), weights.params)
+        put = lambda all_, p: jnp.asarray(all_).at[self.round - 1].set(p)  # noqa: E731
+        return {
+            "params": weights.params,
+            "teacher": jax.tree.map(jnp.array, weights.params),
+            "networks": jax.tree.map(put, networks, weights.params),
+            "steps": jnp.asarray(self.config.first // 2**self.round, jnp.int32),
+            "guidance": jnp.asarray(self.config.guidance if self.round == 1 else 0.0),
+        }
+
+    @property
+    def progressive(self) -> bool:
+        return self.config.method == "progressive"
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        """The error of the teacher at data, or of a student at its teacher."""
+        key_t, key_eps, key_network = jax.random.split(key, 3)
+        x_0, labels = self.data.kind.values(batch["x"]), batch["label"]
+        network = self.model.network
+        network = network.in_loops() if self.model.looped else network
+        told = network.training(params, labels, key_network) if now.train else None
+        student = self.model.denoiser_of(told or network.given(params, labels))
+        eps = jax.random.normal(key_eps, x_0.shape)
+        if self.round == 0:
+            t = stratified_times(key_t, len(x_0), low=1e-3)
+            return self.taught(student, diffuse(x_0, eps, self.model.schedule(t)), t, x_0), {}
+        n = now.memory["steps"] if self.progressive else self.config.first
+        i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
+        t, s = neighbours(i, n, last=0.0 if self.progressive else FIRST)
+        x_t = diffuse(x_0, eps, self.model.schedule(t))
+        own = now.players["model"].ema if now.train else params
+        target = jax.lax.stop_gradient(self.target(x_t, t, s, labels, now.memory, own))
+        if not self.progressive:
+            student = consistent(student, self.model.schedule, FIRST)
+        return self.taught(student, x_t, t, target), {}
+
+    def taught(self, student: Any, x_t: Array, t: Array, target: Array) -> Array:
+        """The error at a target, as the method weighs it."""
+        if self.progressive:
+            return truncated_error(student, self.model.schedule, x_t, t, target)
+        return squared_error(student(x_t, t), target)
+
+    def target(
+        self, x_t: Array, t: Array, s: Array, labels: Array, memory: Any, own: Any
+    ) -> Array:
+        """Where the teacher's two steps land, or what the student itself says after one of them."""
+        schedule, teacher = self.model.schedule, self.model.denoise(memory["teacher"], labels)
+        if self.config.guidance:
+            weight: Weight = lambda t: memory["guidance"] * jnp.ones_like(t)  # noqa: E731
+            teacher = self.model.guided(memory["teacher"], labels, weight)
+        if self.progressive:
+            return two_step_target(teacher, schedule, x_t, t, s)
+        x_s = teacher_step(teacher, schedule)(x_t, t, s)
+        return consistent(self.model.denoise(own, labels), schedule, FIRST)(x_s, s)
+
+    def sample(self, key: Array, weights: Weights, given: Any) -> Array:
+        n = self.config.first // 2**self.round if self.progressive else 1
+        return self.drawing(n, student=self.round > 0).sample(key, weights, given)
+
+    def drawing(self, n: int, student: bool) -> Diffusion:
+        """The sampler of n steps of the teacher or of a student."""
+        grid, guidance = uniform_grid(n), 0.0 if student else self.config.guidance
+        if student and not self.progressive:
+            grid = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
+            refine = partial(consistent, schedule=self.model.schedule, first=FIRST)
+            return replace(self.model, solver=consistency(FIRST), times=grid, refine=refine)
+        return replace(self.model, solver=ddim(), times=grid, guidance=guidance)
+
+    @property
+    def labelled(self) -> bool:
+        return self.model.labelled
 
 
-def build(config: Config, data: DataSet, placement: Placement) -> System:
-    choose("method", config.method, {"progressive": 0, "consistency": 0})
-    choose(
-        "process", config.process, {name: PROCESSES[name] for name in ("cosine", "linear", "flow")}
-    )
-    choose("prediction", config.prediction, {"v": 0, "x_0": 0})
+def build(config: Config, data: DataSet) -> Distillation:
+    """The distillation of the options."""
+    choose("method", config.method, ("progressive", "consistency"))
+    choose("process", config.process, ("cosine", "linear", "flow"))
+    choose("prediction", config.prediction, ("v", "x_0"))
     if config.train.decay != "none":
         raise Mistake("the rate falls in every round of distillation: leave out --decay.")
-    rounds, round_steps = rounds_of(config)
-    parts = make_score_model(
-        score_sde.Config(
-            net=config.net,
-            train=config.train,
-            process=config.process,
-            prediction=config.prediction,
-        ),
-        data,
+    rounds_of(config)
+    teacher = score_sde.Config(
+        net=config.net, train=config.train, process=config.process, prediction=config.prediction
     )
-    model, schedule, options = parts.model, parts.schedule, config.train
-    model.check_guidance(config.guidance)
-    progressive = config.method == "progressive"
-
-    def optimizer(step: Array | int) -> optax.GradientTransformation:
-        done = (jnp.asarray(step) - config.teacher_steps) % round_steps / round_steps
-        warm = jnp.minimum(1.0, (jnp.asarray(step) + 1) / max(options.warmup, 1))
-        rate = jnp.where(
-            step < config.teacher_steps,
-            options.learning_rate * warm,
-            config.distillation_rate * (1 - done),
-        )
-        return adam(rate, clip=options.clip, b1=options.b1, weight_decay=options.weight_decay)
-
-    def init(key: Array) -> Distilling:
-        student = model.init(key, optimizer(0))
-        kept = jax.tree.map(lambda p: jnp.stack([p] * (rounds + 1)), student.params)
-        return Distilling(student, jax.tree.map(jnp.copy, student.params), kept)
-
-    def teaching(teacher: Any, labels: Array, of_data: Array) -> Denoiser:
-        """The teacher; only the first, which learned from data, is guided."""
-        if not config.guidance:
-            return parts.denoise(teacher, labels)
-        weight = lambda t: jnp.where(of_data, config.guidance, 0.0) * jnp.ones_like(t)  # noqa: E731
-        return parts.guided(teacher, labels, weight)
-
-    def loss(params: Any, state: Distilling, update: Array, batch: Any, key: Array) -> Array:
-        """The error of the student in one of the updates: at data, or later at its teacher."""
-        key_model, key_t, key_eps = jax.random.split(key, 3)
-        x_0, network = model.training(params, batch, key_model)
-        student, labels = parts.denoiser_of(network), batch["label"]
-        learns = update < config.teacher_steps  # from data
-        done = (update - config.teacher_steps) // round_steps
-        n = jnp.where(learns, 1, config.first // 2 ** (done + 1)) if progressive else config.first
-        i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
-        t, s = neighbours(i, n, last=0.0 if progressive else FIRST)
-        t = jnp.where(learns, stratified_times(key_t, len(x_0), low=1e-3), t)
-        x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
-        teacher = teaching(state.teacher, labels, done == 0)
-
-        def answer() -> Array:
-            if progressive:
-                return two_step_target(teacher, schedule, x_t, t, s)
-            x_s = teacher_step(teacher, schedule)(x_t, t, s)
-            return consistent(parts, parts.denoise(state.student.ema, labels))(x_s, s)
-
-        target = jax.lax.stop_gradient(jax.lax.cond(learns, lambda: x_0, answer))
-        if progressive:
-            return truncated_error(student, schedule, x_t, t, target).mean()
-        estimate = jnp.where(learns, student(x_t, t), consistent(parts, student)(x_t, t))
-        return squared_error(estimate, target).mean()
-
-    def step(state: Distilling, batch: Any, key: Array, axis_name: str | None = None):
-        key = step_key(key, state.step, axis_name)
-        since = state.step - config.teacher_steps
-        begins = (since >= 0) & (since % round_steps == 0)
-        choice = lambda a, b: jax.tree.map(lambda x, y: jnp.where(begins, x, y), a, b)  # noqa: E731
-        student = state.student
-        fresh = replace(student, params=student.ema, opt_state=optimizer(0).init(student.ema))
-        state = replace(
-            state, student=choice(fresh, student), teacher=choice(student.ema, state.teacher)
-        )
-
-        def objective(params, batch, key):
-            return loss(params, state, state.step, batch, key), Aux({}, {})
-
-        student, metrics = descend(
-            state.student,
-            objective,
-            batch,
-            key,
-            optimizer(state.step),
-            ema_decay=make_ema_decay(options),
-            accumulate=options.accumulate,
-            axis_name=axis_name,
-        )
-        which = jnp.maximum(since // round_steps + 1, 0)
-        kept = jax.tree.map(lambda all_, p: all_.at[which].set(p), state.kept, student.ema)
-        return replace(state, student=student, kept=kept), metrics
-
-    @jax.jit
-    def validation_loss(state, batch):
-        # of the update just made: the next may begin another round
-        return loss(state.student.ema, state, state.step - 1, batch, jax.random.key(0))
-
-    def score(state: Distilling) -> float:
-        return float(validation_loss(state, some(data.validation, 256)))
-
-    def draw(of_student: bool, n: int, key: Array, params: Any, labels: Array) -> Array:
-        denoise, solver, times = parts.denoise(params, labels), ddim(), uniform_grid(n)
-        if config.guidance and not of_student:
-            denoise = parts.guided(params, labels, config.guidance)
-        if of_student and not progressive:
-            denoise, solver = consistent(parts, denoise), consistency(FIRST)
-            times = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
-        denoise = clip_x_0(denoise) if config.sampling.clip_samples else denoise
-        key_start, key = jax.random.split(key)
-        x_T = parts.start(key_start, len(labels), 1.0)
-        return sample(key, denoise, schedule, x_T, times, solver)
-
-    draws = jax.jit(draw, static_argnums=(0, 1))
-
-    def rows(key: Array, state: Distilling, count: int):
-        """The teacher at falling numbers of steps, then the student of each; the same noise."""
-        all_steps = [config.first // 2**r for r in range(config.first.bit_length())]
-        pairs = [("teacher", False, n, 0) for n in all_steps]
-        pairs += [
-            ("student", True, n, r if progressive else 1) for r, n in enumerate(all_steps) if r > 0
-        ]
-        found = {}
-        for name, of_student, n, r in pairs:
-            params = jax.tree.map(lambda p, r=r: p[r], state.kept)
-            one = lambda key, labels, a=(of_student, n), p=params: draws(*a, key, p, labels)  # noqa: E731
-            x, labels = in_batches(one, key, count, config.sampling.sample_batch, data.classes)
-            found[f"{name}, {n}"] = x, labels if model.classes else None
-        return found
-
-    def make_pictures(key: Array, state: Distilling, directory: Path) -> list[Path]:
-        shown = {name: x for name, (x, _) in rows(key, state, 10).items()}
-        return [save_rows(directory / "distillation.png", shown)]
-
-    def evaluate(key: Array, state: Distilling, space: FeatureSpace) -> list[Number]:
-        drawn = rows(key, state, config.sampling.samples)
-        return compare(data, space, drawn, f"steps, {config.method} distillation, EMA")
-
-    return System(init=init, step=step, score=score, sample=make_pictures, evaluate=evaluate)
+    model = score_sde.build(teacher, data)
+    model.network.check_guidance(config.guidance)
+    return Distillation(data, model.optimizer, model, config)
 
 
-def consistent(parts: ScoreModel, denoise: Denoiser) -> Denoiser:
-    """The consistency function whose network is a denoiser's, read as the target F of EDM."""
-    schedule = parts.schedule
-    network = lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, edm())  # noqa: E731
-    return consistency_function(network, schedule, FIRST)
+# --- every student at its steps ----------------------------------------------------------------
 
 
-EXPERIMENT = Experiment("distillation", __doc__ or "", PRESETS, build)
+def rows(trained: Trained) -> dict[str, np.ndarray]:
+    """Samples of the teacher at falling numbers of steps, then of the student of each."""
+    if "rows" in trained.kept:
+        return trained.kept["rows"]
+    system, config, weights = trained.system, trained.config, trained.weights
+    networks = weights.memory.get("networks")
+    each = [weights.params]  # the teacher, and the student of every round that was begun
+    if networks is not None:
+        each = [jax.tree.map(lambda p, r=r: p[r], networks) for r in range(system.round)] + each
+    found = {}
+    for student in (False, True):
+        for r in range(config.first.bit_length()):
+            which = min(r, len(each) - 1) if system.progressive else len(each) - 1
+            if student and (r == 0 or (system.progressive and r >= len(each))):
+                continue
+            n, params = config.first // 2**r, each[which if student else 0]
+            name = f"{'student' if student else 'teacher'}, {n}"
+            of = trained.with_weights(Weights(params, {}), system.drawing(n, student))
+            found[name] = of.draw()
+    trained.kept["rows"] = found
+    return found
+
+
+def picture(trained: Trained) -> Path:
+    """``distillation.png``: teacher and students from the same noise."""
+    shown = {name: x[:10] for name, x in rows(trained).items()}
+    return save_rows(trained.directory / "distillation.png", shown)
+
+
+def table(trained: Trained) -> list[Number]:
+    """The Frechet distance and class agreement of teacher and students."""
+    data = trained.data
+    labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
+    drawn = {name: (x, labels) for name, x in rows(trained).items()}
+    how = f"steps, {trained.config.method} distillation, EMA"
+    return compare(data, trained.features, drawn, how)
+
+
+TEACHERS = score_sde.PRESETS
+DIGITS = Config(
+    train=replace(TEACHERS["digits"].train, steps=4400, ema=0.99), net=TEACHERS["digits"].net
+)
+MNIST = Config(
+    data=Data("mnist"),
+    train=replace(TEACHERS["mnist"].train, steps=50_000, checkpoint_every=5000),
+    net=TEACHERS["mnist"].net,
+    teacher_steps=20_000,
+    round_steps=5000,
+    distillation_rate=2e-4,
+)
+PRESETS = {
+    "digits": DIGITS,
+    "mnist": MNIST,
+    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
+}
+EXPERIMENT = Experiment(
+    "distillation", __doc__, PRESETS, build, pictures=(picture,), measures=(table,)
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

@@ -3,6 +3,7 @@
 python -m experiments.gan                    # digits: train, sample, measure, draw
 python -m experiments.gan --loss minimax     # log(1 - D(G(z))) in place of the log-D trick
 python -m experiments.gan --discriminator-steps 2
+python -m experiments.gan --data 8gaussians  # perceptrons, for points in the plane
 
 Expect, on digits with seed 0 on two CPU cores: 45 s, all ten classes among 500 samples, Frechet
 distance 0.35 (test set 0.32).
@@ -12,234 +13,253 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax import Array
 
-from experiments.runner import main
-from experiments.system import (
-    Data,
-    Experiment,
-    Mistake,
-    Probe,
-    System,
-    Train,
-    choose,
-    make_ema_decay,
-    make_optimizer,
-)
-from jaxgen.data.sources import DataSet, to_signed
+from jaxgen.data.records import DataSet, Image, Points, some
+from jaxgen.data.toy import DENSITIES
 from jaxgen.evaluation.distances import frechet_distance
-from jaxgen.evaluation.features import FeatureSpace, feature_space, features_of
+from jaxgen.evaluation.features import feature_space, features_of
 from jaxgen.evaluation.latents import analogy, spherical_path
-from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.evaluation.points import sliced_wasserstein
 from jaxgen.losses.adversarial import (
     discriminator_loss,
     minimax_generator_loss,
     non_saturating_generator_loss,
 )
 from jaxgen.models.dcgan import Discriminator, Generator
+from jaxgen.models.mlp import MLP
 from jaxgen.plotting import save_grid
-from jaxgen.training.devices import Placement
-from jaxgen.training.step import Aux, Players, init_state, make_alternating_step
+from jaxgen.runner import (
+    Data,
+    Experiment,
+    Mistake,
+    Sampling,
+    System,
+    Train,
+    Trained,
+    choose,
+    main,
+    make_optimizer,
+    quality,
+    samples,
+)
+from jaxgen.runner.options import Count, measuring
+from jaxgen.training.rows import OverRows
+from jaxgen.training.step import Aux, Now, Turn
 
 GENERATOR_LOSSES = {
     "non_saturating": non_saturating_generator_loss,
     "minimax": minimax_generator_loss,
 }
 LATENTS = 100  # Radford et al. 2016, section 4
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How to measure."""
-
-    samples: int = 500
-    """Samples to measure."""
+SCORED = 500  # samples that a checkpoint is selected by
 
 
 @dataclass(frozen=True)
 class Config:
-    """DCGAN on images."""
+    """DCGAN on images, perceptrons on points."""
 
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = measuring(Sampling)
     loss: str = "non_saturating"
     """The generator's: non_saturating (the log-D trick) or minimax."""
-    discriminator_steps: int = 1
+    discriminator_steps: Count = 1
     """k, the discriminator updates for one of the generator, each on a batch of its own."""
-    stages: int = 2
+    stages: Count = 2
     """Halvings of the image in the discriminator, doublings in the generator."""
-    channels: int = 64
-    """Of the largest feature maps; doubled at every smaller one."""
+    channels: Count = 64
+    """Of the largest feature maps, doubled at every smaller one; units of a perceptron."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gan(System):
+    """A generator of latents ``[B, Z]`` and its discriminator; batch statistics are memory."""
+
+    generator: nn.Module
+    discriminator: nn.Module
+    generator_loss: Callable[[Array], Array]
+    discriminator_steps: int = 1
+    batch: int = 64  # of noise, for statistics
+
+    def init(self, key: Array) -> Any:
+        key_g, key_d = jax.random.split(key)
+        # Running averages need no axis: the networks are initialized in evaluation mode.
+        x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, LATENTS))
+        return {
+            "discriminator": self.discriminator.init(key_d, x, train=False),
+            "generator": self.generator.init(key_g, z, train=False),
+        }
+
+    def turns(self) -> tuple[Turn, ...]:
+        return (
+            Turn("discriminator", self.judging, self.optimizer, self.discriminator_steps),
+            Turn("generator", self.deceiving, self.optimizer),
+        )
+
+    def judging(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
+        """The discriminator's loss on data and on as many samples."""
+        x, g = self.data.kind.values(batch["x"]), now.players["generator"]
+        fake, _ = forward(self.generator, g.params, g.memory, latents(key, len(x)), now)
+        # Real and fake images are normalized apart: each by the statistics of its own batch.
+        real_logits, memory = forward(self.discriminator, params, now.memory, x, now)
+        fake_logits, memory = forward(self.discriminator, params, memory, fake, now)
+        real_logits, fake_logits = real_logits.reshape(len(x)), fake_logits.reshape(len(x))
+        metrics = {
+            "real_probability": jax.nn.sigmoid(real_logits),
+            "fake_probability": jax.nn.sigmoid(fake_logits),
+        }
+        return discriminator_loss(real_logits, fake_logits), Aux(metrics, memory)
+
+    def deceiving(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
+        """The generator's loss on as many samples as the batch has examples."""
+        count, d = len(batch["x"]), now.players["discriminator"]
+        fake, memory = forward(self.generator, params, now.memory, latents(key, count), now)
+        logits, _ = forward(self.discriminator, d.params, d.memory, fake, now)
+        return self.generator_loss(logits.reshape(count)), Aux({}, memory)
+
+    def settled(self, weights: Any) -> Any:
+        """Running averages for the EMA parameters, which no training batch went through.
+
+        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone.
+        """
+
+        def one(memory: Any, key: Array) -> tuple[Any, None]:
+            z = latents(key, self.batch)
+            return forward(self.generator, g.params, memory, z, Now(0))[1], None
+
+        g, keys = weights["generator"], jax.random.split(jax.random.key(0), 50)
+        settle = jax.jit(lambda memory, keys: jax.lax.scan(one, memory, keys)[0])
+        return {**weights, "generator": g._replace(memory=settle(g.memory, keys))}
+
+    def generate(self, weights: Any, z: Array) -> Array:
+        """Examples of latents ``[N, Z]`` by the averaged generator."""
+        g = weights["generator"]
+        x: Any = self.generator.apply({"params": g.params, **g.memory}, z, train=False)
+        return x
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        return self.generate(weights, latents(key, len(given["label"])))
+
+    def how(self) -> str:
+        return "statistics of 50 batches of noise"
+
+    @cached_property
+    def _sampler(self) -> OverRows:
+        draw = lambda weights, key, given: self.sample(key, weights, given)  # noqa: E731
+        return OverRows(draw, jax.local_devices()[:1])
+
+    def score(self, weights: Any) -> float:
+        """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points."""
+        given, key = self.data.given(SCORED), jax.random.key(1)
+        x = self._sampler(self.settled(weights), key, given, SCORED)
+        if isinstance(self.data.kind, Points):
+            return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
+        space = feature_space(self.data)
+        return frechet_distance(space.features(x), features_of(self.data, space, self.data.train, 10_000))
+
+
+def latents(key: Array, count: int) -> Array:
+    """z ``[count, Z]``."""
+    return jax.random.normal(key, (count, LATENTS))
+
+
+def forward(module: nn.Module, params: Any, memory: Any, x: Array, now: Now) -> tuple[Any, Any]:
+    """What a network answers under the statistics of its batch, and new averages of these."""
+    if memory:
+        module = module.clone(axis_name=now.axis_name)
+    return module.apply({"params": params, **memory}, x, train=True, mutable=list(memory))
+
+
+def build(config: Config, data: DataSet) -> Gan:
+    """The GAN of the options."""
+    points = isinstance(data.kind, Points)
+    if config.train.accumulate > 1 and not points:
+        raise Mistake("batch norm needs the whole batch: leave out --accumulate.")
+    generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
+    if points:
+        networks = MLP(data.shape[-1], config.channels), MLP(1, config.channels)
+    else:
+        networks = (
+            Generator(data.shape, config.stages, config.channels),
+            Discriminator(config.stages, config.channels),
+        )
+    optimizer = make_optimizer(config.train)
+    steps, batch = config.discriminator_steps, config.train.batch
+    return Gan(data, optimizer, *networks, generator_loss, steps, batch)
+
+
+# --- pictures of images ------------------------------------------------------------------------
+
+
+def walks(trained: Trained) -> list[Path]:
+    """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ..."""
+    if not isinstance(trained.data.kind, Image):
+        return []
+    system, z = trained.system, np.asarray(latents(jax.random.fold_in(trained.key, 5), 1000))
+    generate = lambda weights, key, z: system.generate(weights, z)  # noqa: E731
+    draw = lambda z: trained.over("latents", generate, np.asarray(z), size=100)  # noqa: E731
+    path = spherical_path(jnp.asarray(z[:10]), jnp.asarray(z[10:20]), 10).swapaxes(0, 1)
+    between = draw(path.reshape(-1, LATENTS))
+    files = [save_grid(trained.directory / "interpolations.png", between, 10)]
+    if trained.features.classify is None:
+        return files
+    classes = trained.features.classify(draw(z))
+    triples = {c: z[classes == c][:3] for c in range(trained.data.classes)}
+    found = [zs for zs in triples.values() if len(zs) == 3]
+    rows = []
+    for a, b, c in list(zip(found, found[1:], found[2:], strict=False))[:5]:
+        rows += [a.mean(axis=0), b.mean(axis=0), c.mean(axis=0), analogy(a, b, c)]
+    if rows:
+        files.append(save_grid(trained.directory / "arithmetic.png", draw(np.stack(rows)), 4))
+    return files
 
 
 DIGITS = Config(
     train=Train(
-        steps=8000,
-        batch=64,
-        learning_rate=2e-4,
-        b1=0.5,
-        ema=0.995,
-        log_every=100,
+        steps=8000, batch=64, learning_rate=2e-4, b1=0.5, ema=0.995, log_every=100,
         checkpoint_every=2000,
     ),
     channels=32,
-)
+)  # fmt: skip
 MNIST = Config(
     data=Data("mnist"),
     train=Train(
         steps=20_000, batch=128, learning_rate=2e-4, b1=0.5, ema=0.999, checkpoint_every=2000
     ),
 )
+POINTS = Config(
+    train=Train(
+        steps=10_000, batch=256, learning_rate=1e-3, b1=0.5, ema=0.999, steps_per_call=50,
+        log_every=250, checkpoint_every=2500,
+    ),
+    sampling=Sampling(2048, 2048),
+    channels=128,
+)  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
     "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
     "cifar10": replace(MNIST, data=Data("cifar10"), stages=3),
+    **{name: replace(POINTS, data=Data(name)) for name in DENSITIES},
 }
-
-
-def build(config: Config, data: DataSet, placement: Placement) -> System:
-    options, levels, shape = config.train, data.levels or 256, data.shape
-    if options.accumulate > 1:
-        raise Mistake("batch norm needs the whole batch: leave out --accumulate.")
-    generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
-    axis_name = placement.axis_name
-    generator = Generator(shape, config.stages, config.channels, axis_name)
-    discriminator = Discriminator(config.stages, config.channels, axis_name)
-    optimizer = make_optimizer(options)
-
-    def latents(key: jax.Array, count: int) -> jax.Array:
-        return jax.random.normal(key, (count, LATENTS))
-
-    def init(key: jax.Array) -> Players:
-        key_g, key_d = jax.random.split(key)
-        # Running averages need no axis: the networks are initialized in evaluation mode.
-        g = generator.init(key_g, jnp.zeros((1, LATENTS)), train=False)
-        d = discriminator.init(key_d, jnp.zeros((1, *shape)), train=False)
-        return Players(init_state(g, optimizer), init_state(d, optimizer))
-
-    def generate(params, mutables, z):
-        """Images ``[B, H, W, C]`` under the statistics of their own batch, and new averages."""
-        variables = {"params": params, **mutables}
-        return generator.apply(variables, z, train=True, mutable=list(mutables))
-
-    def judge(params, mutables, x):
-        """Logits ``[B]`` under the statistics of their own batch, and new averages."""
-        variables = {"params": params, **mutables}
-        return discriminator.apply(variables, x, train=True, mutable=list(mutables))
-
-    def loss_of_discriminator(params, players: Players, batch, key):
-        x = to_signed(batch["x"], levels)
-        fake, _ = generate(
-            players.generator.params, players.generator.mutables, latents(key, len(x))
-        )
-        # Real and fake images are normalized apart: each by the statistics of its own batch.
-        real_logits, mutables = judge(params, players.discriminator.mutables, x)
-        fake_logits, mutables = judge(params, mutables, fake)
-        metrics = {
-            "real_probability": jax.nn.sigmoid(real_logits).mean(),
-            "fake_probability": jax.nn.sigmoid(fake_logits).mean(),
-        }
-        return discriminator_loss(real_logits, fake_logits).mean(), Aux(metrics, mutables)
-
-    def loss_of_generator(params, players: Players, batch, key):
-        count = len(batch["x"])
-        fake, mutables = generate(params, players.generator.mutables, latents(key, count))
-        logits, _ = judge(players.discriminator.params, players.discriminator.mutables, fake)
-        return generator_loss(logits).mean(), Aux({}, mutables)
-
-    step = make_alternating_step(
-        Players(loss_of_generator, loss_of_discriminator),
-        Players(optimizer, optimizer),
-        make_ema_decay(options),
-        config.discriminator_steps,
-    )
-    sampler = Generator(shape, config.stages, config.channels)
-
-    @jax.jit
-    def standing_statistics(key, params, mutables):
-        """Running averages for the EMA parameters, which no training batch went through.
-
-        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone.
-        """
-
-        def forward(mutables, key):
-            z = latents(key, options.batch)
-            variables = {"params": params, **mutables}
-            return sampler.apply(variables, z, train=True, mutable=list(mutables))[1], None
-
-        return jax.lax.scan(forward, mutables, jax.random.split(key, 50))[0]
-
-    @jax.jit
-    def images(params, mutables, z):
-        return sampler.apply({"params": params, **mutables}, z, train=False)
-
-    def sampler_of(state: Players) -> Callable[[jax.Array], np.ndarray]:
-        """Images of latents ``[N, Z]`` by the averaged generator, its statistics made once."""
-        g = state.generator
-        mutables = standing_statistics(jax.random.key(0), g.ema, g.mutables)
-        return lambda z: np.asarray(images(g.ema, mutables, z))
-
-    @cache
-    def reference() -> tuple[FeatureSpace, np.ndarray]:
-        """The feature space of the evaluation, and the features of real images: made once."""
-        space = feature_space(data)
-        return space, features_of(data, space, data.train, 10_000)
-
-    def score(state: Players) -> float:
-        """The Frechet distance of 500 samples, in the feature space of the evaluation."""
-        space, real_features = reference()
-        x = sampler_of(state)(latents(jax.random.key(1), 500))
-        return frechet_distance(space.features(x), real_features)
-
-    def make_pictures(key: jax.Array, state: Players, directory: Path) -> list[Path]:
-        draw, z = sampler_of(state), latents(key, 1000)
-        x = draw(z)
-        files = [save_grid(directory / "samples.png", x[:100], 10)]
-        path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(-1, LATENTS)
-        files.append(save_grid(directory / "interpolations.png", draw(path), 10))
-        space, _ = reference()
-        if space.classify is not None:
-            files += save_arithmetic(directory / "arithmetic.png", draw, z, space.classify(x))
-        return files
-
-    def save_arithmetic(path: Path, draw, z, classes: np.ndarray) -> list[Path]:
-        """Rows of "a is to b as c is to ...": means of three latents each, then their sum."""
-        by_class = [z[np.flatnonzero(classes == c)[:3]] for c in range(data.classes)]
-        found = [c for c in range(data.classes) if len(by_class[c]) == 3]
-        rows = []
-        for i in range(min(5, len(found) - 2)):
-            a, b, c = (by_class[k] for k in found[i : i + 3])
-            rows += [a.mean(axis=0), b.mean(axis=0), c.mean(axis=0), analogy(a, b, c)]
-        return [save_grid(path, draw(jnp.stack(rows)), 4)] if rows else []
-
-    def evaluate(key: jax.Array, state: Players, space: FeatureSpace) -> list[Number]:
-        x = sampler_of(state)(latents(key, config.sampling.samples))
-        how = f"EMA of step {int(state.step)}, statistics of 50 batches of noise"
-        return sample_numbers(data, space, x, None, how)
-
-    networks = {
-        "generator": (generator, (jnp.zeros((1, LATENTS)),), {"train": False}),
-        "discriminator": (discriminator, (jnp.zeros((1, *shape)),), {"train": False}),
-    }
-    return System(
-        init=init,
-        step=step,
-        score=score,
-        sample=make_pictures,
-        evaluate=evaluate,
-        probe=Probe(networks, lambda state: state),
-        batches=config.discriminator_steps,
-    )
-
-
-EXPERIMENT = Experiment("gan", __doc__ or "", PRESETS, build)
+EXPERIMENT = Experiment(
+    "gan",
+    __doc__,
+    PRESETS,
+    build,
+    pictures=(samples, walks),
+    measures=(quality,),
+    kinds=(Image, Points),
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

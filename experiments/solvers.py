@@ -13,89 +13,76 @@ DPM-Solver++(2M) with 10: 0.053; by ancestral sampling with 100: 0.101.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-import jax
 import numpy as np
 
 from experiments import ddpm
-from experiments.images import in_batches
-from experiments.runner import main
-from experiments.system import Experiment, System
-from jaxgen.data.sources import DataSet
-from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations, sample
+from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
-from jaxgen.evaluation.features import FeatureSpace
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.plotting import save_rows
-from jaxgen.training.devices import Placement
-from jaxgen.training.step import TrainState
+from jaxgen.runner import Data, Need, Sampling, Study, Trained, main
 
-
-def even(steps: int, count: int) -> np.ndarray:
-    """Times evenly spaced."""
-    return respaced_times(steps, count)
-
-
-def quadratic(steps: int, count: int) -> np.ndarray:
-    """Times closer to each other near the data."""
-    return respaced_times(steps, count, power=2.0)
-
-
-Row = tuple[str, Solver, Callable[[int, int], np.ndarray], int]
+EVEN, QUADRATIC = 1.0, 2.0  # powers: quadratic times are closer to each other near the data
+Row = tuple[str, Solver, float, int]
 COMPARED: list[Row] = [
-    *(("DDIM", ddim(), even, n) for n in (10, 20, 50, 100)),
-    *(("DDIM, quadratic", ddim(), quadratic, n) for n in (10, 20)),
-    *(("DPM-Solver++(2M), quadratic", dpm_solver_2m(), quadratic, n) for n in (5, 10, 20)),
-    *(("DPM-Solver++(3M), quadratic", dpm_solver_3m(), quadratic, n) for n in (5, 10)),
-    *(("UniPC, quadratic", unipc(), quadratic, n) for n in (5, 10)),
-    ("DPM-Solver++(2M SDE), quadratic", dpm_solver_2m(1.0), quadratic, 20),
-    *(("ancestral", ancestral(), even, n) for n in (20, 100)),
+    *(("DDIM", ddim(), EVEN, n) for n in (10, 20, 50, 100)),
+    *(("DDIM, quadratic", ddim(), QUADRATIC, n) for n in (10, 20)),
+    *(("DPM-Solver++(2M), quadratic", dpm_solver_2m(), QUADRATIC, n) for n in (5, 10, 20)),
+    *(("DPM-Solver++(3M), quadratic", dpm_solver_3m(), QUADRATIC, n) for n in (5, 10)),
+    *(("UniPC, quadratic", unipc(), QUADRATIC, n) for n in (5, 10)),
+    ("DPM-Solver++(2M SDE), quadratic", dpm_solver_2m(1.0), QUADRATIC, 20),
+    *(("ancestral", ancestral(), EVEN, n) for n in (20, 100)),
 ]
 
 
-def build(config: ddpm.Config, data: DataSet, placement: Placement) -> System:
-    system, parts = ddpm.build(config, data, placement), ddpm.make_ddpm(config, data)
-    schedule = parts.chain
+@dataclass(frozen=True)
+class Config:
+    """Solvers of one DDPM."""
 
-    @partial(jax.jit, static_argnames=("solver",))
-    def draw(key, params, labels, times, solver):
-        clip = config.sampling.clip_samples
-        return parts.reverse(sample, key, params, labels, times, solver, clip)
-
-    def rows(key: jax.Array, state: TrainState, count: int):
-        """For each solver its name and cost, and samples with their labels."""
-        found = {}
-        for name, solver, grid, steps in COMPARED:
-            times = grid(schedule.steps, steps)
-            one = lambda key, labels, t=times, s=solver: draw(key, state.ema, labels, t, s)  # noqa: E731
-            x, labels = in_batches(one, key, count, config.sampling.sample_batch, data.classes)
-            cost = evaluations(solver, schedule, times)
-            found[f"{name}, {cost}"] = x, labels if parts.model.classes else None
-        return found
-
-    def make_pictures(key: jax.Array, state: TrainState, directory: Path) -> list[Path]:
-        shown = {name: x for name, (x, _) in rows(key, state, 10).items()}
-        return [save_rows(directory / "solvers.png", shown)]
-
-    def evaluate(key: jax.Array, state: TrainState, space: FeatureSpace) -> list[Number]:
-        drawn = rows(key, state, config.sampling.samples)
-        return compare(data, space, drawn, f"network evaluations, EMA of step {int(state.step)}")
-
-    return replace(system, sample=make_pictures, evaluate=evaluate)
+    data: Data = field(default_factory=Data)
+    sampling: Sampling = field(default_factory=lambda: Sampling(2000, 250))
 
 
-PRESETS = {
-    name: replace(preset, sampling=replace(preset.sampling, samples=2000, sample_batch=500))
-    for name, preset in ddpm.PRESETS.items()
-}
-EXPERIMENT = Experiment(
-    "solvers", __doc__ or "", PRESETS, build, reads=("ddpm",), report="solvers.json"
+def rows(trained: Trained) -> dict[str, np.ndarray]:
+    """For each solver its name and cost, and samples."""
+    if "rows" not in trained.kept:
+        schedule, found = trained.system.discrete().schedule, {}
+        for name, solver, power, steps in COMPARED:
+            times = respaced_times(schedule.steps, steps, power=power)
+            drawn = trained.but(schedule=schedule, solver=solver, times=times).draw()
+            found[f"{name}, {evaluations(solver, schedule, times)}"] = drawn
+        trained.kept["rows"] = found
+    return trained.kept["rows"]
+
+
+def picture(runs: dict[str, Trained], config: Any, directory: Path) -> Path:
+    """``solvers.png``: a row a solver, from the same ten noises."""
+    shown = {name: x[:10] for name, x in rows(runs["ddpm"]).items()}
+    return save_rows(directory / "solvers.png", shown)
+
+
+def table(runs: dict[str, Trained], config: Any) -> list[Number]:
+    """The Frechet distance and class agreement of each solver."""
+    trained = runs["ddpm"]
+    labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
+    drawn = {name: (x, labels) for name, x in rows(trained).items()}
+    how = f"network evaluations, EMA of step {trained.step}"
+    return compare(trained.data, trained.features, drawn, how)
+
+
+STUDY = Study(
+    "solvers",
+    __doc__,
+    {"digits": Config()},
+    {"ddpm": Need(ddpm.EXPERIMENT)},
+    pictures=(picture,),
+    measures=(table,),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(main(STUDY))

@@ -3,6 +3,7 @@
 python -m experiments.vae                                # digits: train, sample, measure, draw
 python -m experiments.vae --data mnist --manual-dir DIR  # 400 units, 20 latents, 20 epochs
 python -m experiments.vae --latents 2                    # also draws the latent manifold
+python -m experiments.vae --data moons                   # points in the plane
 
 Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.7 nats and 500-sample
 log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
@@ -14,70 +15,246 @@ import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
+from jax import Array
 from jax.scipy.stats import norm
 
-from experiments.runner import main
-from experiments.system import (
-    Data,
-    Experiment,
-    Probe,
-    System,
-    Train,
-    choose,
-    make_ema_decay,
-    make_optimizer,
-)
-from jaxgen.data.sources import DataSet, Source, in_chunks, some, to_signed, to_unit
-from jaxgen.evaluation.features import FeatureSpace, map_batches
+from jaxgen.data.records import DataSet, Image, Points, to_unit
+from jaxgen.data.toy import DENSITIES
 from jaxgen.evaluation.latents import spherical_path
-from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
 from jaxgen.models.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from jaxgen.plotting import save_grid
-from jaxgen.training.devices import Placement
-from jaxgen.training.logging import progress
-from jaxgen.training.step import TrainState, init_state, make_step
+from jaxgen.runner import (
+    Data,
+    Experiment,
+    Sampling,
+    System,
+    Train,
+    Trained,
+    choose,
+    main,
+    make_optimizer,
+    quality,
+    samples,
+)
+from jaxgen.runner.options import Count, Positive, measuring
+from jaxgen.training.step import Metrics, Now
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+LIKELIHOODS = ("bernoulli", "gaussian", "learned_gaussian", "logistic")
 
 
 @dataclass(frozen=True)
-class Sampling:
-    """How to measure."""
+class Likelihoods:
+    """How well to measure the likelihood."""
 
-    samples: int = 500
-    """Samples to measure."""
-    importance_samples: int = 500
+    importance_samples: Count = 500
     """K of the importance-sampled log-likelihood."""
-    likelihood_images: int = 1000
-    """Test images whose log-likelihood is estimated."""
+    likelihood_images: Count = 1000
+    """Test examples whose log-likelihood is estimated."""
 
 
 @dataclass(frozen=True)
 class Config:
-    """VAE on images."""
+    """VAE on images or points."""
 
     data: Data = field(default_factory=Data)
     train: Train = field(default_factory=Train)
-    sampling: Sampling = field(default_factory=Sampling)
+    sampling: Sampling = measuring(Sampling)
+    measured: Likelihoods = measuring(Likelihoods)
     model: str = "mlp"
     """mlp or conv."""
-    latents: int = 10
+    latents: Count = 10
     """Dimensions of z."""
-    hidden: int = 400
+    hidden: Count = 400
     """Units of the hidden layers."""
     likelihood: str = "bernoulli"
     """bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic."""
-    std: float = 0.2
+    std: Positive = 0.2
     """Of the gaussian likelihood."""
-    beta: float = 1.0
+    beta: Positive = 1.0
     """Weight of the KL term."""
-    latent_samples: int = 1
+    latent_samples: Count = 1
     """Draws of z a training example."""
+
+
+@dataclass(frozen=True, eq=False)
+class Vae(System):
+    """q(z|x) and p(x|z); images are binarized at random where the likelihood is of bits."""
+
+    encoder: nn.Module
+    decoder: nn.Module
+    likelihood: elbo.Likelihood
+    latents: int
+    binary: bool
+    beta: float = 1.0
+    draws: int = 1  # of z an example
+
+    def init(self, key: Array) -> Any:
+        key_encoder, key_decoder = jax.random.split(key)
+        x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, self.latents))
+        encoder, decoder = self.encoder.init(key_encoder, x), self.decoder.init(key_decoder, z)
+        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
+
+    def coder(self, params: Any) -> tuple[elbo.Encoder, elbo.Decoder]:
+        """x -> q(z|x) and z -> p(x|z)."""
+
+        def encode(x: Array) -> Any:
+            return self.encoder.apply({"params": params["encoder"]}, x)
+
+        def decode(z: Array) -> Any:
+            maps: Any = self.decoder.apply({"params": params["decoder"]}, z)
+            return self.likelihood.density(maps)
+
+        return encode, decode
+
+    def prepare(self, key: Array, x: Any) -> Array:
+        """Examples at the scale of the likelihood: {0, 1} drawn at random, or as models see them."""
+        if not self.binary:
+            return self.data.kind.values(x)
+        return jax.random.bernoulli(key, to_unit(x, self.data.kind.levels)).astype(jnp.float32)
+
+    def shown(self, x: Any) -> Array:
+        """The scale of the likelihood as that of models."""
+        return 2 * x - 1 if self.binary else x
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        key_data, key_z = jax.random.split(key)
+        x, draws = self.prepare(key_data, batch["x"]), self.draws if now.train else 1
+        terms = elbo.elbo_terms(key_z, *self.coder(params), x, samples=draws)
+        return -terms.elbo(self.beta), {"reconstruction": terms.reconstruction, "kl": terms.kl}
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        key_z, key_x = jax.random.split(key)
+        p_x = self.decode(weights, jax.random.normal(key_z, (len(given["label"]), self.latents)))
+        return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
+
+    def decode(self, weights: Any, z: Array) -> Any:
+        """p(x|z)."""
+        return self.coder(weights.params)[1](z)
+
+    def how(self) -> str:
+        return "p(x|z)" if isinstance(self.data.kind, Points) else "means of p(x|z), z of the prior"
+
+
+def build(config: Config, data: DataSet) -> Vae:
+    """The VAE of the options."""
+    name, points = choose("likelihood", config.likelihood, LIKELIHOODS), isinstance(data.kind, Points)
+    if points and name in ("bernoulli", "logistic"):
+        raise ValueError("points have a density: use --likelihood learned_gaussian or gaussian.")
+    likelihoods = {
+        "bernoulli": elbo.bernoulli,
+        "gaussian": partial(elbo.gaussian, config.std),
+        "learned_gaussian": elbo.learned_gaussian,
+        "logistic": lambda: elbo.discretized_logistic(data.kind.levels),
+    }
+    likelihood = likelihoods[name]()
+    encoder_type, decoder_type = choose("model", config.model, MODELS)
+    return Vae(
+        data,
+        make_optimizer(config.train),
+        encoder_type(config.latents, hidden=config.hidden),
+        decoder_type(data.shape, maps=likelihood.maps, hidden=config.hidden),
+        likelihood,
+        config.latents,
+        name == "bernoulli",
+        config.beta,
+        config.latent_samples,
+    )
+
+
+# --- pictures of images ------------------------------------------------------------------------
+
+
+def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
+    """Examples and the means of p(x|mean of z), at the scale of the likelihood."""
+    x = system.prepare(key, batch["x"])
+    encode, decode = system.coder(weights.params)
+    return x, decode(encode(x).mean).mean
+
+
+def reconstructions(trained: Trained) -> list[Path]:
+    """``reconstructions.png``: original, reconstruction, original, ..."""
+    if not isinstance(trained.data.kind, Image):
+        return []
+    rows = partial(reconstruct, trained.system)
+    pairs = np.stack(trained.over("reconstructions", rows, trained.test(50), key=1), axis=1)
+    pairs = np.asarray(trained.system.shown(pairs)).reshape(-1, *trained.data.shape)
+    return [save_grid(trained.directory / "reconstructions.png", pairs, 10)]
+
+
+def decoded(trained: Trained, z: Array) -> np.ndarray:
+    """Pictures of z ``[N, Z]``."""
+    system = trained.system
+    mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
+    return trained.over("decoding", mean, np.asarray(z), size=100)
+
+
+def interpolations(trained: Trained) -> list[Path]:
+    """``interpolations.png``: the arcs between the codes of test images; the latent manifold."""
+    if not isinstance(trained.data.kind, Image):
+        return []
+    system, batch = trained.system, trained.test(20)
+    encode, _ = system.coder(trained.weights.params)
+    means = encode(system.prepare(trained.key, batch["x"])).mean
+    half = len(means) // 2
+    path = spherical_path(means[:half], means[half : 2 * half], 10).swapaxes(0, 1)
+    between = decoded(trained, path.reshape(-1, system.latents))
+    files = [save_grid(trained.directory / "interpolations.png", between, 10)]
+    if system.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
+        quantiles = norm.ppf(jnp.linspace(0.025, 0.975, 20))
+        z = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1).reshape(-1, 2)
+        files.append(save_grid(trained.directory / "manifold.png", decoded(trained, z), 20))
+    return files
+
+
+# --- measures ----------------------------------------------------------------------------------
+
+
+def bound(trained: Trained) -> list[Number]:
+    """The ELBO of the test set, its terms, and the error of reconstructions."""
+    batch, system = trained.test(), trained.system
+    scale = "binarized at random" if system.binary else f"{trained.data.kind} at models' scale"
+    _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
+    elbos, ema = terms["reconstruction"] - terms["kl"], f"EMA of step {trained.step}"
+    tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"
+
+    def error(weights: Any, key: Array, batch: Any) -> Array:
+        x, mean = reconstruct(system, weights, key, batch)
+        return jnp.mean((x - mean) ** 2, axis=tuple(range(1, x.ndim)))
+
+    errors = trained.over("reconstructions", error, batch, key=3, size=250)
+    how = f"mean squared error an entry, mean of p(x|mean of z), {len(errors)} test examples, {ema}"
+    return [
+        Number("elbo", float(elbos.mean()), tested),
+        Number("reconstruction", float(terms["reconstruction"].mean()), tested),
+        Number("kl", float(terms["kl"].mean()), tested),
+        Number("reconstruction_error", float(errors.mean()), how),
+    ]
+
+
+def log_likelihood(trained: Trained) -> list[Number]:
+    """log p(x) of test examples by importance sampling."""
+    system, options = trained.system, trained.config.measured
+    k = options.importance_samples
+
+    def estimate(weights: Any, key: Array, batch: Any) -> Array:
+        key_data, key_z = jax.random.split(key)
+        x, coder = system.prepare(key_data, batch["x"]), system.coder(weights.params)
+        chunk = math.gcd(k, 10)
+        return elbo.importance_log_likelihood(key_z, *coder, x, samples=k, chunk=chunk)
+
+    batch = trained.test(options.likelihood_images)
+    nats = trained.over("likelihood", estimate, batch, key=4, size=250)
+    how = f"nats an example, {k} importance samples, {len(nats)} test examples"
+    return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
 
 
 DIGITS = Config(
@@ -92,6 +269,7 @@ MNIST = Config(
     ),
     latents=20,
 )
+POINTS = replace(DIGITS, likelihood="learned_gaussian", latents=2, hidden=200)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
@@ -103,173 +281,19 @@ PRESETS = {
         latents=64,
         likelihood="logistic",
     ),
+    **{
+        name: replace(POINTS, data=Data(name), sampling=Sampling(2048, 2048)) for name in DENSITIES
+    },
 }
-
-
-def build(config: Config, data: DataSet, placement: Placement) -> System:
-    levels, options, shape = data.levels or 256, config.train, data.shape
-    binary = config.likelihood == "bernoulli"
-    likelihoods = {
-        "bernoulli": elbo.bernoulli,
-        "gaussian": partial(elbo.gaussian, config.std),
-        "learned_gaussian": elbo.learned_gaussian,
-        "logistic": partial(elbo.discretized_logistic, levels),
-    }
-    likelihood = choose("likelihood", config.likelihood, likelihoods)()
-    encoder_type, decoder_type = choose("model", config.model, MODELS)
-    encoder = encoder_type(config.latents, hidden=config.hidden)
-    decoder = decoder_type(shape, maps=likelihood.maps, hidden=config.hidden)
-    optimizer = make_optimizer(options)
-
-    def init(key: jax.Array) -> TrainState:
-        key_encoder, key_decoder = jax.random.split(key)
-        params = {
-            "encoder": encoder.init(key_encoder, jnp.zeros((1, *shape)))["params"],
-            "decoder": decoder.init(key_decoder, jnp.zeros((1, config.latents)))["params"],
-        }
-        return init_state({"params": params}, optimizer)
-
-    def coder(params):
-        encode = partial(encoder.apply, {"params": params["encoder"]})
-        decode = lambda z: likelihood.density(decoder.apply({"params": params["decoder"]}, z))  # noqa: E731
-        return encode, decode
-
-    def prepare(key: jax.Array, x: jax.Array | np.ndarray) -> jax.Array:
-        """Bin numbers to the scale of the likelihood: {0, 1} drawn at random, or [-1, 1]."""
-        if binary:
-            return jax.random.bernoulli(key, to_unit(x, levels)).astype(jnp.float32)
-        return to_signed(x, levels)
-
-    def to_picture(x: jax.Array) -> np.ndarray:
-        return np.asarray(2 * x - 1 if binary else x)
-
-    def loss_fn(params, batch, key):
-        key_data, key_z = jax.random.split(key)
-        x = prepare(key_data, batch["x"])
-        terms = elbo.elbo_terms(key_z, *coder(params), x, samples=config.latent_samples)
-        metrics = {"reconstruction": terms.reconstruction.mean(), "kl": terms.kl.mean()}
-        return -terms.elbo(config.beta).mean(), metrics
-
-    @jax.jit
-    def bound_terms(key, params, x):
-        key_data, key_z = jax.random.split(key)
-        return elbo.elbo_terms(key_z, *coder(params), prepare(key_data, x))
-
-    @jax.jit
-    def log_likelihood(key, params, x):
-        key_data, key_z = jax.random.split(key)
-        return elbo.importance_log_likelihood(
-            key_z,
-            *coder(params),
-            prepare(key_data, x),
-            samples=config.sampling.importance_samples,
-            chunk=math.gcd(config.sampling.importance_samples, 10),
-        )
-
-    @jax.jit
-    def reconstruct(key, params, x):
-        encode, decode = coder(params)
-        x = prepare(key, x)
-        return x, decode(encode(x).mean).mean
-
-    @jax.jit
-    def decode_mean(params, z):
-        return coder(params)[1](z).mean
-
-    @jax.jit
-    def reconstruction_error(key, params, x):
-        x, mean = reconstruct(key, params, x)
-        return jnp.mean((x - mean) ** 2, axis=(1, 2, 3))
-
-    def over(source: Source, function, key, params, count: int):
-        """A jitted ``function(key, params, x)`` of up to ``count`` images, 250 with a key each."""
-        size = min(250, count, len(source))
-        parts = [
-            map_batches(
-                lambda x, i=i: function(jax.random.fold_in(key, i), params, x), b["x"], size
-            )
-            for i, b in enumerate(in_chunks(source, size, count))
-        ]
-        return jax.tree.map(lambda *p: np.concatenate(p), *parts)
-
-    def score(state: TrainState) -> float:
-        terms = over(data.validation, bound_terms, jax.random.key(0), state.ema, 1000)
-        return float(-(terms.reconstruction - terms.kl).mean())
-
-    def make_pictures(key: jax.Array, state: TrainState, directory: Path) -> list[Path]:
-        keys = jax.random.split(key, 3)
-        z = jax.random.normal(keys[0], (100, config.latents))
-        files = [save_grid(directory / "samples.png", to_picture(decode_mean(state.ema, z)), 10)]
-        x = some(data.test, 50)["x"]
-        pairs = np.stack([to_picture(p) for p in reconstruct(keys[1], state.ema, x)], axis=1)
-        pairs = pairs.reshape(-1, *shape)  # original, reconstruction, original, ...
-        files.append(save_grid(directory / "reconstructions.png", pairs, 10))
-        encode, _ = coder(state.ema)
-        means = encode(prepare(keys[2], x)).mean
-        half = len(means) // 2
-        path = spherical_path(means[:half][:10], means[half : 2 * half][:10], 10).swapaxes(0, 1)
-        path = path.reshape(-1, config.latents)
-        between = to_picture(decode_mean(state.ema, path))
-        files.append(save_grid(directory / "interpolations.png", between, 10))
-        if config.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
-            quantiles = norm.ppf(jnp.linspace(0.025, 0.975, 20))
-            z = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1).reshape(-1, 2)
-            manifold = to_picture(decode_mean(state.ema, z))
-            files.append(save_grid(directory / "manifold.png", manifold, 20))
-        return files
-
-    def evaluate(key: jax.Array, state: TrainState, space: FeatureSpace) -> list[Number]:
-        key_elbo, key_likelihood, key_x, key_z = jax.random.split(key, 4)
-        scale = "binarized at random" if binary else f"{levels} levels in [-1, 1]"
-        ema = f"EMA of step {int(state.step)}"
-        terms = over(data.test, bound_terms, key_elbo, state.ema, len(data.test))
-        bound = terms.reconstruction - terms.kl
-        count = min(config.sampling.likelihood_images, len(data.test))
-        with progress("likelihood", 1) as advance:
-            log_p = over(data.test, log_likelihood, key_likelihood, state.ema, count)
-            advance(1)
-        errors = over(data.test, reconstruction_error, key_x, state.ema, len(data.test))
-        tested = f"nats an image, {len(bound)} test images, {scale}, one draw of z, {ema}"
-        numbers = [
-            Number("elbo", float(bound.mean()), tested),
-            Number("reconstruction", float(terms.reconstruction.mean()), tested),
-            Number("kl", float(terms.kl.mean()), tested),
-            Number(
-                "log_likelihood",
-                float(log_p.mean()),
-                f"nats an image, {config.sampling.importance_samples} importance samples, "
-                f"{count} test images, {scale}, {ema}",
-            ),
-            Number(
-                "reconstruction_error",
-                float(errors.mean()),
-                f"mean squared error a pixel, mean of p(x|mean of z), {len(errors)} test images, "
-                f"{ema}",
-            ),
-        ]
-        z = jax.random.normal(key_z, (config.sampling.samples, config.latents))
-        samples = to_picture(decode_mean(state.ema, z))
-        how = f"means of p(x|z), z from the prior, {ema}"
-        return [*numbers, *sample_numbers(data, space, samples, None, how)]
-
-    return System(
-        init=init,
-        step=make_step(loss_fn, optimizer, make_ema_decay(options), options.accumulate),
-        score=score,
-        sample=make_pictures,
-        evaluate=evaluate,
-        probe=Probe(
-            {
-                "encoder": (encoder, (jnp.zeros((1, *shape)),), {}),
-                "decoder": (decoder, (jnp.zeros((1, config.latents)),), {}),
-            },
-            lambda state: state.params,
-            loss_fn,
-        ),
-    )
-
-
-EXPERIMENT = Experiment("vae", __doc__ or "", PRESETS, build)
+EXPERIMENT = Experiment(
+    "vae",
+    __doc__,
+    PRESETS,
+    build,
+    pictures=(samples, reconstructions, interpolations),
+    measures=(bound, log_likelihood, quality),
+    kinds=(Image, Points),
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(EXPERIMENT))

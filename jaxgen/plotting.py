@@ -1,15 +1,25 @@
-"""Pictures: grids, films, curves. Images are ``[H, W, C]`` in [-1, 1]."""
+"""Pictures: grids of images, clouds of points, films, curves.
+
+Images are ``[H, W, C]`` in [-1, 1]. Every ``save_...`` writes one file, and returns its path.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
 
-from jaxgen.data.sources import to_bytes
+from jaxgen.data.records import spread, to_bytes
+
+if TYPE_CHECKING:  # importing matplotlib takes most of a second
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# --- images ----------------------------------------------------------------------------------
 
 
 def tile(images: np.ndarray, columns: int, *, pad: int = 1) -> np.ndarray:
@@ -65,56 +75,208 @@ def save_film(
 ) -> Path:
     """Writes a GIF of grids, ``frames [n, N, H, W, C]``, the last one held for ``hold`` seconds."""
     pictures = [_picture(tile(f, columns), zoom_of(frames.shape[2])) for f in frames]
+    return _save_gif(path, pictures, seconds, hold)
+
+
+def _save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float, hold: float) -> Path:
     durations = [max(20, int(1000 * seconds / len(pictures)))] * len(pictures)
     durations[-1] = int(1000 * hold)
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    first, *rest = pictures
+    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
     return path
+
+
+# --- panels ----------------------------------------------------------------------------------
+
+
+def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure with ``count`` panels in rows of ``columns``, each ``width`` x ``height`` inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = math.ceil(count / columns)
+    figure = Figure((width * columns, height * rows), dpi=110, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis in axes:
+        axis.tick_params(which="both", labelsize=8)
+    for axis in axes[count:]:
+        axis.set_visible(False)
+    return figure, [*axes[:count]]
+
+
+def _save(path: Path, figure: Figure) -> Path:
+    figure.savefig(path)
+    return path
+
+
+# --- points and densities in the plane -------------------------------------------------------
+
+INK = np.linspace([255, 255, 255], [23, 78, 140], 256).round().astype(np.uint8)  # [256, RGB]
+SHADE = np.round(255 * (1 - 0.4 ** np.arange(8)))  # ink where 0, 1, 2, ... dots overlap
+
+
+def square_around(points: np.ndarray) -> tuple[np.ndarray, float]:
+    """The centre ``[2]`` and half the side of a square that shows ``points [n, 2]``.
+
+    A hundredth at either end of each axis may be beyond it, and there is a margin around the
+    others: a few points that went astray do not make the picture small.
+    """
+    points = points[np.isfinite(points).all(axis=-1)]
+    if not len(points):
+        return np.zeros(2), 1.0
+    low, high = np.quantile(points, [0.01, 0.99], axis=0)
+    return (low + high) / 2, 0.6 * float((high - low).max()) or 1.0
+
+
+def dots(points: np.ndarray, centre: np.ndarray, half: float, side: int = 240) -> np.ndarray:
+    """The ink of ``points [n, 2]`` on a square of paper: uint8 ``[side, side]``, the top first.
+
+    A dot is two pixels wide, without jagged edges, and darker where others are under it.
+    """
+    fine = 3  # sub-pixels along a side of a pixel
+    near = np.arange(-fine, fine) + 0.5
+    disk = np.argwhere(np.hypot(near[:, None], near[None]) <= fine) - fine
+    points = points[np.isfinite(points).all(axis=-1)]
+    place = (points - centre)[:, ::-1] * [-1, 1] / half  # (row, column), each in [-1, 1]
+    middle = np.round((np.clip(place, -2, 2) + 1) / 2 * side * fine).astype(int)
+    cells = (middle[:, None] + disk).reshape(-1, 2)
+    cells = cells[((cells >= 0) & (cells < side * fine)).all(axis=-1)]
+    count = np.bincount(cells @ [side * fine, 1], minlength=(side * fine) ** 2)
+    ink = SHADE[np.minimum(count, len(SHADE) - 1)]
+    return ink.reshape(side, fine, side, fine).mean(axis=(1, 3)).astype(np.uint8)
+
+
+def save_points_film(
+    path: Path, frames: np.ndarray, *, seconds: float = 4.0, hold: float = 1.5
+) -> Path:
+    """Writes a GIF of clouds, ``frames [F, n, 2]``, the last one held for ``hold`` seconds.
+
+    What it shows of the plane is set by the last frame, so that noise may begin beyond it.
+    """
+    centre, half = square_around(frames[-1])
+    pictures = [Image.fromarray(dots(points, centre, half)) for points in frames]
+    for picture in pictures:
+        picture.putpalette(INK.tobytes())
+    return _save_gif(path, pictures, seconds, hold)
+
+
+def save_points(path: Path, sets: Mapping[str, np.ndarray], limit: int = 2000) -> Path:
+    """Draws clouds side by side on axes of one scale, up to ``limit`` points of each ``[n, 2]``."""
+    (x, y), half = square_around(np.concatenate([*sets.values()]))
+    figure, axes = _panels(len(sets), 4, 2.8, 2.9)
+    for axis, (name, points) in zip(axes, sets.items(), strict=True):
+        shown = points[spread(len(points), limit)]
+        axis.scatter(*shown.T, s=4, alpha=0.5, linewidths=0, color=INK[-1] / 255)
+        axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
+        axis.set_title(name, fontsize=10)
+    return _save(path, figure)
+
+
+def save_density(path: Path, panels: Mapping[str, np.ndarray], half: float) -> Path:
+    """Draws densities ``[n, n]`` on the square [-half, half]^2, indexed ``[y, x]``, from 0 upwards.
+
+    They share one scale; the thousandth of all values that is highest may be beyond its end.
+    """
+    highest = np.quantile(np.stack([*panels.values()]), 0.999)
+    figure, axes = _panels(len(panels), 4, 2.8, 2.9)
+    square = {"origin": "lower", "extent": (-half, half, -half, half)}
+    images = [
+        axis.imshow(density, cmap="magma", vmin=0, vmax=highest, **square)
+        for axis, density in zip(axes, panels.values(), strict=True)
+    ]
+    for axis, name in zip(axes, panels, strict=True):
+        axis.set_title(name, fontsize=10)
+    figure.colorbar(images[0], ax=axes, shrink=0.8).ax.tick_params(labelsize=8)
+    return _save(path, figure)
+
+
+# --- curves ----------------------------------------------------------------------------------
+
+
+def _metric(name: str) -> str:
+    """What is measured, whoever the player: ``loss`` of ``generator/loss``."""
+    return name.rpartition("/")[2]
+
+
+def _draw(axis: Axes, lines: Mapping[str, Sequence[tuple[float, float]]], label: str) -> None:
+    """Lines of (x, y) in one panel: points are marked where they are few, and the scale is
+    logarithmic where they span more than a factor of 20."""
+    for name, points in lines.items():
+        marker = "o" if len(points) <= 20 else None
+        axis.plot(*zip(*points, strict=True), label=name, linewidth=1.2, marker=marker, ms=3.5)
+    values = [y for points in lines.values() for _, y in points]
+    if min(values) > 0 and max(values) > 20 * min(values):
+        axis.set_yscale("log")
+    title = [*lines] if len(lines) == 1 else dict.fromkeys(map(_metric, lines))
+    axis.set_title(", ".join(title), fontsize=10)
+    axis.set_xlabel(label, fontsize=8)
+    axis.grid(alpha=0.3)
+    if len(lines) > 1:
+        axis.legend(fontsize=8)
+
+
+def _rank(metric: str) -> int:
+    """Losses come first, then their validation, what else is measured, norms, and counts."""
+    if "validation" in metric:
+        return 1
+    return {"loss": 0, "norm": 3, "skipped": 4}.get(metric.rpartition("_")[2], 2)
+
+
+def curves_shown(rows: Sequence[Mapping[str, float]]) -> list[list[str]]:
+    """The names in each panel of :func:`save_curves`, in order: what is trained on comes first.
+
+    One metric of several players shares a panel, and so do the loss and its validation. Panels
+    where nothing ever moves are left out, but for those of losses where nothing moves at all.
+    """
+    values: dict[str, set[float]] = {}
+    for row in rows:
+        for name in row.keys() - {"step"}:
+            values.setdefault(name, set()).add(row[name])
+    panels: dict[str, list[str]] = {}
+    for name in sorted(values):
+        alike = name == "validation" and "loss" in values
+        panels.setdefault("loss" if alike else _metric(name), []).append(name)
+    order = sorted(panels, key=lambda metric: (_rank(metric), metric))
+    moving = [m for m in order if any(len(values[name]) > 1 for name in panels[m])]
+    shown = moving or [m for m in order if _rank(m) == _rank(order[0])]
+    return [panels[metric] for metric in shown]
 
 
 def save_curves(
     path: Path, rows: Sequence[Mapping[str, float]], names: Sequence[str] | None = None
 ) -> Path:
-    """Draws metrics over steps from the rows of a ``metrics.jsonl``, one panel a metric."""
-    import matplotlib
+    """Draws metrics over steps from the rows of a ``metrics.jsonl``.
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
+    The panels are those of :func:`curves_shown`, or one for each of ``names``.
+    """
+    panels = [[name] for name in names] if names else curves_shown(rows)
+    figure, axes = _panels(len(panels), 3, 4, 2.8)
+    for axis, panel in zip(axes, panels, strict=True):
+        lines = {name: [(row["step"], row[name]) for row in rows if name in row] for name in panel}
+        _draw(axis, lines, "step")
+    return _save(path, figure)
 
-    names = names or sorted({name for row in rows for name in row} - {"step"})
-    columns = min(3, len(names))
-    grid = (math.ceil(len(names) / columns), columns)
-    figure, axes = plt.subplots(*grid, figsize=(4 * columns, 2.8 * grid[0]), squeeze=False)
-    for axis, name in zip(axes.flat, names, strict=False):
-        points = [(row["step"], row[name]) for row in rows if name in row]
-        axis.plot(*zip(*points, strict=True), linewidth=1.2)
-        axis.set_title(name, fontsize=10)
-        axis.set_xlabel("step", fontsize=8)
-        axis.grid(alpha=0.3)
-        values = [value for _, value in points]
-        if min(values) > 0 and max(values) > 20 * min(values):
-            axis.set_yscale("log")
-    for axis in axes.flat[len(names) :]:
-        axis.set_visible(False)
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-    return path
+
+def save_lines(
+    path: Path, x: np.ndarray, lines: Mapping[str, np.ndarray], label: str, *, log: bool = False
+) -> Path:
+    """Draws ``lines``, each ``[n]`` over the same ``x [n]``, in a panel each: measures of a sweep.
+
+    ``label`` names x, whose scale is logarithmic with ``log``.
+    """
+    figure, axes = _panels(len(lines), 3, 4, 2.8)
+    for axis, (name, y) in zip(axes, lines.items(), strict=True):
+        _draw(axis, {name: [*zip(x, y, strict=True)]}, label)
+        axis.set_xscale("log" if log else "linear")
+    return _save(path, figure)
 
 
 def save_bars(
     path: Path, at: np.ndarray, height: np.ndarray, spread: np.ndarray, labels: tuple[str, str]
 ) -> Path:
     """Draws ``height [n]`` with its ``spread`` at the places ``at``: a histogram of means."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(6, 3.5))
-    axes.bar(at, height, width=0.9 * np.diff(at, append=2 * at[-1] - at[-2]), color="tab:blue")
-    axes.errorbar(at, height, spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
-    axes.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
-    figure.tight_layout()
-    figure.savefig(path, dpi=100)
-    plt.close(figure)
-    return path
+    figure, (axis,) = _panels(1, 1, 6, 3.5)
+    axis.bar(at, height, width=0.9 * np.diff(at, append=2 * at[-1] - at[-2]), color="tab:blue")
+    axis.errorbar(at, height, spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
+    axis.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
+    return _save(path, figure)

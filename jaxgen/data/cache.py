@@ -8,6 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import jax
 import numpy as np
 
 
@@ -37,3 +38,9 @@ def kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.n
         with suppress(OSError):
             part.unlink()
     return arrays
+
+
+def keep_compiled() -> None:
+    """Compiled programs are kept between runs, so that only the first start compiles."""
+    jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,4 +1,4 @@
-"""Batches through Grain: indices as a function of (seed, step), records read ahead in threads."""
+"""Batches through Grain: indices as a function of (seed, step), examples read ahead in threads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import grain
 import numpy as np
 
 from jaxgen.data.order import ShuffledBatches, Together
-from jaxgen.data.sources import Source, fetch
+from jaxgen.data.records import Source
 
 
 def index_batches(
@@ -36,14 +36,14 @@ def index_batches(
 def read_batches(
     source: Source, indices: grain.MapDataset, *, threads: int = 2, buffer: int = 4
 ) -> Iterator[dict[str, Any]]:
-    """Reads the records of each index batch, ahead of time, in ``threads`` threads.
+    """Reads the examples of each index batch, ahead of time, in ``threads`` threads.
 
     Yields dicts of host arrays whose leading axes are those of the index batch.
     """
 
     def read(index: np.ndarray) -> dict[str, np.ndarray]:
-        records = fetch(source, index.reshape(-1))
-        return {k: v.reshape(*index.shape, *v.shape[1:]) for k, v in records.items()}
+        batch = source.fetch(index.reshape(-1))
+        return {k: v.reshape(*index.shape, *v.shape[1:]) for k, v in batch.items()}
 
     return prefetched(indices.map(read), threads=threads, buffer=buffer)
 

@@ -1,35 +1,92 @@
 """Two-dimensional densities that can be drawn exactly: points ``[n, 2]``, float32, within [-1, 1]
-up to their noise."""
+up to their noise. Their log densities are known as well, in nats."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from jax import Array
+
+NODES = 2000  # of a midpoint rule along a curve; they lie nearer together than its noise is wide
+CHUNK = 1000  # points whose distances to all nodes are held at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Density:
+    """How points are drawn, and what is known of where they lie."""
+
+    sample: Callable[[np.random.Generator, int], np.ndarray]  # (rng, n) -> float32 [n, 2]
+    log_prob: Callable[[Array], Array] | None = None  # [B, 2] -> [B], in nats
+    modes: np.ndarray | None = None  # [K, 2]
+
+
+def _normals(centres: np.ndarray, std: float) -> Callable[[Array], Array]:
+    """The log density of a mixture of equal normals at ``centres [K, 2]``."""
+
+    def at(x: Array) -> Array:
+        exponents = -((x - centres) ** 2).sum(axis=-1) / (2 * std**2)
+        return jax.nn.logsumexp(exponents) - np.log(2 * np.pi * std**2 * len(centres))
+
+    return jax.jit(lambda x: jax.lax.map(at, x[:, None], batch_size=CHUNK))
+
+
+def _midpoints(start: float, end: float, n: int) -> np.ndarray:
+    return start + (end - start) * (np.arange(n) + 0.5) / n
+
+
+# --- eight Gaussians -------------------------------------------------------------------------
+
+
+def _on_circle(angle: np.ndarray) -> np.ndarray:
+    return 0.8 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+
+
+_EIGHT = _on_circle(np.arange(8) * (np.pi / 4))
 
 
 def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
     """Eight modes of standard deviation 0.05 on a circle of radius 0.8."""
-    angle = rng.integers(8, size=n) * (np.pi / 4)
-    centre = 0.8 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    centre = _EIGHT[rng.integers(8, size=n)]
     return (centre + 0.05 * rng.standard_normal((n, 2))).astype(np.float32)
 
 
-def two_moons(rng: np.random.Generator, n: int) -> np.ndarray:
-    """Two interleaved half circles of radius 0.5 with noise 0.03."""
-    angle = rng.uniform(0, np.pi, n)
-    upper = rng.integers(2, size=n) == 0
+# --- two moons -------------------------------------------------------------------------------
+
+
+def _on_moons(angle: np.ndarray, upper: np.ndarray) -> np.ndarray:
     x = np.where(upper, np.cos(angle), 1 - np.cos(angle)) - 0.5
     y = np.where(upper, np.sin(angle), 0.5 - np.sin(angle)) - 0.25
-    points = np.stack([x, y], axis=1) / 1.6
-    return (points + 0.03 * rng.standard_normal((n, 2))).astype(np.float32)
+    return np.stack([x, y], axis=1) / 1.6
+
+
+def two_moons(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Two interleaved half circles of radius 0.625 with noise 0.03."""
+    angle = rng.uniform(0, np.pi, n)
+    upper = rng.integers(2, size=n) == 0
+    return (_on_moons(angle, upper) + 0.03 * rng.standard_normal((n, 2))).astype(np.float32)
+
+
+# --- Swiss roll ------------------------------------------------------------------------------
+
+
+def _on_spiral(turned: np.ndarray) -> np.ndarray:
+    angle = 1.5 * np.pi * (1 + 2 * turned)
+    return np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1) / 15
 
 
 def swiss_roll(rng: np.random.Generator, n: int) -> np.ndarray:
     """A spiral of one and a half turns with noise 0.02."""
-    angle = 1.5 * np.pi * (1 + 2 * rng.uniform(0, 1, n))
-    points = np.stack([angle * np.cos(angle), angle * np.sin(angle)], axis=1) / 15
+    points = _on_spiral(rng.uniform(0, 1, n))
     return (points + 0.02 * rng.standard_normal((n, 2))).astype(np.float32)
+
+
+# --- checkerboard ----------------------------------------------------------------------------
+
+_SQUARES = np.asarray([[x, y] for y in range(4) for x in range(4) if (x + y) % 2 == 0]) / 2 - 0.75
 
 
 def checkerboard(rng: np.random.Generator, n: int) -> np.ndarray:
@@ -40,9 +97,20 @@ def checkerboard(rng: np.random.Generator, n: int) -> np.ndarray:
     return ((corner + rng.uniform(0, 1, (n, 2))) / 2 - 1).astype(np.float32)
 
 
-DENSITIES: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
-    "8gaussians": eight_gaussians,
-    "moons": two_moons,
-    "swissroll": swiss_roll,
-    "checkerboard": checkerboard,
+def _on_dark(x: Array) -> Array:
+    """The log density of the board: its eight squares have the area 2, their edges included."""
+    off = jnp.abs(x[:, None] - _SQUARES[None]).max(axis=-1).min(axis=-1)
+    return jnp.where(off <= 0.25, -np.log(2), -jnp.inf)
+
+
+# --- by name ---------------------------------------------------------------------------------
+
+_HALF = _midpoints(0, np.pi, NODES // 2)
+_MOONS = np.concatenate([_on_moons(_HALF, np.full(len(_HALF), which)) for which in (True, False)])
+
+DENSITIES: dict[str, Density] = {
+    "8gaussians": Density(eight_gaussians, _normals(_EIGHT, 0.05), _EIGHT),
+    "moons": Density(two_moons, _normals(_MOONS, 0.03)),
+    "swissroll": Density(swiss_roll, _normals(_on_spiral(_midpoints(0, 1, NODES)), 0.02)),
+    "checkerboard": Density(checkerboard, _on_dark, _SQUARES),
 }

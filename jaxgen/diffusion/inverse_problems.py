@@ -16,16 +16,18 @@ weights that sum to one keep the data's ([-1, 1] stays [-1, 1]).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.diffusion.guidance import add_to_score
 from jaxgen.diffusion.parameterization import Denoiser, with_x_0, x_0_in
 from jaxgen.diffusion.process import Level, Schedule, expand, transition_variance
+from jaxgen.diffusion.samplers import Solver, ancestral, sample
 from jaxgen.distributions import sum_event
 
 Operator = Callable[[Array], Array]  # x [B, ...] -> y [B, ...]
@@ -129,12 +131,38 @@ def _residual(y: Array, operator: Operator, x_0: Array) -> Array:
     return y - predicted
 
 
-# --- operators -------------------------------------------------------------------------------
+# --- problems --------------------------------------------------------------------------------
 
 
 def identity(x: Array) -> Array:
     """x itself: denoising."""
     return x
+
+
+class Problem(NamedTuple):
+    """y = A x_0 + noise z, and how to draw from p(x_0|y)."""
+
+    operator: Operator
+    noise: float
+    method: str
+    condition: Callable[[Denoiser, Array], Denoiser]  # the denoiser of p(x_0), y -> of p(x_0|y)
+    times: np.ndarray
+    solver: Solver = ancestral()
+    start: Callable[[Array], Array] | None = None  # y -> x at times[0], where not pure noise
+    show: Callable[[Array], Array] = identity  # y -> a picture of x_0's shape
+
+    def measure(self, key: Array, x_0: Array) -> Array:
+        """y of data ``x_0 [B, ...]``."""
+        y = self.operator(x_0)
+        return y + self.noise * jax.random.normal(key, y.shape)
+
+    def solve(self, key: Array, denoise: Denoiser, schedule: Schedule, y: Array, x_T: Array) -> Array:
+        """A draw from p(x_0|y) for each of ``y``; ``x_T [B, ...]`` is noise to start from."""
+        x_t = x_T if self.start is None else self.start(y)
+        return sample(key, self.condition(denoise, y), schedule, x_t, self.times, self.solver)
+
+
+# --- operators -------------------------------------------------------------------------------
 
 
 def masked(x: Array, mask: Array) -> Array:

@@ -121,6 +121,22 @@ def edm_network(network: Network, schedule: Schedule, sigma_data: float = 0.5) -
     return scaled
 
 
+def scaled_network(network: Network, schedule: Schedule, variance: float = 0.5) -> Network:
+    """A network whose inputs have about unit size at every level, and whose time is the level.
+
+    ``variance`` is that of the data (0.5 is that of most images in [-1, 1]). The time is T = 1000
+    times u = 2/pi arctan(sigma/alpha), that of the cosine schedule (Salimans & Ho 2022, appendix
+    E): the network never knows which schedule it serves.
+    """
+
+    def scaled(x_t: Array, t: Array) -> Array:
+        alpha, sigma = schedule(t)
+        size = jnp.sqrt(sigma**2 + variance * alpha**2)
+        return network(x_t / expand(size, x_t), 2000 / jnp.pi * jnp.arctan2(sigma, alpha))
+
+    return scaled
+
+
 def relation_of(target: str | Target, schedule: Schedule, t: Array) -> Relation:
     """The relation of a target given by its name in :data:`TARGETS` or as such a function."""
     return (TARGETS[target] if isinstance(target, str) else target)(schedule, t)

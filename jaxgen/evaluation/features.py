@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,9 @@ from flax import serialization
 
 from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.sources import DataSet, Source, fetch, in_chunks, some, to_signed
+from jaxgen.data.records import DataSet, Image, Source, in_chunks, some, to_signed
 from jaxgen.models.classifier import Classifier
+from jaxgen.training.rows import OverRows
 from jaxgen.training.step import init_state, make_step
 
 BATCH = 128
@@ -39,10 +41,20 @@ class FeatureSpace:
     accuracy: float | None = None  # on the test set
 
 
+def levels_of(data: DataSet) -> int:
+    """How many values a pixel can take.
+
+    Raises:
+      TypeError: for data that are not images.
+    """
+    if not isinstance(data.kind, Image):
+        raise TypeError(f"{data.name} is {data.kind.noun}, and this measures images.")
+    return data.kind.levels
+
+
 def signed(data: DataSet, x: np.ndarray) -> np.ndarray:
     """Bin numbers ``[N, H, W, C]`` to [-1, 1], float32, on the host."""
-    assert data.levels is not None
-    return np.float32(2) * x.astype(np.float32) / np.float32(data.levels - 1) - np.float32(1)
+    return np.float32(2) * x.astype(np.float32) / np.float32(levels_of(data) - 1) - np.float32(1)
 
 
 def image_chunks(
@@ -64,6 +76,7 @@ def features_of(
     return np.concatenate([space.features(x) for x, _ in image_chunks(data, source, limit)])
 
 
+@lru_cache(maxsize=8)
 def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureSpace:
     """The feature space of an image set: trained at its first use, then read from the cache."""
     if data.classes < 2:
@@ -81,10 +94,10 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
         partial.write_bytes(serialization.to_bytes(variables))
         partial.replace(path)  # atomic: another run may be reading
 
-    apply = jax.jit(model.apply)
+    apply = OverRows(lambda variables, key, x: model.apply(variables, x))
 
     def run(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return map_batches(lambda b: apply(variables, b), x, BATCH)
+        return apply(variables, jax.random.key(seed), x, BATCH)
 
     def classify(x: np.ndarray) -> np.ndarray:
         return run(x)[0].argmax(axis=1)
@@ -100,14 +113,6 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
     )
 
 
-def map_batches(function, x, batch: int):
-    """Applies ``function`` to x ``[N, ...]`` in batches of one shape; returns NumPy arrays."""
-    pad = -len(x) % batch
-    padded = np.concatenate([x, np.repeat(x[:1], pad, axis=0)])
-    parts = [jax.device_get(function(padded[i : i + batch])) for i in range(0, len(padded), batch)]
-    return jax.tree.map(lambda *p: np.concatenate(p)[: len(x)], *parts)
-
-
 def _fingerprint(data: DataSet, steps: int, seed: int) -> str:
     sample = some(data.train, 64)
     digest = hashlib.sha256(sample["x"].tobytes() + sample["label"].tobytes()).hexdigest()[:12]
@@ -116,8 +121,7 @@ def _fingerprint(data: DataSet, steps: int, seed: int) -> str:
 
 
 def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
-    levels = data.levels
-    assert levels is not None
+    levels = levels_of(data)
 
     def loss_fn(params, batch, key):
         x = to_signed(batch["x"], levels)
@@ -130,7 +134,7 @@ def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
     step = jax.jit(make_step(loss_fn, optimizer, ema_decay=0.0), donate_argnums=0)
     order = ShuffledBatches(len(data.train), min(BATCH, len(data.train)), seed)
     for i in range(steps):
-        state, _ = step(state, fetch(data.train, order[i]), jax.random.key(seed))
+        state, _ = step(state, data.train.fetch(order[i]), jax.random.key(seed))
     return state.params
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import Array
 
-from jaxgen.data.sources import to_signed
+from jaxgen.data.records import to_signed
 from jaxgen.diffusion.likelihood import (
     dequantize,
     dequantized_bits_per_dimension,
@@ -99,7 +99,7 @@ def ode_likelihood(
     Song et al. 2021, section 4.3. ``probes`` vectors estimate the trace (Hutchinson); with None it
     is exact, which takes as many derivatives as an image has entries. The prior is that of ``t_1``,
     the schedule's end where it is not given. The uniform noise is one bin
-    wide about the values of :func:`~jaxgen.data.sources.to_signed`, on which networks train.
+    wide about the values of :func:`~jaxgen.data.records.to_signed`, on which networks train.
     """
     key_u, key_v = jax.random.split(key)
     stretch = levels / (levels - 1)  # from bins that tile [-1, 1] to bins about -1, ..., 1
@@ -114,6 +114,18 @@ def ode_likelihood(
     bits = dequantized_bits_per_dimension(log_prob, bins[0].size, levels)
     trace = "exact trace" if probes is None else f"Hutchinson trace of {probes} probes, unbiased"
     return Likelihood(bits, f"probability-flow ODE, {trace}, uniform dequantization")
+
+
+def ode_log_density(
+    denoise: Denoiser, schedule: ContinuousSchedule, x: Array, *, t_0: float = 1e-3
+) -> Array:
+    """log p of points ``x [B, D]`` by the probability-flow ODE, in nats, with the exact trace.
+
+    It is the density of the data blurred by noise of standard deviation sigma/alpha of ``t_0``.
+    """
+    alpha = schedule(jnp.asarray(t_0)).alpha
+    found = ode_log_likelihood(denoise, schedule, alpha * x, t_0=t_0, rtol=1e-4, atol=1e-4)
+    return found.log_prob + x[0].size * jnp.log(alpha)
 
 
 METHODS: dict[str, Callable[..., Likelihood]] = {

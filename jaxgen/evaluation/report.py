@@ -6,10 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from jaxgen.data.sources import DataSet, some, spread
+from jaxgen.data.records import DataSet, some, spread
 from jaxgen.evaluation.distances import frechet_distance, kernel_distance, nearest_distances
 from jaxgen.evaluation.features import (
     NUMBERS,
@@ -41,11 +42,17 @@ def write_report(path: Path, numbers: list[Number]) -> None:
     path.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def to_values(data: DataSet, samples: np.ndarray) -> np.ndarray:
-    """Samples in [-1, 1] rounded to the values that a pixel of the data can take, float32."""
-    assert data.levels is not None
-    bins = np.clip(np.round((samples + 1) / 2 * (data.levels - 1)), 0, data.levels - 1)
-    return np.asarray(2 * bins / (data.levels - 1) - 1, np.float32)
+def print_report(numbers: list[Number], path: Path, console: Any) -> None:
+    """Shows numbers with their protocols as a table, under the name of their file."""
+    from rich.table import Table
+
+    table = Table(title=str(path), title_justify="left")
+    for column in ("number", "value", "protocol"):
+        table.add_column(column, justify="right" if column == "value" else "left")
+    for n in numbers:
+        spread = "" if n.std is None else f" ± {n.std:.2g}"
+        table.add_row(n.name, f"{n.value:.4g}{spread}", n.protocol)
+    console.print(table)
 
 
 def compare(
@@ -62,7 +69,7 @@ def compare(
     real = features_of(data, space, data.train)
     numbers = []
     for row, (samples, labels) in rows.items():
-        x = to_values(data, samples)
+        x = data.kind.nearest(samples)
         drawn = f"{len(x)} samples ({row}, {how})"
         protocol = f"{drawn} against {len(real)} training images, {space.name} features"
         distance = frechet_distance(space.features(x), real)
@@ -82,7 +89,7 @@ def sample_numbers(
     Samples are first rounded to the values that a pixel of the data can take. ``how`` says how
     they were drawn and becomes part of each protocol.
     """
-    n, samples = len(samples), to_values(data, samples)
+    n, samples = len(samples), data.kind.nearest(samples)
     shown = samples[spread(n, NEAREST_LIMIT)]
     test = signed(data, some(data.test, NEAREST_LIMIT)["x"])
     parts, distances, test_distances = [], np.inf, np.inf

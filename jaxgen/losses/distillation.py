@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.diffusion.parameterization import Denoiser, Network, x_0_of
+from jaxgen.diffusion.parameterization import Denoiser, Network, edm, from_x_0, x_0_of
 from jaxgen.diffusion.process import Schedule, diffuse, expand
 from jaxgen.diffusion.samplers import ddim_step
 from jaxgen.diffusion.schedules import ContinuousSchedule
@@ -115,3 +115,15 @@ def consistency_loss(
 def teacher_step(teacher: Denoiser, schedule: Schedule) -> Callable[[Array, Array, Array], Array]:
     """``move(x_t, t, s)`` by one DDIM step of ``teacher``."""
     return lambda x_t, t, s: ddim_step(x_t, x_0_of(teacher)(x_t, t), schedule(t), schedule(s))
+
+
+def consistent(denoise: Denoiser, schedule: Schedule, first: float) -> Denoiser:
+    """The :func:`consistency_function` of a denoiser, its answer read as the target F of EDM."""
+    network = lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, edm())  # noqa: E731
+    return consistency_function(network, schedule, first)
+
+
+def neighbours(i: Array, n: Array | int, last: float) -> tuple[Array, Array]:
+    """The beginning and the end of step i = 1..n of n equal ones from 1 down to ``last``."""
+    each = (1 - last) / n
+    return last + each * i, last + each * (i - 1)

@@ -1,4 +1,4 @@
-"""A residual perceptron for points, told the time: densities in the plane and small vectors."""
+"""Perceptrons for points: a residual one that is told the time, and a plain one."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ class TimeMLP(nn.Module):
       time_features: of ``width`` numbers a time, see :mod:`jaxgen.models.embeddings`; the default
         is for times in [0, 1].
       num_classes: if given, ``labels [B]`` are embedded and added to the time embedding.
+      out_channels: of the prediction; the input's where None.
 
     Raises:
       ValueError: if x and t are not ``[B, D]`` and ``[B]``, or labels and ``num_classes`` do not
@@ -34,6 +35,7 @@ class TimeMLP(nn.Module):
     depth: int = 3
     time_features: Callable[[Array, int], Array] = FourierFeatures()
     num_classes: int | None = None
+    out_channels: int | None = None
 
     @nn.compact
     def __call__(
@@ -52,4 +54,19 @@ class TimeMLP(nn.Module):
             told = nn.Dense(self.width)(embedding)
             inner = nn.swish(nn.Dense(self.width, use_bias=False)(nn.swish(h)) + told)
             h = h + nn.Dense(self.width, kernel_init=ZERO)(inner)
-        return nn.Dense(x.shape[-1], kernel_init=ZERO)(nn.swish(h))
+        return nn.Dense(self.out_channels or x.shape[-1], kernel_init=ZERO)(nn.swish(h))
+
+
+class MLP(nn.Module):
+    """x ``[B, D]`` -> ``[B, outputs]`` through ``depth`` layers of ``width`` units."""
+
+    outputs: int
+    width: int = 128
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, *, train: bool = False) -> Array:
+        del train  # the contract of all networks; nothing here is different in training
+        for _ in range(self.depth):
+            x = nn.leaky_relu(nn.Dense(self.width)(x), 0.2)
+        return nn.Dense(self.outputs)(x)

@@ -1,6 +1,6 @@
 """Encoders and decoders of variational autoencoders (Kingma & Welling 2014, appendix C).
 
-An encoder answers q(z|x); a decoder answers the parameter maps of p(x|z), ``[B, H, W, maps * C]``,
+An encoder answers q(z|x); a decoder answers the parameter maps of p(x|z), ``[B, ..., maps * C]``,
 which a likelihood of ``jaxgen.losses.elbo`` turns into a density.
 """
 
@@ -37,7 +37,7 @@ class MLPEncoder(nn.Module):
 
 
 class MLPDecoder(nn.Module):
-    """z ``[B, Z]`` -> ``[B, *shape[:2], shape[2] * maps]`` through ``hidden`` units."""
+    """z ``[B, Z]`` -> ``[B, *shape[:-1], shape[-1] * maps]`` through ``hidden`` units."""
 
     shape: tuple[int, ...]
     maps: int = 1
@@ -49,9 +49,8 @@ class MLPDecoder(nn.Module):
         h = z
         for _ in range(self.layers):
             h = nn.relu(nn.Dense(self.hidden)(h))
-        height, width, channels = self.shape
-        out = nn.Dense(height * width * channels * self.maps)(h)
-        return out.reshape(z.shape[0], height, width, channels * self.maps)
+        out = nn.Dense(math.prod(self.shape) * self.maps)(h)
+        return out.reshape(z.shape[0], *self.shape[:-1], self.shape[-1] * self.maps)
 
 
 class ConvEncoder(nn.Module):

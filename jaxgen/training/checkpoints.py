@@ -150,9 +150,9 @@ class Checkpoints:
 
         If ``step`` is None it is the latest that is whole.
 
-        ``abstract`` is a tree of arrays or ``ShapeDtypeStruct`` whose shardings say where each
-        array goes, so a run may come back on another number of devices. A damaged latest
-        checkpoint is passed over with a warning.
+        ``abstract``, or what it answers for a step, is a tree of arrays or ``ShapeDtypeStruct``
+        whose shardings say where each array goes, so a run may come back on another number of
+        devices. A damaged latest checkpoint is passed over with a warning.
 
         Raises:
           NoCheckpoint: where there is none, or not that one.
@@ -181,6 +181,7 @@ class Checkpoints:
         )
 
     def _read(self, abstract: Any, step: int) -> Any:
+        abstract = abstract(step) if callable(abstract) else abstract
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, abstract)
         items = ocp.args.Composite(
             state=ocp.args.StandardRestore(abstract), about=ocp.args.JsonRestore()

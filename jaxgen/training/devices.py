@@ -29,6 +29,7 @@ AXIS = "batch"
 MODEL_AXIS = "model"
 YNN = "xla_cpu_experimental_ynn_fusion_type"  # what XLA on CPU leaves to YNNPACK
 LARGE_STEP = 1e7  # elements of state and batch
+Gather = Callable[[Any, Any], Any]  # (arrays, index) -> a batch, by a pure function
 SMALLEST_SPLIT = 1024  # elements; dividing smaller arrays saves nothing and costs a message
 
 
@@ -69,8 +70,8 @@ class Placement(Protocol):
         """Host arrays with this process's rows at axis ``leading``, to its devices."""
         ...
 
-    def resident(self, data: Any) -> Callable[[Any], Any]:
-        """Keeps ``data [N, ...]`` on the devices; answers placed indices with their batch."""
+    def resident(self, arrays: Any, gather: Gather) -> Callable[[Any], Any]:
+        """Keeps arrays on the devices; answers a placed index with ``gather(arrays, index)``."""
         ...
 
 
@@ -95,10 +96,6 @@ def scan_steps(step: Callable) -> Callable:
         return lax.scan(lambda state, batch: step(state, batch, key, **kwargs), state, batches)
 
     return steps
-
-
-def _gather(data, index):
-    return jax.tree.map(lambda x: x[index], data)
 
 
 def split_longest(shape: tuple[int, ...], parts: int) -> PartitionSpec:
@@ -186,15 +183,13 @@ class Sharded:
 
         return jax.tree.map(put, batch)
 
-    def resident(self, data: Any) -> Callable[[Any], Any]:
+    def resident(self, arrays: Any, gather: Gather) -> Callable[[Any], Any]:
         whole = self._sharding()
-        data = jax.tree.map(
-            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), data
+        arrays = jax.tree.map(
+            lambda x: jax.make_array_from_callback(x.shape, whole, lambda index: x[index]), arrays
         )
-        gather = {
-            leading: jax.jit(_gather, out_shardings=self._divided(leading)) for leading in range(3)
-        }
-        return lambda index: gather[index.ndim - 1](data, index)
+        gathers = [jax.jit(gather, out_shardings=self._divided(leading)) for leading in range(3)]
+        return lambda index: gathers[index.ndim - 1](arrays, index)
 
 
 @dataclass(frozen=True)
@@ -250,10 +245,10 @@ class Pmapped:
     def put_batch(self, batch: Any, *, leading: int = 0) -> Any:
         return self._put(jax.tree.map(lambda x: self._split(np.asarray(x), leading), batch))
 
-    def resident(self, data: Any) -> Callable[[Any], Any]:
-        copies = self.put_state(data)
-        gather = jax.pmap(_gather, axis_name=AXIS, devices=self.devices)
-        return lambda index: gather(copies, index)
+    def resident(self, arrays: Any, gather: Gather) -> Callable[[Any], Any]:
+        copies = self.put_state(arrays)
+        gathered = jax.pmap(gather, axis_name=AXIS, devices=self.devices)
+        return lambda index: gathered(copies, index)
 
 
 def on_one_device(state: Any) -> Any:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 from jax import Array
+
+from jaxgen.training.logging import console
 
 
 class NoiseScale(NamedTuple):
@@ -87,3 +91,26 @@ def loss_by_time(times: np.ndarray, losses: np.ndarray, bins: int = 10) -> LossB
     order = np.array_split(np.argsort(times, kind="stable"), bins)
     rows = [(times[i].mean(), losses[i].mean(), losses[i].std()) for i in order]
     return LossByTime(*np.asarray(rows).T)
+
+
+def profiled(step: Callable, directory: Path, calls: int) -> Callable:
+    """The step, of whose ``calls`` ten are traced: ``tensorboard --logdir`` or ui.perfetto.dev.
+
+    The first ten are passed over, or half of them in a run of less than twenty.
+    """
+    first = min(10, calls // 2)
+    last = min(first + 10, calls) - 1
+    count = itertools.count()
+
+    def traced(state: Any, batch: Any, key: Array) -> Any:
+        call = next(count)
+        if call == first:
+            jax.profiler.start_trace(directory, create_perfetto_trace=True)
+        state, metrics = step(state, batch, key)
+        if call == last:
+            jax.block_until_ready(metrics)
+            jax.profiler.stop_trace()
+            console.print(f"profile of {last - first + 1} calls in {directory}")
+        return state, metrics
+
+    return traced

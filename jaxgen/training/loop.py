@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 
 
 class Advance(Protocol):
@@ -129,3 +134,40 @@ def _collect(
         for name, v in rows.items()
     }
     return means, in_a_row
+
+
+class Waiting(Iterator):
+    """An iterator that counts the seconds spent waiting for it."""
+
+    def __init__(self, batches: Iterator) -> None:
+        self._batches, self.seconds = batches, 0.0
+
+    def first(self) -> Any:
+        """The next element, which stays the next."""
+        element = next(self)
+        self._batches = itertools.chain([element], self._batches)
+        return element
+
+    def __next__(self) -> Any:
+        begun = time.perf_counter()
+        element = next(self._batches)
+        self.seconds += time.perf_counter() - begun
+        return element
+
+
+@contextmanager
+def preemption() -> Generator[Callable[[int], bool]]:
+    """Answers, inside the block, whether SIGTERM has asked this run to stop after a step.
+
+    Of several processes it may reach one alone; all then stop after the same step.
+    """
+    if jax.process_count() > 1:
+        calls = itertools.count()
+        yield lambda done: multihost_utils.reached_preemption_sync_point(next(calls))
+        return
+    asked = []
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+    try:
+        yield lambda done: bool(asked)
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -1,13 +1,14 @@
-"""The one step body every family trains with, and the alternating step of two players.
+"""The one step body every family trains with, and the step in which several players take turns.
 
-A loss of one network is ``loss_fn(params, batch, key) -> (scalar, metrics)``. A network with
-mutable collections or an opponent uses the named form of the same idea, :class:`Aux`.
+A loss of one network is ``loss_fn(params, batch, key) -> (values, metrics)``, with one value an
+example or one for the batch, of which the mean is taken. In a :class:`Turn` it also sees what is :class:`Now` besides: the step
+of the run, the other players, and a memory of its own, which it may answer anew by :class:`Aux`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -29,10 +30,10 @@ OWN_METRICS = frozenset({"loss", "grad_norm", "update_norm", "param_norm", "skip
 
 
 class Aux(NamedTuple):
-    """What a loss returns beside its value: metrics, and the updated mutable collections."""
+    """What a loss returns beside its values where it has a memory: metrics, and the memory after."""
 
     metrics: Metrics
-    mutables: Any
+    memory: Any
 
 
 @struct.dataclass
@@ -43,19 +44,22 @@ class TrainState:
     params: Params
     opt_state: optax.OptState
     ema: Params
-    mutables: Any  # e.g. {"batch_stats": ...}; {} for most networks
+    memory: Any  # what is no parameter: batch statistics, a codebook, ...; {} for most networks
 
 
 def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransformation) -> TrainState:
-    """The state at step 0 from a module's ``init``; the EMA starts at the parameters."""
-    mutables = {name: value for name, value in variables.items() if name != "params"}
+    """The state at step 0 from a module's ``init``; the EMA starts at the parameters.
+
+    Whatever ``variables`` hold beside ``params`` is memory.
+    """
+    memory = {name: value for name, value in variables.items() if name != "params"}
     params = variables["params"]
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         opt_state=optimizer.init(params),
         ema=jax.tree.map(jnp.copy, params),  # a buffer of its own: both are donated
-        mutables=mutables,
+        memory=memory,
     )
 
 
@@ -121,7 +125,7 @@ def descend(
 
     Where the loss or the gradient is not finite the update is skipped: everything but the step
     count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
-    share of the batch: gradients, mutable collections and metrics are averaged over ``axis_name``.
+    share of the batch: gradients, memory and metrics are averaged over ``axis_name``.
     ``accumulate`` is the ``parts`` of :func:`gradient`.
 
     Raises:
@@ -135,11 +139,11 @@ def descend(
             "name."
         )
     metrics = {"loss": value, **aux.metrics}
-    mutables = aux.mutables
+    memory = aux.memory
     if axis_name is not None:
-        grads, mutables, metrics = lax.pmean((grads, mutables, metrics), axis_name)
+        grads, memory, metrics = lax.pmean((grads, memory, metrics), axis_name)
     # the mean over parts or devices of a counter is a counter
-    mutables = jax.tree.map(lambda new, old: new.astype(old.dtype), mutables, state.mutables)
+    memory = jax.tree.map(lambda new, old: new.astype(old.dtype), memory, state.memory)
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -149,7 +153,7 @@ def descend(
         params=params,
         opt_state=opt_state,
         ema=optax.incremental_update(params, state.ema, 1 - decay),
-        mutables=mutables,
+        memory=memory,
     )
     finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
     new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
@@ -174,14 +178,14 @@ def make_step(
     ema_decay: Decay,
     accumulate: int = 1,
 ) -> Step:
-    """The step ``(state, batch, key) -> (state, metrics)`` of one network without mutables.
+    """The step ``(state, batch, key) -> (state, metrics)`` of one network without a memory.
 
     ``accumulate`` is the ``parts`` of :func:`gradient`.
     """
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
-        value, metrics = loss_fn(params, batch, key)
-        return value, Aux(metrics, {})
+        values, metrics = loss_fn(params, batch, key)
+        return jnp.mean(values), Aux(jax.tree.map(jnp.mean, metrics), {})
 
     def step(state: TrainState, batch: Batch, key: Array, axis_name: str | None = None):
         return descend(
@@ -198,68 +202,101 @@ def make_step(
     return step
 
 
+class Now(NamedTuple):
+    """What a loss may look at beside parameters, batch and key."""
+
+    step: Array | int  # steps of the run so far
+    memory: Any = {}  # of the player that moves
+    players: Mapping[str, Any] = {}  # every player's state, its own too
+    train: bool = True  # or measured: without dropout, on the moving average
+    axis_name: str | None = None  # of the devices, under pmap
+
+
+# (params of the player that moves, batch, key, now) -> (values [B] or a scalar, metrics or Aux)
+TurnLoss = Callable[[Params, Batch, Array, Now], tuple[Array, Metrics | Aux]]
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One player's part in a step: it descends its loss, ``times`` times on a batch each."""
+
+    player: str
+    loss: TurnLoss
+    optimizer: optax.GradientTransformation
+    times: int = 1
+
+
 @struct.dataclass
 class Players:
-    """A generator and its discriminator: two states, or two of anything else."""
+    """The states of all that is in training, by name, and the steps of the run so far."""
 
-    generator: Any
-    discriminator: Any
+    step: Array
+    of: dict[str, TrainState]
 
-    @property
-    def step(self) -> Array:
-        """The number of generator updates."""
-        return self.generator.step
+    def __getitem__(self, name: str) -> TrainState:
+        return self.of[name]
 
 
-# (params of the player that moves, both states, batch, key) -> (scalar, Aux)
-PlayerLoss = Callable[[Params, Players, Batch, Array], tuple[Array, Aux]]
+def init_players(variables: Mapping[str, Any], turns: Sequence[Turn]) -> Players:
+    """The players at step 0, from the variables of each."""
+    states = {t.player: init_state(variables[t.player], t.optimizer) for t in turns}
+    return Players(jnp.zeros((), jnp.int32), states)
 
 
-def make_alternating_step(
-    losses: Players, optimizers: Players, ema_decay: Decay, discriminator_steps: int = 1
-) -> Step:
-    """Algorithm 1 of Goodfellow et al. 2014: k discriminator updates, then one of the generator.
+def batches_of(turns: Sequence[Turn]) -> int:
+    """How many batches a step takes."""
+    return max(turn.times for turn in turns)
 
-    ``losses`` and ``optimizers`` hold one :data:`PlayerLoss` and one optimizer a player. A step's
-    batch is k batches ``[k B, ...]``, since each discriminator update draws examples of its own;
-    the generator's loss sees the last one. The discriminator's metrics are means over its k
-    updates, ``skipped`` their sum, so that none of them is hidden.
+
+def make_turns(turns: Sequence[Turn], ema_decay: Decay, accumulate: int = 1) -> Step:
+    """A step in which every player moves in turn (Goodfellow et al. 2014, algorithm 1).
+
+    Its batch is ``batches_of(turns)`` batches in one: who moves k times sees the last k, one each.
+    The metrics of several players bear their names; those of a repeated move are means, ``skipped``
+    their sum, so that none of them is hidden.
     """
 
     def step(state: Players, batch: Batch, key: Array, axis_name: str | None = None):
-        key = step_key(key, state.step, axis_name)
-        keys = jax.random.split(key, discriminator_steps + 1)
-        parts = divided(batch, discriminator_steps)
-        part, rows = batch, []
-        for i in range(discriminator_steps):
-            part = jax.tree.map(lambda x: x[i], parts)  # noqa: B023 (used at once)
-            discriminator, metrics = descend(
-                state.discriminator,
-                lambda p, b, k: losses.discriminator(p, state, b, k),  # noqa: B023
-                part,
-                keys[i],
-                optimizers.discriminator,
-                ema_decay=ema_decay,
-                axis_name=axis_name,
-            )
-            rows.append(metrics)
-            state = replace(state, discriminator=discriminator)
-        each = jax.tree.map(lambda *values: jnp.stack(values), *rows)  # [k]
-        metrics = {k: v.sum() if k == "skipped" else v.mean() for k, v in each.items()}
-        generator, generator_metrics = descend(
-            state.generator,
-            lambda p, b, k: losses.generator(p, state, b, k),
-            part,
-            keys[-1],
-            optimizers.generator,
-            ema_decay=ema_decay,
-            axis_name=axis_name,
-        )
-        metrics = {f"discriminator/{k}": v for k, v in metrics.items()}
-        metrics |= {f"generator/{k}": v for k, v in generator_metrics.items()}
-        return replace(state, generator=generator), metrics
+        keys = iter(jax.random.split(step_key(key, state.step, axis_name), sum(t.times for t in turns)))
+        parts = divided(batch, batches_of(turns)) if batches_of(turns) > 1 else None
+        metrics: Metrics = {}
+        for turn in turns:
+            rows = []
+            for i in range(-turn.times, 0):
+                state, found = move(
+                    turn,
+                    state,
+                    batch if parts is None else jax.tree.map(lambda x: x[i], parts),  # noqa: B023
+                    next(keys),
+                    ema_decay=ema_decay,
+                    accumulate=accumulate,
+                    axis_name=axis_name,
+                )
+                rows.append(found)
+            each = jax.tree.map(lambda *values: jnp.stack(values), *rows)  # [times]
+            prefix = f"{turn.player}/" if len(turns) > 1 else ""
+            metrics |= {prefix + k: v.sum() if k == "skipped" else v.mean() for k, v in each.items()}
+        return replace(state, step=state.step + 1), metrics
 
     return step
+
+
+def move(
+    turn: Turn, state: Players, batch: Batch, key: Array, *, axis_name: str | None, **how: Any
+) -> tuple[Players, Metrics]:
+    """One update of one player, by :func:`descend`."""
+    player = state[turn.player]
+    now = Now(state.step, player.memory, state.of, axis_name=axis_name)
+
+    def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
+        values, told = turn.loss(params, batch, key, now)
+        metrics, memory = told if isinstance(told, Aux) else (told, player.memory)
+        return jnp.mean(values), Aux(jax.tree.map(jnp.mean, metrics), memory)
+
+    moved, metrics = descend(
+        player, loss, batch, key, turn.optimizer, axis_name=axis_name, **how
+    )
+    return replace(state, of={**state.of, turn.player: moved}), metrics
 
 
 def half_life_decay(

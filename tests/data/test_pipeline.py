@@ -3,9 +3,9 @@ import pytest
 
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
-from jaxgen.data.sources import Arrays
+from jaxgen.data.records import Arrays
 
-SOURCE = Arrays(np.arange(30).reshape(10, 3), np.arange(10, dtype=np.int32))
+SOURCE = Arrays({"x": np.arange(30).reshape(10, 3), "number": np.arange(10, dtype=np.int32)})
 
 
 def take(iterator, n):
@@ -48,8 +48,9 @@ def test_processes_read_their_rows_of_one_batch(processes):
 def test_records_are_read_in_the_order_of_the_indices():
     indices = index_batches(10, 4, seed=0, stride=2)
     for batch, index in zip(take(read_batches(SOURCE, indices), 3), indices, strict=False):
-        np.testing.assert_array_equal(batch["label"], index)
-        np.testing.assert_array_equal(batch["x"], SOURCE.x[index])
+        assert batch.keys() == {"x", "number"}
+        np.testing.assert_array_equal(batch["number"], index)
+        np.testing.assert_array_equal(batch["x"], SOURCE["x"][index])
 
 
 def test_batches_larger_than_the_set_span_epochs():

@@ -1,27 +1,36 @@
-"""Each density against moments and supports that follow from its definition."""
+"""Each density against moments, supports and integrals that follow from its definition."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.integrate import quad
+from scipy.stats import multivariate_normal
 
-from jaxgen.data.sources import load
 from jaxgen.data.toy import DENSITIES
 
 N = 40_000
+HALF, CELLS = 1.5, 300  # a grid of midpoints: no wider than half the narrowest noise
+
+
+def draw(name, n=N):
+    return DENSITIES[name].sample(np.random.default_rng(0), n)
 
 
 @pytest.fixture(params=DENSITIES)
-def draw(request):
-    return DENSITIES[request.param](np.random.default_rng(0), N)
+def name(request):
+    return request.param
 
 
-def test_points_are_float32_and_in_the_picture(draw):
-    assert draw.shape == (N, 2)
-    assert draw.dtype == np.float32
-    assert np.abs(draw).max() < 1.4
+def test_points_are_float32_and_in_the_picture(name):
+    x = draw(name)
+    assert x.shape == (N, 2)
+    assert x.dtype == np.float32
+    assert np.abs(x).max() < 1.4
 
 
 def test_eight_gaussians():
-    x = DENSITIES["8gaussians"](np.random.default_rng(0), N)
+    x = draw("8gaussians")
     angle = np.round(np.arctan2(x[:, 1], x[:, 0]) / (np.pi / 4)).astype(int) % 8
     np.testing.assert_allclose(np.bincount(angle) / N, 1 / 8, atol=0.01)
     # E|x|^2 = radius^2 + 2 std^2
@@ -29,7 +38,7 @@ def test_eight_gaussians():
 
 
 def test_two_moons_are_half_circles():
-    x = DENSITIES["moons"](np.random.default_rng(0), N) * 1.6 + [0.5, 0.25]
+    x = draw("moons") * 1.6 + [0.5, 0.25]
     upper, lower = np.hypot(x[:, 0], x[:, 1]), np.hypot(x[:, 0] - 1, x[:, 1] - 0.5)
     off = np.minimum(np.abs(upper - 1), np.abs(lower - 1))  # from the nearer circle
     assert off.max() < 6 * 0.03 * 1.6
@@ -38,7 +47,7 @@ def test_two_moons_are_half_circles():
 
 def test_swiss_roll_is_a_spiral():
     """The radius is proportional to the angle run through: angle mod 2 pi is known from r."""
-    x = DENSITIES["swissroll"](np.random.default_rng(0), N)
+    x = draw("swissroll")
     r = np.hypot(x[:, 0], x[:, 1]) * 15
     angle = np.arctan2(x[:, 1], x[:, 0])
     difference = np.angle(np.exp(1j * (r - angle)))
@@ -47,7 +56,7 @@ def test_swiss_roll_is_a_spiral():
 
 
 def test_checkerboard_covers_the_dark_squares_only():
-    x = DENSITIES["checkerboard"](np.random.default_rng(0), N)
+    x = draw("checkerboard")
     cell = np.clip(np.floor((x + 1) * 2).astype(int), 0, 3)
     counts = np.zeros((4, 4))
     np.add.at(counts, (cell[:, 1], cell[:, 0]), 1)
@@ -56,8 +65,95 @@ def test_checkerboard_covers_the_dark_squares_only():
     assert counts[~dark].sum() == 0
 
 
+def test_the_density_is_that_of_the_draws(name):
+    """It integrates to 1, and its entropy over a grid is the mean of -log p over draws: by Gibbs'
+    inequality any other density would give more."""
+    middle = HALF * ((np.arange(CELLS) + 0.5) * 2 / CELLS - 1)
+    grid = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+    log_p = np.asarray(DENSITIES[name].log_prob(jnp.asarray(grid)), np.float64)
+    mass = np.exp(log_p) * (2 * HALF / CELLS) ** 2
+    np.testing.assert_allclose(mass.sum(), 1, atol=1e-4)
+    entropy = -(mass * np.where(mass > 0, log_p, 0)).sum()
+    over_draws = -np.asarray(DENSITIES[name].log_prob(jnp.asarray(draw(name, 20_000))))
+    error = over_draws.std() / np.sqrt(20_000)
+    np.testing.assert_allclose(over_draws.mean(), entropy, atol=4 * error + 1e-4)
+
+
+def test_log_density_of_eight_gaussians():
+    x = np.random.default_rng(1).uniform(-1, 1, (50, 2))
+    angle = np.arange(8) * np.pi / 4
+    centres = 0.8 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    want = np.log(np.mean([multivariate_normal(c, 0.05**2).pdf(x) for c in centres], axis=0))
+    got = DENSITIES["8gaussians"].log_prob(jnp.asarray(x))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def moons(angle, upper):
+    x, y = (np.cos(angle), np.sin(angle)) if upper else (1 - np.cos(angle), 0.5 - np.sin(angle))
+    return np.asarray([x - 0.5, y - 0.25]) / 1.6
+
+
+@pytest.mark.parametrize(
+    ("name", "std", "curves"),
+    [
+        ("moons", 0.03, [lambda u, k=k: moons(np.pi * u, k) for k in (True, False)]),
+        (
+            "swissroll",
+            0.02,
+            [lambda u: (r := 1.5 * np.pi * (1 + 2 * u)) * np.asarray([np.cos(r), np.sin(r)]) / 15],
+        ),
+    ],
+)
+def test_log_density_along_a_curve_is_the_integral(name, std, curves):
+    """Near the curve, by an adaptive rule that is told where the peak is."""
+    rng = np.random.default_rng(2)
+    for u, curve in [(u, curve) for u in (0.0, 0.03, 0.4, 0.77, 1.0) for curve in curves]:
+        x = curve(u) + std * rng.standard_normal(2)
+        at = lambda v, c, x=x: multivariate_normal(x, std**2).pdf(c(v)) / len(curves)
+        places = np.clip(u + np.asarray([-0.05, 0, 0.05]), 0, 1)
+        total = sum(quad(at, 0, 1, (c,), points=places, limit=500)[0] for c in curves)
+        got = DENSITIES[name].log_prob(jnp.asarray(x[None]))
+        np.testing.assert_allclose(got, [np.log(total)], atol=1e-3)
+
+
+def test_log_density_of_the_checkerboard():
+    inside = [[-0.75, -0.75], [-0.25, -0.25], [0.9, 0.6], [-1.0, -1.0], [1.0, 1.0], [0.0, 0.0]]
+    outside = [[-0.25, -0.75], [0.6, -0.6], [1.01, 0.9], [-3.0, 0.0]]
+    got = DENSITIES["checkerboard"].log_prob(jnp.asarray(inside + outside))
+    np.testing.assert_allclose(got, [-np.log(2)] * len(inside) + [-np.inf] * len(outside))
+    assert np.isfinite(DENSITIES["checkerboard"].log_prob(jnp.asarray(draw("checkerboard")))).all()
+
+
+def test_gradients_are_finite_and_point_home(name):
+    log_prob = DENSITIES[name].log_prob
+    score = jax.grad(lambda x: log_prob(x).sum())
+    x = jnp.asarray([[3.0, -3.0], [0.0, 0.0], [0.31, 0.45]])
+    assert np.isfinite(score(x)).all()
+    if name != "checkerboard":  # whose density is flat
+        assert float(score(x)[0] @ x[0]) < 0
+
+
+def test_the_score_near_a_mode_is_that_of_its_normal():
+    density = DENSITIES["8gaussians"]
+    x = jnp.asarray(density.modes + np.asarray([0.03, -0.02]))
+    score = jax.grad(lambda x: density.log_prob(x).sum())(x)
+    np.testing.assert_allclose(score, np.tile([-12.0, 8.0], (8, 1)), rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["8gaussians", "checkerboard"])
+def test_modes_are_the_means_of_what_lies_nearest(name):
+    x, modes = draw(name), DENSITIES[name].modes
+    assert modes.shape == (8, 2)
+    nearest = np.linalg.norm(x[:, None] - modes, axis=-1).argmin(axis=1)
+    means = np.stack([x[nearest == k].mean(axis=0) for k in range(8)])
+    np.testing.assert_allclose(means, modes, atol=0.01)
+
+
 def test_they_are_loaded_by_name_and_repeatable():
-    a, b = load("moons"), load("moons")
-    np.testing.assert_array_equal(a.train.x, b.train.x)
-    assert not a.is_image
-    assert not np.array_equal(a.train.x[:100], a.test.x[:100])
+    from jaxgen.data.sources import load
+
+    index = np.arange(100)
+    a, b = (load("moons") for _ in range(2))
+    np.testing.assert_array_equal(a.train.fetch(index)["x"], b.train.fetch(index)["x"])
+    assert not np.array_equal(a.train.fetch(index)["x"], a.test.fetch(index)["x"])
+    assert a.log_prob is DENSITIES["moons"].log_prob

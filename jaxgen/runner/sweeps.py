@@ -20,12 +20,13 @@ import numpy as np
 from jax import Array
 from jax.sharding import SingleDeviceSharding
 
-from experiments.folders import MEASURING, write_config
-from experiments.system import Mistake, System
-from jaxgen.data.sources import DataSet, did_you_mean
+from jaxgen.data.records import DataSet
+from jaxgen.data.sources import did_you_mean
 from jaxgen.evaluation.report import Number
+from jaxgen.runner.folders import write_config
+from jaxgen.runner.options import is_measuring
+from jaxgen.runner.system import Experiment, Mistake, System
 from jaxgen.training.checkpoints import Checkpoints
-from jaxgen.training.devices import Placement
 from jaxgen.training.logging import MetricLog
 
 
@@ -95,6 +96,12 @@ def override(config: Any, values: dict[str, Any]) -> Any:
     return replace(config, **changed)
 
 
+def measured(config: Any) -> set[str]:
+    """The options that change nothing in training."""
+    sections = [getattr(config, f.name) for f in dataclasses.fields(config) if is_measuring(f)]
+    return {f.name for section in sections for f in dataclasses.fields(section)}
+
+
 def seeds(members: tuple[Member, ...]) -> tuple[int, ...]:
     return tuple(member.config.train.seed for member in members)
 
@@ -113,38 +120,26 @@ def fold(key: Array, data: int) -> Array:
     )
 
 
-def together(
-    build: Callable[[Any, DataSet, Placement], System],
-    members: tuple[Member, ...],
-    data: DataSet,
-    placement: Placement,
-) -> System:
-    """The members as one system, whose states, batches and keys have a first axis of members.
+def each_member(
+    build: Callable[[Any, DataSet], System], members: tuple[Member, ...], data: DataSet
+) -> Callable[..., Any]:
+    """``each(do, *stacked)``: ``do(system of a member, its part of each argument)``, stacked.
 
-    Options that training depends on are arguments of the compiled program; each member is scored,
-    drawn and measured by a system of its own, shared by those that differ in their seed alone.
+    Options that training depends on are arguments of the compiled program.
 
     Raises:
       Mistake: if a swept option decides what is computed, and so cannot be an argument.
     """
     base = members[0].config
-    measured = {
-        f.name
-        for section in MEASURING
-        if hasattr(base, section)
-        for f in dataclasses.fields(getattr(base, section))
-    }
     traced = {
         name: jnp.array([member.values[name] for member in members], jnp.float32)
         for name in members[0].settings
-        if name not in measured
+        if name not in measured(base)
     }
 
     def each(do: Callable[..., Any], *stacked: Any) -> Any:
-        """``do(system of a member, its part of each stacked argument)``, for all members."""
-
         def one(values: dict[str, Array], *parts: Any) -> Any:
-            return do(build(override(base, values), data, placement), *parts)
+            return do(build(override(base, values), data), *parts)
 
         try:
             return jax.vmap(one)(traced, *stacked)
@@ -153,47 +148,12 @@ def together(
                 f"--sweep cannot take one of {', '.join(traced)}: it decides what is computed."
             ) from error
 
-    def init(key: Array) -> Any:
-        return each(lambda system, key: system.init(key), key)
+    return each
 
-    def step(state: Any, batch: Any, key: Array, axis_name: str | None = None) -> Any:
-        kwargs = {} if axis_name is None else {"axis_name": axis_name}
-        return each(lambda system, *parts: system.step(*parts, **kwargs), state, batch, key)
 
-    alone: dict[str, System] = {}
-    systems = []
-    for member in members:
-        shared = str(member.settings)
-        if shared not in alone:
-            alone[shared] = build(member.config, data, placement)
-        systems.append(alone[shared])
-
-    def score(state: Any) -> Any:
-        return np.array([s.score(part) for s, part in zip(systems, split(state), strict=True)])
-
-    def sample(key: Array, state: Any, directory: Path) -> list[Path]:
-        files = []
-        for i, (member, part) in enumerate(zip(members, split(state), strict=True)):
-            files += systems[i].sample(key[i], part, directory / member.name)
-        return files
-
-    def evaluate(key: Array, state: Any, space: Any) -> list[Number]:
-        return summary(
-            members,
-            [systems[i].evaluate(key[i], part, space) for i, part in enumerate(split(state))],
-        )
-
-    def split(state: Any) -> list[Any]:
-        return [jax.tree.map(lambda x, i=i: x[i], state) for i in range(len(members))]
-
-    return System(
-        init=init,
-        step=step,
-        score=score,
-        sample=sample,
-        evaluate=evaluate,
-        batches=systems[0].batches,
-    )
+def part(stacked: Any, i: int) -> Any:
+    """Member i of stacked states."""
+    return jax.tree.map(lambda x: x[i], stacked)
 
 
 def summary(members: tuple[Member, ...], numbers: list[list[Number]]) -> list[Number]:
@@ -217,7 +177,7 @@ class MemberCheckpoints:
     """The checkpoints of each member, in its own directory, as one set of stacked states."""
 
     def __init__(
-        self, directory: Path, experiment: str, members: tuple[Member, ...], keep: int
+        self, directory: Path, experiment: Experiment, members: tuple[Member, ...], keep: int
     ) -> None:
         self.directory, self.experiment, self.members = directory, experiment, members
         self._each = [Checkpoints(directory / m.name / "checkpoints", keep) for m in members]
@@ -226,29 +186,27 @@ class MemberCheckpoints:
         """The steps of which every member has a checkpoint, rising."""
         return sorted(set.intersection(*[set(each.steps()) for each in self._each]))
 
-    def best(self) -> None:
-        """There is none of all members together."""
-        raise Mistake("each member of a sweep has its own best checkpoint: name a step.")
-
     def save(self, step: int, state: Any, config: dict, score: Any) -> None:
         del config  # each has its own
         for i, (member, each) in enumerate(zip(self.members, self._each, strict=True)):
             write_config(self.directory / member.name, self.experiment, member.config)
-            part = jax.tree.map(lambda x, i=i: x[i], state)
-            each.save(step, part, dataclasses.asdict(member.config), float(score[i]))
+            each.save(step, part(state, i), dataclasses.asdict(member.config), float(score[i]))
 
-    def restore(self, abstract: Any, step: int | None = None) -> tuple[int, Any]:
+    def restore(self, abstract: Callable[[int], Any], step: int | None = None) -> tuple[int, Any]:
         """The step of which every member has a whole checkpoint, and the stacked states."""
         here = SingleDeviceSharding(jax.local_devices()[0])
-        one = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=here), abstract
-        )
+
+        def one(step: int) -> Any:
+            return jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=here), abstract(step)
+            )
+
         if step is None:
             step = min(each.restore(one)[0] for each in self._each)
         states = [each.restore(one, step)[1] for each in self._each]
         stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
-        stacked = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), stacked, abstract)
-        return step, stacked
+        placed = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), stacked, abstract(step))
+        return step, placed
 
     def drop_after(self, step: int) -> None:
         for each in self._each:

@@ -1,30 +1,42 @@
-"""What an experiment declares: its options, and the functions that train and measure a model."""
+"""The options that experiments share, their ranges, and their form on disk."""
 
 from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Annotated, Any, NamedTuple, TypeVar
 
-import jax
 import optax
-from flax import linen as nn
-from jax import Array
 
-from jaxgen.data.sources import DataSet, did_you_mean
-from jaxgen.evaluation.features import FeatureSpace
-from jaxgen.evaluation.report import Number
-from jaxgen.training.devices import Placement
-from jaxgen.training.step import Decay, Loss, adam, half_life_decay
+from jaxgen.runner.system import Mistake
+from jaxgen.training.step import Decay, adam, half_life_decay
 
-Config = TypeVar("Config")
+T = TypeVar("T")
 
 
-class Mistake(ValueError):
-    """A wrong option or state of affairs, said in one sentence that names the fix."""
+class Range(NamedTuple):
+    """Which values an option may have; written into its type."""
+
+    low: float
+    high: float = float("inf")
+
+
+Count = Annotated[int, Range(1)]
+Natural = Annotated[int, Range(0)]
+Positive = Annotated[float, Range(0)]
+Share = Annotated[float, Range(0, 1)]
+
+
+def measuring(kind: type[T]) -> T:
+    """A section of a config that says how to sample and measure, and changes nothing in training:
+    it may differ from one look at a run to the next."""
+    return field(default_factory=kind, metadata={"measuring": True})
+
+
+def is_measuring(f: dataclasses.Field) -> bool:
+    return bool(f.metadata.get("measuring"))
 
 
 @dataclass(frozen=True)
@@ -32,63 +44,81 @@ class Data:
     """Which data."""
 
     data: str = "digits"
-    """digits, folder:PATH, or an image set of tensorflow-datasets."""
+    """digits; a toy density (8gaussians, moons, swissroll, checkerboard); folder:PATH, pairs:PATH,
+    domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set of tensorflow-datasets."""
     data_dir: str | None = None
     """Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets)."""
     manual_dir: str | None = None
-    """A folder with the set's original files, to prepare it from."""
-    image_size: int | None = None
+    """A folder with the set's original files."""
+    image_size: Annotated[int | None, Range(1)] = None
     """Crop and resize images to this many pixels a side."""
+    length: Count = 128
+    """Bytes in an example of text."""
 
 
 @dataclass(frozen=True)
 class Train:
     """How to train."""
 
-    steps: int = 2000
+    steps: Count = 2000
     """Updates in all."""
-    batch: int = 64
+    batch: Count = 64
     """Examples a step, over all devices."""
-    learning_rate: float = 1e-3
+    learning_rate: Positive = 1e-3
     """Of Adam."""
-    b1: float = 0.9
+    b1: Share = 0.9
     """Of Adam."""
-    warmup: int = 0
+    warmup: Natural = 0
     """Steps of linear warm-up."""
     decay: str = "none"
     """Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last
     step."""
-    weight_decay: float = 0.0
+    weight_decay: Positive = 0.0
     """Decoupled, times the learning rate; of kernels alone (AdamW)."""
-    clip: float | None = None
+    clip: Annotated[float | None, Range(0)] = None
     """Global norm to clip the gradient at."""
-    ema: float = 0.99
+    ema: Share = 0.99
     """Decay of the moving average of the parameters."""
-    ema_half_life: float | None = None
-    """In images, in place of --ema: what was learned so long ago counts half. It is shorter in the
-    beginning, a twentieth of the images seen."""
-    seed: int = 0
+    ema_half_life: Annotated[float | None, Range(0)] = None
+    """In examples, in place of --ema: what was learned so long ago counts half. It is shorter in
+    the beginning, a twentieth of the examples seen."""
+    seed: Natural = 0
     """Of initialization, data order, noise and sampling."""
-    accumulate: int = 1
+    accumulate: Count = 1
     """Parts of a batch whose gradients are taken one after the other, to save memory."""
     parallel: str = "jit"
     """jit (sharded over the devices) or pmap."""
-    devices: int | None = None
+    devices: Annotated[int | None, Range(1)] = None
     """How many devices to use (default: all)."""
-    model_devices: int = 1
+    model_devices: Count = 1
     """Devices that divide parameters and optimizer state among them (FSDP)."""
-    steps_per_call: int = 1
+    steps_per_call: Count = 1
     """Steps in one dispatch; for dense networks, and on accelerators."""
-    log_every: int = 50
+    log_every: Count = 50
     """Steps between rows of metrics."""
-    checkpoint_every: int = 500
+    checkpoint_every: Count = 500
     """Steps between checkpoints."""
-    keep: int = 3
+    keep: Count = 3
     """How many of the latest checkpoints to keep, beside the best."""
-    max_skipped: int = 10
+    max_skipped: Count = 10
     """Stop after so many steps in a row whose loss or gradient was not finite."""
     sweep: tuple[str, ...] = ()
     """Train several runs in one program: seed=0,1,2 learning_rate=1e-3,2e-3 is six."""
+
+    @property
+    def looped(self) -> bool:
+        """Whether gradients are taken inside a loop of the compiled program."""
+        return self.steps_per_call > 1 or self.accumulate > 1
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many samples to draw."""
+
+    samples: Count = 500
+    """Samples to measure."""
+    sample_batch: Count = 100
+    """Samples at a time on a device."""
 
 
 @dataclass(frozen=True)
@@ -109,57 +139,31 @@ class Run:
     coordinator: str | None = None
     """HOST:PORT of the first of several processes that train together, or auto where the cluster
     says it (SLURM, TPU pods, Kubernetes, MPI)."""
-    num_processes: int | None = None
+    num_processes: Annotated[int | None, Range(1)] = None
     """How many processes train together."""
-    process_id: int | None = None
+    process_id: Annotated[int | None, Range(0)] = None
     """Which of them this is, from 0."""
 
 
-@dataclass(frozen=True)
-class Probe:
-    """What the verb ``diagnose`` looks at in a trained model."""
+def check_ranges(options: Any) -> None:
+    """Holds every option of a (nested) config to the range in its type.
 
-    networks: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
-    """Each with the arguments, by position and by name, of a call for one example."""
-    params: Callable[[Any], Any]  # state -> the parameters that the losses take
-    loss: Loss | None = None  # (params, batch, key) -> (scalar, metrics), to find its noise
-    losses: Callable[[Array, Any, Any], tuple[Array, Array]] | None = None
-    """(key, params, batch) -> times and losses of the examples, each ``[B]``."""
-
-
-@dataclass(frozen=True)
-class System:
-    """A model with its data: what the runner needs to train, sample and measure it.
-
-    ``sample`` and ``evaluate`` take the trained state; ``sample`` writes pictures and names them.
+    Raises:
+      Mistake: naming the option and its range.
     """
-
-    init: Callable[[jax.Array], Any]  # key -> state
-    step: Callable  # the step body
-    score: Callable[[Any], Any]  # state -> a validation score, lower is better
-    sample: Callable[[jax.Array, Any, Path], list[Path]]
-    evaluate: Callable[[jax.Array, Any, FeatureSpace], list[Number]]
-    probe: Probe | None = None
-    batches: int = 1  # how many a step takes: its examples are so many times --batch
-
-
-@dataclass(frozen=True)
-class Experiment(Generic[Config]):
-    """A system's name, one line about it, its presets by data set, and how to build it."""
-
-    name: str
-    about: str
-    presets: dict[str, Config]
-    build: Callable[[Config, DataSet, Placement], System]
-    reads: tuple[str, ...] = ()  # other experiments whose runs it samples and evaluates
-    report: str = "report.json"  # another name where it evaluates the runs of another experiment
+    hints = typing.get_type_hints(type(options), include_extras=True)
+    for f in dataclasses.fields(options):
+        value = getattr(options, f.name)
+        if dataclasses.is_dataclass(value):
+            check_ranges(value)
+        for low, high in (m for m in getattr(hints[f.name], "__metadata__", ()) if is_range(m)):
+            if value is not None and not low <= value <= high:
+                least = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
+                raise Mistake(f"--{f.name.replace('_', '-')} is {least}, not {value:g}.")
 
 
-def choose(kind: str, name: str, table: dict[str, Any]) -> Any:
-    """``table[name]``, or a :class:`Mistake` that offers the nearest names."""
-    if name not in table:
-        raise Mistake(f"unknown {kind} '{name}'{did_you_mean(name, table)}")
-    return table[name]
+def is_range(value: Any) -> bool:
+    return isinstance(value, Range)
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:

@@ -1,0 +1,280 @@
+"""The system of :mod:`~experiments.ddpm` and :mod:`~experiments.score_sde`: one network that predicts
+something of noisy data, with any schedule, objective, solver and guidance.
+
+It has no command of its own: those two are its options, and studies vary its parts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgen.data.records import Image, Points, random_flip
+from jaxgen.data.toy import DENSITIES
+from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
+from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
+from jaxgen.diffusion.process import Schedule, known_level, posterior_variance
+from jaxgen.diffusion.samplers import Solver, Variance, evaluations, sample, sample_path
+from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
+from jaxgen.evaluation.likelihood import likelihood, ode_log_density
+from jaxgen.evaluation.report import Number
+from jaxgen.models.denoising import Denoising, Net
+from jaxgen.plotting import save_density, save_film, save_points_film
+from jaxgen.runner import Data, Sampling, System, Train, Trained
+from jaxgen.runner.options import Count, Range
+from jaxgen.runner.pictures import columns
+from jaxgen.training.step import Metrics, Now
+
+Objective = Callable[[Array, Network, Array], tuple[Array, Array]]  # (key, network, x_0) -> t, loss
+HALF = 1.2  # of the square on which densities are drawn
+
+
+@dataclass(frozen=True)
+class Reverse:
+    """How to go back from noise to data, and what to measure of it."""
+
+    sample_steps: Count = 50
+    """Steps; heun and predictor_corrector evaluate the network twice a step."""
+    solver: str = "default"
+    """ancestral, ddim (eta = 0), euler, heun, heun_churned, euler_maruyama, predictor_corrector,
+    dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m or unipc (default: the process's own)."""
+    guidance: Annotated[float, Range(-1)] = 0.0
+    """Weight of classifier-free guidance; 0 is one evaluation of the network a step."""
+    clip_samples: bool | None = None
+    """Clip the estimates of x_0 to [-1, 1] (default: those of images)."""
+    bound_images: Count = 100
+    """Test examples whose likelihood is measured."""
+    bound_times: Count = 100
+    """Times at which the continuous bound of each is evaluated."""
+
+
+@dataclass(frozen=True, eq=False)
+class Diffusion(System):
+    """A network of noisy data, and the way back from noise."""
+
+    network: Denoising
+    schedule: Schedule  # of sampling
+    objective: Objective
+    solver: Solver
+    times: np.ndarray  # of sampling, falling
+    prediction: str | Target = "eps"
+    read: Callable[[Network], Network] = lambda network: network  # the module as that prediction
+    refine: Callable[[Denoiser], Denoiser] = lambda denoise: denoise
+    guidance: Weight = 0.0
+    clip: bool = False
+    flip: bool = False  # training images at random
+    looped: bool = False  # gradients are taken inside a loop
+    variance: Variance = posterior_variance  # of the bound, where none is learned
+    bound_times: int = 100
+
+    def init(self, key: Array) -> Any:
+        return self.network.init(key)
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        key_flip, key_network, key = jax.random.split(key, 3)
+        x_0, labels = self.data.kind.values(batch["x"]), batch["label"]
+        if not now.train:
+            t, loss = self.objective(key, self.network.given(params, labels), x_0)
+            return loss, {"t": t}
+        x_0 = random_flip(key_flip, x_0) if self.flip else x_0
+        network = self.network.in_loops() if self.looped else self.network
+        return self.objective(key, network.training(params, labels, key_network), x_0)[1], {}
+
+    def denoise(self, params: Any, labels: Array) -> Denoiser:
+        """(x_t, t) -> x_0, or (x_0, nu), told labels ``[B]`` where the network is."""
+        return self.denoiser_of(self.network.given(params, labels))
+
+    def denoiser_of(self, network: Network) -> Denoiser:
+        """The denoiser of the module as it is called, in the schedule's unit of time."""
+        network = self.read(network)
+        if isinstance(self.schedule, Interpolated):
+            network = self.schedule.network(network)
+        return self.refine(denoiser(network, self.schedule, self.prediction))
+
+    def guided(self, params: Any, labels: Array, weight: Weight) -> Denoiser:
+        """:meth:`denoise` with classifier-free guidance."""
+        nobody = self.network.hidden(labels)
+        return classifier_free(self.denoise(params, labels), self.denoise(params, nobody), weight)
+
+    def start(self, key: Array, count: int) -> Array:
+        """x_T ``[count, ...]``: noise of the size it has at the first time."""
+        noise = jax.random.normal(key, (count, *self.data.shape))
+        return self.schedule(jnp.asarray(self.times[0])).sigma * noise
+
+    def reverse(self, run: Callable[..., Any], key: Array, weights: Any, given: Any) -> Any:
+        """``run``, sample or sample_path, from noise through the times; a ``guidance [B]`` that is
+        given takes the place of the system's."""
+        labels = given["label"]
+        guidance = given.get("guidance", self.guidance)
+        denoise = self.guided(weights.params, labels, guidance)
+        denoise = clip_x_0(denoise) if self.clip else denoise
+        key_start, key = jax.random.split(key)
+        x_T = self.start(key_start, len(labels))
+        return run(key, denoise, self.schedule, x_T, self.times, self.solver)
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        return self.reverse(sample, key, weights, given)
+
+    @property
+    def labelled(self) -> bool:
+        return self.network.classes is not None
+
+    def how(self) -> str:
+        cost = evaluations(self.solver, self.schedule, self.times)
+        cost *= 1 if isinstance(self.guidance, float) and self.guidance == 0 else 2
+        return f"{len(self.times) - 1} steps, {cost} network evaluations"
+
+    def continuous(self) -> Diffusion:
+        """The same network in continuous time."""
+        if not isinstance(self.schedule, DiscreteSchedule):
+            return self
+        times = self.times / self.schedule.steps
+        return replace(self, schedule=Interpolated(self.schedule), times=times)
+
+    def discrete(self) -> Diffusion | None:
+        """The same network on the chain it was trained on, if there was one."""
+        if isinstance(self.schedule, Interpolated):
+            chain = self.schedule.schedule
+            return replace(self, schedule=chain, times=self.times * chain.steps)
+        return self if isinstance(self.schedule, DiscreteSchedule) else None
+
+
+# --- pictures --------------------------------------------------------------------------------
+
+
+def film(trained: Trained) -> Path:
+    """``film.gif``: the way from noise to samples, of about 50 frames."""
+    points = isinstance(trained.data.kind, Points)
+    given = trained.data.given(1000 if points else 3 * columns(trained))
+    draw = jax.jit(lambda key, w: trained.system.reverse(sample_path, key, w, given)[1][0])
+    path = np.asarray(draw(jax.random.fold_in(trained.key, 2), trained.weights))
+    frames = np.concatenate([path[:: max(1, len(path) // 50)], path[-1:]])
+    if points:
+        return save_points_film(trained.directory / "film.gif", frames)
+    # Where noise is large, each frame is shown at the scale of its own noise.
+    frames = frames / np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
+    return save_film(trained.directory / "film.gif", frames, columns(trained))
+
+
+def density(trained: Trained) -> list[Path]:
+    """``density.png``: of points in the plane, by the ODE, beside that of the data."""
+    if trained.data.shape != (2,):
+        return []
+    side = np.linspace(-HALF, HALF, 80, dtype=np.float32)
+    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    panels = {}
+    if trained.data.log_prob is not None:
+        panels["data"] = np.exp(trained.data.log_prob(jnp.asarray(x)))
+    panels["model"] = np.exp(log_density(trained, x))
+    panels = {name: np.asarray(p).reshape(len(side), len(side)) for name, p in panels.items()}
+    return [save_density(trained.directory / "density.png", panels, HALF)]
+
+
+# --- measures --------------------------------------------------------------------------------
+
+
+def log_density(trained: Trained, x: np.ndarray) -> np.ndarray:
+    """log p of points ``[N, D]`` by the probability-flow ODE, in nats."""
+    system = trained.system.continuous()
+
+    def measured(weights: Any, key: Array, rows: Any) -> Array:
+        denoise = system.denoise(weights.params, rows["label"])
+        return ode_log_density(denoise, system.schedule, rows["x"], t_0=first_time(system))
+
+    rows = {"x": x, "label": np.zeros(len(x), np.int32)}
+    return trained.over("density", measured, rows, size=len(x))
+
+
+def first_time(system: Diffusion) -> float:
+    """The time nearest to the data at which the ODE is solved."""
+    if isinstance(system.schedule, Interpolated):
+        return 1 / system.schedule.schedule.steps
+    return 0.01 if getattr(system.schedule, "end", 1.0) > 1 else 1e-3  # where time is sigma
+
+
+def likelihoods(trained: Trained) -> list[Number]:
+    """Bits a dimension of test images, by every method that serves the schedule; nats of points."""
+    system, count = trained.system, trained.config.reverse.bound_images
+    batch = trained.test(count)
+    if not isinstance(trained.data.kind, Image):
+        nats = log_density(trained, batch["x"])
+        how = f"nats a point, probability-flow ODE, exact trace, {len(nats)} test points, EMA"
+        return [Number("ode_log_likelihood", float(nats.mean()), how)]
+    flow = system.continuous()
+    found = []
+    if (chain := system.discrete()) is not None:
+        about = {"variance": system.variance}
+        found.append(bits(trained, chain, "bits_per_dimension", "discrete_bound", batch, about))
+    elif known_level(system.schedule, 0.0).sigma > 0:  # else the bound is infinite
+        about, name = {"times": system.bound_times}, "continuous_bound_bits_per_dimension"
+        found.append(bits(trained, flow, name, "continuous_bound", batch, about))
+    about = {"t_0": first_time(flow), "probes": 4}
+    return [*found, bits(trained, flow, "ode_bits_per_dimension", "ode", batch, about)]
+
+
+def bits(
+    trained: Trained, system: Diffusion, name: str, method: str, batch: Any, how: dict[str, Any]
+) -> Number:
+    """The mean bits a dimension of a batch of test images by one method."""
+    levels, told = trained.data.kind.levels, {}
+
+    def measured(weights: Any, key: Array, batch: Any) -> Array:
+        denoise = system.denoise(weights.params, batch["label"])
+        found = likelihood(method, key, denoise, system.schedule, batch["x"], levels, **how)
+        told["kind"] = found.kind
+        return found.bits_per_dimension
+
+    values = trained.over(method, measured, batch, key=3)
+    protocol = f"{told['kind']}, {len(values)} test images of {levels} levels, EMA"
+    return Number(name, float(values.mean()), protocol)
+
+
+# --- measures of training and network, by data set --------------------------------------------
+
+Preset = tuple[Data, Train, Net, Sampling]
+PRESETS: dict[str, Preset] = {
+    "digits": (
+        Data(),
+        Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
+        Net(),
+        Sampling(),
+    ),
+    "mnist": (
+        Data("mnist"),
+        Train(
+            steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
+            log_every=100, checkpoint_every=2000,
+        ),
+        Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
+        Sampling(),
+    ),
+    "cifar10": (  # Ho et al. 2020, appendix B
+        Data("cifar10"),
+        Train(
+            steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
+            log_every=100, checkpoint_every=10_000,
+        ),
+        Net(
+            channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1,
+            groups=32, conditional=False,
+        ),
+        Sampling(samples=50_000, sample_batch=500),
+    ),
+}  # fmt: skip
+PRESETS["fashion_mnist"] = (Data("fashion_mnist"), *PRESETS["mnist"][1:])
+POINTS = (
+    Train(
+        steps=5000, batch=128, learning_rate=2e-3, warmup=100, decay="linear", ema=0.995,
+        steps_per_call=50, log_every=250, checkpoint_every=2500,
+    ),
+    Net(channels=128, blocks=3),
+    Sampling(samples=2048, sample_batch=2048),
+)  # fmt: skip
+PRESETS |= {name: (Data(name), *POINTS) for name in DENSITIES}

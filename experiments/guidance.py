@@ -1,0 +1,77 @@
+"""What guidance buys and costs: class agreement and Frechet distance against its weight.
+
+python -m experiments.guidance       # trains a score_sde on digits first
+python -m experiments.guidance evaluate --dir runs/score_sde-digits-001
+
+Classifier-free guidance (Ho & Salimans 2022) of one network, every weight from the same noise.
+`guidance.png` shows both curves, `weights.png` a row of samples for each weight.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from experiments import score_sde
+from jaxgen.evaluation.report import Number, compare
+from jaxgen.plotting import save_lines, save_rows
+from jaxgen.runner import Data, Need, Sampling, Study, Trained, main
+
+
+@dataclass(frozen=True)
+class Config:
+    """Weights of guidance."""
+
+    data: Data = field(default_factory=Data)
+    sampling: Sampling = field(default_factory=lambda: Sampling(1000, 250))
+    weights: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
+    """Of guidance: -1 is the model without classes, 0 the one with them."""
+
+
+def rows(trained: Trained, config: Config) -> dict[float, np.ndarray]:
+    """The samples of every weight: one program, the weight being an argument."""
+    if "rows" not in trained.kept:
+        given, found = trained.data.given(config.sampling.samples), {}
+        for w in config.weights:
+            weight = np.full(len(given["label"]), w, np.float32)
+            found[w] = trained.draw(given={**given, "guidance": weight})
+        trained.kept["rows"] = found
+    return trained.kept["rows"]
+
+
+def table(runs: dict[str, Trained], config: Config) -> list[Number]:
+    """The Frechet distance and class agreement of each weight."""
+    trained, count = runs["score_sde"], config.sampling.samples
+    named = {f"{w:g}": (x, trained.labels(count)) for w, x in rows(trained, config).items()}
+    how = f"weight of guidance, EMA of step {trained.step}"
+    return compare(trained.data, trained.features, named, how)
+
+
+def curve(runs: dict[str, Trained], config: Config, directory: Path) -> list[Path]:
+    """``guidance.png``: both measures over the weight; ``weights.png``: samples, a row a weight."""
+    value = {number.name: number.value for number in table(runs, config)}
+    lines = {
+        name: np.array([value[f"{name}, {w:g}"] for w in config.weights])
+        for name in ("class_agreement", "frechet_distance")
+    }
+    label, at = "weight of guidance", np.array(config.weights)
+    shown = {f"{w:g}": x[:10] for w, x in rows(runs["score_sde"], config).items()}
+    return [
+        save_lines(directory / "guidance.png", at, lines, label),
+        save_rows(directory / "weights.png", shown),
+    ]
+
+
+STUDY = Study(
+    "guidance",
+    __doc__,
+    {"digits": Config()},
+    {"score_sde": Need(score_sde.EXPERIMENT)},
+    pictures=(curve,),
+    measures=(table,),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(main(STUDY))

@@ -1,0 +1,316 @@
+"""What a batch, a source and a data set are.
+
+A batch is named arrays with the examples along their first axes. A source answers the batch of any
+index. Of a source in memory that is a pure gather from its arrays, the same function for NumPy on
+the host and for arrays that live on the devices: rows of a table, windows of one text, point sets
+of differing size, or the product of two unpaired sets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+VALIDATION_LIMIT = 5000  # examples that are held out of a training set
+
+Batch = dict[str, Any]  # of one example the arrays are [...], of a batch [B, ...]
+Gather = Callable[[Batch, Any], Batch]  # (arrays, index of any shape) -> arrays [*index.shape, ...]
+
+
+class DataError(ValueError):
+    """Raised with one sentence that says what is wrong with a data set and how to mend it."""
+
+
+class Source(Protocol):
+    """Random access to examples."""
+
+    def __len__(self) -> int: ...
+
+    def fetch(self, index: np.ndarray) -> Batch:
+        """The examples of ``index [n]``, each array ``[n, ...]``."""
+        ...
+
+
+# --- sources ---------------------------------------------------------------------------------
+
+
+def take(arrays: Batch, index: Any) -> Batch:
+    """The rows of a table: each array ``[N, ...]`` at ``index``."""
+    return {name: x[index] for name, x in arrays.items()}
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """A source in memory: arrays, and the pure ``gather`` that makes examples of them."""
+
+    arrays: Batch
+    gather: Gather = take
+    size: int | None = None  # examples; where None, one a row
+
+    def __len__(self) -> int:
+        return len(next(iter(self.arrays.values()))) if self.size is None else self.size
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arrays[name]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(x.nbytes for x in self.arrays.values())
+
+    def fetch(self, index: np.ndarray) -> Batch:
+        return self.gather(self.arrays, index)
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The examples of another source that ``index [n]`` names."""
+
+    source: Source
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def fetch(self, index: np.ndarray) -> Batch:
+        return self.source.fetch(self.index[index])
+
+
+def _places(index: Any, count: int) -> np.ndarray:
+    """``0 .. count - 1`` as the last axis beside those of ``index``."""
+    return np.arange(count).reshape(*[1] * index.ndim, count)
+
+
+def windows(values: np.ndarray, length: int, stride: int = 1) -> Arrays:
+    """Every ``stride``-th window of ``values [N]``: ``x [length]``.
+
+    Raises:
+      DataError: if not one of them fits.
+    """
+    size = (len(values) - length) // stride + 1
+    if size < 1:
+        raise DataError(
+            f"{len(values)} tokens hold no window of {length}: lower --length, or give more text."
+        )
+
+    def gather(arrays: Batch, index: Any) -> Batch:
+        return {"x": arrays["values"][index[..., None] * stride + _places(index, length)]}
+
+    return Arrays({"values": values}, gather, size)
+
+
+def point_sets(points: Batch, sizes: np.ndarray, largest: int | None = None) -> Arrays:
+    """Sets of differing size, padded with zeros: arrays ``[largest, ...]`` and ``mask [largest]``.
+
+    ``points`` holds arrays ``[sum of sizes, ...]``, one set after the other; ``mask`` is true where
+    there is a point, and ``size`` counts them.
+    """
+    largest = int(sizes.max()) if largest is None else largest
+    start = np.concatenate([[0], np.cumsum(sizes)[:-1]]).astype(np.int32)
+    arrays = {f"points/{name}": x for name, x in points.items()}
+    arrays |= {"start": start, "size": sizes.astype(np.int32)}
+
+    def gather(arrays: Batch, index: Any) -> Batch:
+        size, place = arrays["size"][index], _places(index, largest)
+        mask = place < size[..., None]
+        rows = (arrays["start"][index][..., None] + place) * mask
+        found = {"mask": mask, "size": size}
+        for name in points:
+            x = arrays[f"points/{name}"][rows]
+            found[name] = x * mask.reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+        return found
+
+    return Arrays(arrays, gather, len(sizes))
+
+
+def product(x: Arrays, y: Arrays) -> Arrays:
+    """Every pair of an example of ``x`` and one of ``y``, drawn apart: unpaired domains.
+
+    The arrays of ``y`` keep their names, but for its ``x``, which is called ``y``.
+    """
+    arrays = {f"x/{k}": v for k, v in x.arrays.items()}
+    arrays |= {f"y/{k}": v for k, v in y.arrays.items()}
+
+    def of(arrays: Batch, which: str) -> Batch:
+        return {k[2:]: v for k, v in arrays.items() if k.startswith(which)}
+
+    def gather(arrays: Batch, index: Any) -> Batch:
+        found = y.gather(of(arrays, "y/"), index % len(y))
+        found["y"] = found.pop("x")
+        return found | x.gather(of(arrays, "x/"), index // len(y))
+
+    return Arrays(arrays, gather, len(x) * len(y))
+
+
+def spread(size: int, limit: int) -> np.ndarray:
+    """Up to ``limit`` of the indices below ``size``, evenly spaced: sorted sets stay balanced."""
+    return np.arange(size) if size <= limit else np.linspace(0, size - 1, limit).astype(int)
+
+
+def some(source: Source, limit: int) -> Batch:
+    """Up to ``limit`` examples, evenly spread over the source."""
+    return source.fetch(spread(len(source), limit))
+
+
+def in_chunks(source: Source, size: int, limit: int) -> Iterator[Batch]:
+    """The examples of :func:`some`, ``size`` at a time, so that memory holds no more."""
+    index = spread(len(source), limit)
+    for i in range(0, len(index), size):
+        yield source.fetch(index[i : i + size])
+
+
+def hold_out(source: Source) -> tuple[Source, Source]:
+    """A training set without every tenth example, or fewer of a large set, and these examples.
+
+    Fewer than ten give their last; a single one is in both.
+    """
+    size = len(source)
+    every = max(10, math.ceil(size / VALIDATION_LIMIT))
+    chosen = np.arange(size) % every == every - 1
+    chosen[-1] |= not chosen.any()
+    kept = ~chosen if size > 1 else chosen
+    if isinstance(source, Arrays) and source.gather is take:
+        return Arrays(take(source.arrays, kept)), Arrays(take(source.arrays, chosen))
+    return Part(source, np.flatnonzero(kept)), Part(source, np.flatnonzero(chosen))
+
+
+# --- what an example is ----------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Image:
+    """``x [H, W, C]`` holds bin numbers ``0 .. levels - 1``; models see them in [-1, 1]."""
+
+    shape: tuple[int, ...]
+    levels: int = 256
+    noun = "images"
+
+    def values(self, x: Any) -> Array:
+        """What models see: [-1, 1], float32."""
+        return to_signed(x, self.levels)
+
+    def nearest(self, x: np.ndarray) -> np.ndarray:
+        """Samples in [-1, 1], rounded to the values that a pixel can take, float32."""
+        bins = np.clip(np.round((x + 1) / 2 * (self.levels - 1)), 0, self.levels - 1)
+        return np.asarray(2 * bins / (self.levels - 1) - 1, np.float32)
+
+
+@dataclass(frozen=True)
+class Points:
+    """``x [D]``, a point, or ``[N, D]``, a set of them with a ``mask [N]``; float32."""
+
+    shape: tuple[int, ...]
+    noun = "points"
+
+    def values(self, x: Any) -> Array:
+        """What models see: the same."""
+        return jnp.asarray(x, jnp.float32)
+
+    def nearest(self, x: np.ndarray) -> np.ndarray:
+        """Samples as they are."""
+        return np.asarray(x, np.float32)
+
+
+def decode_bytes(tokens: np.ndarray) -> str:
+    """Bytes ``[L]`` as text; what is no UTF-8 is shown as a mark."""
+    return np.asarray(tokens, np.uint8).tobytes().decode(errors="replace")
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """``x [L]`` holds tokens ``0 .. vocabulary - 1``."""
+
+    length: int
+    vocabulary: int = 256
+    decode: Callable[[np.ndarray], str] = decode_bytes
+    noun = "text"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.length,)
+
+    def values(self, x: Any) -> Array:
+        """What models see: the same, int32."""
+        return jnp.asarray(x, jnp.int32)
+
+    def nearest(self, x: np.ndarray) -> np.ndarray:
+        """Samples as they are."""
+        return np.asarray(x, np.int32)
+
+
+Kind = Image | Points | Tokens
+
+
+# --- data sets -------------------------------------------------------------------------------
+
+
+def labels_in_turn(classes: int, count: int) -> Batch:
+    """``label [count]``: 0, 1, ..., classes - 1, and again."""
+    return {"label": np.arange(count, dtype=np.int32) % max(classes, 1)}
+
+
+def conditions_of(source: Source, names: tuple[str, ...], count: int) -> Batch:
+    """The named arrays of ``count`` examples, spread over a source and repeated where it has fewer:
+    captions, sizes, pictures to translate."""
+    found = some(source, count)
+    index = np.arange(count) % len(found[names[0]])
+    return {name: found[name][index] for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """Sources for training, validation and test, and what their examples are.
+
+    ``validation`` is what models are selected by, and no training sees it; ``test`` is what they
+    are measured on once all is chosen.
+    """
+
+    name: str
+    kind: Kind
+    train: Source
+    validation: Source
+    test: Source
+    classes: int = 1  # labels are 0 .. classes - 1
+    ask: Callable[[int], Batch] | None = None  # conditions, where not labels in turn
+    log_prob: Callable[[Array], Array] | None = None  # of points [B, D], where it is known
+    modes: np.ndarray | None = None  # [K, D], where the density has such
+    classes_named: tuple[str, ...] = ()
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.kind.shape
+
+    def given(self, count: int) -> Batch:
+        """What to sample ``count`` examples for: arrays ``[count, ...]``."""
+        return (self.ask or partial(labels_in_turn, self.classes))(count)
+
+
+# --- scales ----------------------------------------------------------------------------------
+
+
+def to_unit(x: Array | np.ndarray, levels: int) -> Array:
+    """Bin numbers ``0 .. levels - 1`` to intensities in [0, 1], float32."""
+    return jnp.asarray(x, jnp.float32) / (levels - 1)
+
+
+def to_signed(x: Array | np.ndarray, levels: int) -> Array:
+    """Bin numbers ``0 .. levels - 1`` to [-1, 1], float32."""
+    return 2 * to_unit(x, levels) - 1
+
+
+def to_bytes(x: Array | np.ndarray) -> np.ndarray:
+    """Images in [-1, 1] to uint8 0..255, for files and screens."""
+    return np.asarray(np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255), np.uint8)
+
+
+def random_flip(key: Array, x: Array) -> Array:
+    """Mirrors each image of ``[B, H, W, C]`` left to right with probability 1/2."""
+    flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))
+    return jnp.where(flip, x[:, :, ::-1], x)

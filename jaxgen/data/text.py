@@ -1,0 +1,75 @@
+"""Text as bytes: files to model, and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.data.records import Batch, DataError, DataSet, Tokens, windows
+
+LONGEST_CAPTION = 256  # bytes
+
+
+def captions(texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
+    """Each split's captions as UTF-8, uint8 ``[N, L]``: cut, or padded with zeros.
+
+    L is the length of the longest in all splits, at most 256.
+    """
+    encoded = {split: [t.encode() for t in part] for split, part in texts.items()}
+    longest = max((len(t) for part in encoded.values() for t in part), default=0)
+    length = min(max(longest, 1), LONGEST_CAPTION)
+    return {
+        split: np.array(part, f"S{length}").view(np.uint8).reshape(len(part), length)
+        for split, part in encoded.items()
+    }
+
+
+def text(name: str, path: Path, length: int) -> DataSet:
+    """Windows of ``length`` bytes of a UTF-8 file, or of a folder's ``*.txt`` files joined.
+
+    Raises:
+      DataError: if there is no such file, one is no UTF-8, or a part holds no window.
+    """
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    if not files:
+        raise DataError(f"{path} holds no *.txt files.")
+    contents = []
+    for file in files:
+        try:
+            contents.append(file.read_bytes())
+            contents[-1].decode()
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{file} cannot be read as UTF-8 text ({error}).") from error
+    return text_set(name, {"train": b"\n".join(contents)}, length)
+
+
+def text_set(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:
+    """Windows of ``length`` bytes: overlapping ones to train on, others to measure by.
+
+    A missing ``test`` is ``validation``; a part that is missing then is cut off the end of
+    ``train``, a twentieth each.
+
+    Raises:
+      DataError: if a part holds no window.
+    """
+    parts = {split: np.frombuffer(raw, np.uint8) for split, raw in splits.items()}
+    if "test" not in parts and "validation" in parts:
+        parts["test"] = parts.pop("validation")
+    share = len(parts["train"]) // 20
+    for split in ("test", "validation"):
+        if split not in parts:
+            parts["train"], parts[split] = np.split(parts["train"], [len(parts["train"]) - share])
+
+    def ask(count: int) -> Batch:
+        return {"prompt": np.zeros((count, 0), np.int32)}
+
+    return DataSet(
+        name,
+        Tokens(length),
+        windows(parts["train"], length),
+        windows(parts["validation"], length, length),
+        windows(parts["test"], length, length),
+        ask=ask,
+    )

@@ -1,0 +1,33 @@
+"""What any experiment shares: training, checkpoints, devices, sweeps, pictures and measures.
+
+A model of your own is a :class:`System` and an :class:`Experiment` that :func:`main` runs; a run
+that is there is opened by :func:`open_run`.
+"""
+
+from jaxgen.runner.commands import main
+from jaxgen.runner.options import Data, Sampling, Train, make_ema_decay, make_optimizer
+from jaxgen.runner.pictures import samples
+from jaxgen.runner.quality import quality
+from jaxgen.runner.study import Need, Study
+from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose
+from jaxgen.runner.trained import Trained, open_run
+
+__all__ = [
+    "Data",
+    "Experiment",
+    "Mistake",
+    "Need",
+    "Sampling",
+    "Study",
+    "System",
+    "Train",
+    "Trained",
+    "Weights",
+    "choose",
+    "main",
+    "make_ema_decay",
+    "make_optimizer",
+    "open_run",
+    "quality",
+    "samples",
+]

@@ -1,0 +1,258 @@
+"""What a command does: its verbs and options, and the sentence by which it ends.
+
+A command answers with its exit status: 0 done; 2 a mistake, told in one sentence; 3 the loss or
+its gradient was not finite; 74 a checkpoint or a log could not be written; 75 stopped by SIGTERM
+after saving, to be resumed; 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import field
+from pathlib import Path
+from typing import Any
+
+import jax
+import tyro
+
+from jaxgen.data.cache import keep_compiled
+from jaxgen.data.records import DataError, DataSet
+from jaxgen.data.sources import did_you_mean
+from jaxgen.evaluation.report import Number, print_report, write_report
+from jaxgen.runner import sweeps
+from jaxgen.runner.diagnosis import diagnose
+from jaxgen.runner.fitting import train
+from jaxgen.runner.folders import (
+    check_directory,
+    command_of,
+    existing,
+    module_of,
+    read_config,
+    run_directory,
+)
+from jaxgen.runner.options import Run, check_ranges
+from jaxgen.runner.system import Experiment, Mistake
+from jaxgen.runner.trained import Trained, load_data, open_run
+from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
+from jaxgen.training.devices import tune_cpu
+from jaxgen.training.logging import console
+from jaxgen.training.loop import NonFiniteLoss, Preempted
+
+VERBS = ("train", "sample", "evaluate")
+ALONE = ("diagnose",)  # verbs that are only run when asked for
+
+
+def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
+    """Runs one command of an experiment or a study; returns the exit status."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if isinstance(experiment, Experiment):
+        return in_one_sentence(lambda: run_experiment(experiment, argv))
+    return in_one_sentence(lambda: experiment.run(argv))
+
+
+def in_one_sentence(command: Callable[[], None]) -> int:
+    """Runs a command, and turns whatever ends it into a sentence and an exit status."""
+    try:
+        command()
+    except (Mistake, DataError, NoCheckpoint, DamagedCheckpoint) as error:
+        return _failed(f"error: {error}", 2)
+    except FloatingPointError as error:
+        return _failed(f"error: {_first_operation(error)}", 3)
+    except StorageError as error:
+        return _failed(f"error: {error}", 74)
+    except PermissionError as error:
+        where = f"{error.filename} ({error.strerror})"
+        return _failed(f"error: cannot write to {where}: give another --dir.", 74)
+    except Preempted as error:
+        return _failed(f"preempted: {error} and saved: add --resume to go on.", 75)
+    except KeyboardInterrupt:
+        return _failed("interrupted: add --resume to go on from the last checkpoint.", 130)
+    return 0
+
+
+def _failed(sentence: str, status: int) -> int:
+    print(sentence, file=sys.stderr)
+    return status
+
+
+def _first_operation(error: FloatingPointError) -> str:
+    """What --debug-nans found: the operation, and the innermost line outside the framework."""
+    if isinstance(error, NonFiniteLoss):
+        return str(error)
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not any(f"/{package}/" in frame.filename for package in ("jax", "flax", "optax"))
+    ]
+    return f"{error}, first at {frames[-1].filename}:{frames[-1].lineno}: {frames[-1].line}"
+
+
+def run_experiment(experiment: Experiment, argv: list[str]) -> None:
+    """Trains, samples and measures, as the verb and the options say."""
+    verbs, config, run = parse(experiment, argv)
+    check_ranges(config)
+    check_ranges(run)
+    prepare_jax()
+    if run.coordinator is not None:
+        join(run, verbs)
+    jax.config.update("jax_debug_nans", run.debug_nans)
+    fresh = "train" in verbs and not run.resume
+    directory = run_directory(experiment.name, config, run, fresh)
+    console.print(f"jaxgen {experiment.name}: {', '.join(verbs)} on {config.data.data}")
+    console.print(f"results in {directory}")
+    if "train" in verbs and jax.process_index() == 0:
+        check_directory(directory, experiment, config, run)
+    elif "train" not in verbs and not (directory / "config.json").exists():
+        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+    data = load_data(experiment, config.data)
+    if "train" in verbs:
+        train(experiment, config, data, directory, run)
+        if jax.process_count() > 1:
+            first = jax.process_index() == 0
+            jax.distributed.shutdown()  # what follows is work for one process
+            if not first:
+                return
+    if verbs != ("train",):
+        look(experiment, verbs, config, data, directory, run)
+
+
+def prepare_jax() -> None:
+    """What makes every command fast; before JAX's first use."""
+    keep_compiled()
+    tune_cpu()
+
+
+def join(run: Run, verbs: tuple[str, ...]) -> None:
+    """Makes this one of several processes that train together."""
+    if "train" not in verbs or run.checkpoint != "last":
+        raise Mistake("several processes only train: sample and evaluate with one.")
+    if run.dir is None:
+        raise Mistake("several processes write to one directory: name it with --dir.")
+    if run.coordinator == "auto":
+        jax.distributed.initialize()
+    elif run.num_processes is None or run.process_id is None:
+        raise Mistake("--coordinator HOST:PORT needs --num-processes and --process-id.")
+    else:
+        jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
+    console.quiet = jax.process_index() > 0
+
+
+# --- what is made of a trained run -----------------------------------------------------------
+
+
+def look(
+    experiment: Experiment,
+    verbs: tuple[str, ...],
+    config: Any,
+    data: DataSet,
+    directory: Path,
+    run: Run,
+) -> None:
+    """Samples, measures and diagnoses a run, or every member of a sweep."""
+    members = sweeps.members(config)
+    numbers = []
+    for name, own in [(m.name, m.config) for m in members] or [(".", config)]:
+        how = {"experiment": experiment, "config": own, "data": data}
+        trained = open_run(directory / name, run.checkpoint, **how)
+        if "train" not in verbs:
+            console.print(f"checkpoint of step {trained.step}")
+        if "sample" in verbs:
+            draw_pictures(experiment.pictures, trained)
+        if "evaluate" in verbs:
+            numbers.append([n for measure in experiment.measures for n in measure(trained)])
+        if "diagnose" in verbs:
+            report(diagnose(trained), trained.directory / "diagnosis.json")
+    if "evaluate" in verbs:
+        report(sweeps.summary(members, numbers) if members else numbers[0], directory / "report.json")
+
+
+def draw_pictures(pictures: Sequence[Callable[[Trained], Any]], *args: Any) -> None:
+    """Draws each picture and names its files."""
+    found: list[Path] = []
+    for picture in pictures:
+        files = picture(*args)
+        found += [files] if isinstance(files, Path) else files
+    console.print(f"pictures: {', '.join(path.name for path in found)}")
+
+
+def report(numbers: list[Number], path: Path) -> None:
+    """Writes numbers with their protocols, and shows them."""
+    write_report(path, numbers)
+    print_report(numbers, path, console)
+
+
+# --- options ---------------------------------------------------------------------------------
+
+
+def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any, Run]:
+    """Reads the verb, the preset and the options into (verbs, config, run).
+
+    The preset is ``--preset``, else the one named as ``--data``, else the first; where a run exists
+    and is not begun anew, its own config takes the preset's place.
+    """
+    verbs, argv = take_verb(argv, VERBS, ALONE)
+    preset, argv = _take(argv, "--preset")
+    name = preset or _peek(argv, "--data") or experiment.default.data.data
+    if preset and preset not in experiment.presets:
+        raise Mistake(f"unknown preset '{preset}'{did_you_mean(preset, experiment.presets)}")
+    default = experiment.presets.get(name, experiment.default)
+    if "train" not in verbs or "--resume" in argv:
+        directory = _peek(argv, "--dir")
+        found = [Path(directory)] if directory else existing(experiment.name, name)
+        default = (read_config(found[-1], experiment) if found else None) or default
+    description = (
+        f"{experiment.about}\n\n"
+        f"Usage: [{'|'.join(VERBS + ALONE)}] [options]; without a verb, the first three in order. "
+        f"--preset NAME starts from the options for {', '.join(experiment.presets)} (default: the "
+        "one named as --data)."
+    )
+    config, run = read_options(default, Run(), argv, command_of(module_of(experiment)), description)
+    return verbs, config, run
+
+
+def read_options(
+    default: Any, run: Any, argv: list[str], prog: str, description: str
+) -> tuple[Any, Any]:
+    """The config and what goes with it, each option by its own name, without its section's."""
+    options = dataclasses.make_dataclass(
+        "Options",
+        [
+            ("config", tyro.conf.OmitArgPrefixes[type(default)], field(default=default)),
+            ("run", tyro.conf.OmitArgPrefixes[type(run)], field(default=run)),
+        ],
+    )
+    chosen: Any = tyro.cli(options, args=argv, prog=prog, description=description)
+    return chosen.config, chosen.run
+
+
+def take_verb(
+    argv: list[str], verbs: tuple[str, ...], alone: tuple[str, ...] = ()
+) -> tuple[tuple[str, ...], list[str]]:
+    """The verbs to do, and the words after them; all of ``verbs`` where none is named."""
+    if not argv or argv[0].startswith("-"):
+        return verbs, argv
+    if argv[0] not in verbs + alone:
+        raise Mistake(f"unknown verb '{argv[0]}'{did_you_mean(argv[0], verbs + alone)}")
+    return (argv[0],), argv[1:]
+
+
+def _peek(argv: list[str], flag: str) -> str | None:
+    """The value of ``flag value`` or ``flag=value``."""
+    for i, word in enumerate(argv):
+        if word == flag and i + 1 < len(argv):
+            return argv[i + 1]
+        if word.startswith(f"{flag}="):
+            return word.partition("=")[2]
+    return None
+
+
+def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
+    """:func:`_peek`, and the words without it."""
+    value = _peek(argv, flag)
+    if flag in argv:
+        i = argv.index(flag)
+        return value, argv[:i] + argv[i + 2 :]
+    return value, [word for word in argv if not word.startswith(f"{flag}=")]

@@ -1,0 +1,121 @@
+"""What the verb ``diagnose`` says of a trained run, whatever its system."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from flax.linen import summary
+
+from jaxgen.data.pipeline import index_batches, read_batches
+from jaxgen.evaluation.report import Number
+from jaxgen.plotting import save_bars
+from jaxgen.runner.system import END, ONLY, System, Weights
+from jaxgen.runner.trained import Trained
+from jaxgen.training.diagnosis import gradient_noise, loss_by_time
+from jaxgen.training.logging import console, progress
+from jaxgen.training.step import Now, Turn
+
+DIAGNOSED = 16  # batches that are looked at
+
+
+def diagnose(trained: Trained) -> list[Number]:
+    """Prints the networks by module; measures the gradient's noise and the loss over time."""
+    system, options = trained.system, trained.config.train
+    index = index_batches(len(trained.data.train), options.batch, seed=options.seed)
+    batches = list(itertools.islice(read_batches(trained.data.train, index), DIAGNOSED))
+    weights = trained.weights
+    weights = {ONLY: weights} if isinstance(weights, Weights) else weights
+    one = jax.tree.map(lambda x: x[:1], batches[0])
+    for name, (module, args, kwargs) in networks(system, weights, one).items():
+        print(f"{name}, for one example{table(module, args, kwargs)}\n")
+    numbers = []
+    for turn in system.turns():
+        numbers += noise(trained, turn, weights, batches)
+    return numbers + over_time(trained, batches)
+
+
+def networks(system: System, weights: dict[str, Weights], batch: Any) -> dict[str, Any]:
+    """Every network that the losses of a batch call, with the shapes of its arguments."""
+    found: dict[str, Any] = {}
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name == "__call__" and not module.path:
+            shapes = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), args)
+            found.setdefault(type(module).__name__, (module.clone(), shapes, kwargs))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        for turn in system.turns():
+            now = Now(END, weights[turn.player].memory, weights, train=False)
+            key = jax.random.key(0)
+            jax.eval_shape(
+                lambda w, b, t=turn, n=now: t.loss(w.params, b, key, n)[0],  # noqa: B023
+                weights[turn.player],
+                batch,
+            )
+    return found
+
+
+def table(module: nn.Module, args: Any, kwargs: Any) -> str:
+    """Parameters and operations by module."""
+    make = summary.tabulate(
+        module,
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+        depth=1,
+        compute_flops=True,
+        console_kwargs={"width": 120, "force_terminal": False},
+    )
+    return make(*args, **kwargs).rstrip()
+
+
+def noise(
+    trained: Trained, turn: Turn, weights: dict[str, Weights], batches: list[Any]
+) -> list[Number]:
+    """The scale of the noise in one player's gradient."""
+    now = Now(END, weights[turn.player].memory, weights)
+
+    def loss(params: Any, batch: Any, key: Any) -> Any:
+        values, told = turn.loss(params, batch, key, now)
+        return jnp.mean(values), told
+
+    with progress("gradients", 1) as advance:
+        key = jax.random.fold_in(trained.key, 10)
+        found = gradient_noise(loss, weights[turn.player].params, batches, key)
+        advance(1)
+    size = len(jax.tree.leaves(batches[0])[0])
+    how = f"{len(batches)} batches of {size} in 8 parts each, McCandlish et al. 2018"
+    prefix = "" if turn.player == ONLY else f"{turn.player}/"
+    return [
+        Number(f"{prefix}gradient_signal", found.signal, f"|E g|^2, {how}"),
+        Number(f"{prefix}gradient_noise", found.noise, f"tr cov(g) of an example, {how}"),
+        Number(
+            f"{prefix}gradient_noise_scale", found.scale, f"noise / signal, in examples, {how}"
+        ),
+    ]
+
+
+def over_time(trained: Trained, batches: list[Any]) -> list[Number]:
+    """The loss over ``t``, where the loss of the system has such, and its picture."""
+    rows = jax.tree.map(lambda *x: np.concatenate(x), *batches)
+    weights = trained.weights
+    if not isinstance(weights, Weights):
+        return []
+    losses, metrics = trained.system.losses(
+        weights, jax.random.fold_in(trained.key, 11), rows, len(batches[0]["x"]), activity="losses"
+    )
+    if "t" not in metrics:
+        return []
+    by_time = loss_by_time(metrics["t"], losses)
+    save_bars(trained.directory / "loss_by_time.png", *by_time, labels=("t", "loss of an example"))
+    console.print("pictures: loss_by_time.png")
+    each = len(losses) // len(by_time.time)
+    return [
+        Number(f"loss, t = {at:.3g}", mean, f"of {each} examples, mean time {at:.4g}")
+        for at, mean, _ in zip(*by_time, strict=True)
+    ]

@@ -1,0 +1,364 @@
+"""Training a run: its devices, its batches, its stages, and what is kept of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxgen.data.pipeline import index_batches, prefetched, read_batches
+from jaxgen.data.records import Arrays, DataSet
+from jaxgen.plotting import save_curves
+from jaxgen.runner import sweeps
+from jaxgen.runner.folders import check_directory, locked, write_config
+from jaxgen.runner.options import Run, Train, make_ema_decay
+from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
+from jaxgen.runner.trained import begin, build, players
+from jaxgen.training.checkpoints import Checkpoints, StorageError
+from jaxgen.training.devices import (
+    Placement,
+    Pmapped,
+    Sharded,
+    check_divisible,
+    compile_lowered,
+    memory_available,
+    memory_needed,
+    on_one_device,
+    scan_steps,
+)
+from jaxgen.training.diagnosis import profiled
+from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
+from jaxgen.training.loop import NonFiniteLoss, Waiting, fit, preemption
+from jaxgen.training.step import Players, Step, batches_of, make_turns
+
+RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compiled program of a run: it makes the steps after ``start``."""
+
+    start: int
+    begin: Callable[[Any], Players]  # key, or (key, weights of the stage before) -> state
+    step: Step
+    score: Callable[[Players], Any]  # lower is better
+    batches: int  # that a step takes
+
+
+def stage_of(system: System, start: int, config: Any) -> Stage:
+    """A stage of a run that is trained alone."""
+
+    def grown(key_and_weights: Any) -> Players:
+        state = players(system, system.grow(*key_and_weights))
+        return dataclasses.replace(state, step=state.step + start)
+
+    return Stage(
+        start,
+        grown if start else lambda key: begin(system, key),
+        make_turns(system.turns(), make_ema_decay(config.train), config.train.accumulate),
+        lambda state: system.score(weights_of(state)),
+        batches_of(system.turns()),
+    )
+
+
+def stages_together(
+    experiment: Experiment, members: tuple[sweeps.Member, ...], data: DataSet
+) -> list[Stage]:
+    """The stages of a sweep: states, batches and keys have a first axis of members."""
+    each = sweeps.each_member(experiment.build, members, data)
+    alone: dict[str, System] = {}  # those that differ in their seed alone are scored by one system
+    for member in members:
+        shared = str(member.settings)
+        alone[shared] = alone.get(shared) or build(experiment, member.config, data)
+    systems = [alone[str(member.settings)] for member in members]
+    config = members[0].config
+
+    def stage(i: int, start: int) -> Stage:
+        def of(system: System) -> Stage:
+            return stage_of(system.stages()[i][1], start, config)
+
+        def step(state: Any, batch: Any, key: Array, axis_name: str | None = None) -> Any:
+            kwargs = {} if axis_name is None else {"axis_name": axis_name}
+            return each(lambda s, *parts: of(s).step(*parts, **kwargs), state, batch, key)
+
+        def score(state: Players) -> np.ndarray:
+            found = [of(s).score(sweeps.part(state, m)) for m, s in enumerate(systems)]
+            return np.array(found)
+
+        return Stage(
+            start,
+            lambda seed: each(lambda s, part: of(s).begin(part), seed),
+            step,
+            score,
+            of(systems[0]).batches,
+        )
+
+    return [stage(i, start) for i, (start, _) in enumerate(systems[0].stages())]
+
+
+def make_placement(options: Train) -> Placement:
+    """The devices of a run.
+
+    Raises:
+      Mistake: for an unknown kind, too many devices, or a batch or state they cannot share.
+    """
+    choose("kind of parallelism", options.parallel, ("jit", "pmap"))
+    available, model = jax.devices(), options.model_devices
+    count = options.devices or len(available)
+    if count > len(available):
+        raise Mistake(f"there are {len(available)} devices, not {count}: lower --devices.")
+    if jax.process_count() > 1 and (options.parallel != "jit" or count < len(available)):
+        raise Mistake("several processes use jit and all devices: drop --parallel and --devices.")
+    if options.parallel != "jit" and model > 1:
+        raise Mistake("pmap keeps the state whole on every device: use --parallel jit.")
+    if count % model:
+        raise Mistake(f"--model-devices ({model}) does not divide the {count} devices.")
+    try:
+        check_divisible(options.batch, count * options.accumulate)
+    except ValueError as error:
+        raise Mistake(str(error)) from error
+    devices = tuple(available[:count])
+    return Pmapped(devices) if options.parallel == "pmap" else Sharded(devices, model)
+
+
+def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, run: Run) -> None:
+    """Trains to ``config.train.steps`` and leaves checkpoints, metrics and curves.
+
+    Raises:
+      Mistake: for options that do not fit together, or with the run that is in the directory.
+    """
+    placement = make_placement(config.train)
+    members = sweeps.members(config)
+    system = build(experiment, config, data)
+    stages = (
+        stages_together(experiment, members, data)
+        if members
+        else [stage_of(stage, start, config) for start, stage in system.stages()]
+    )
+    key = sweeps.run_key(config, members)
+    jax.eval_shape(stages[0].begin, key)  # what a sweep cannot take is told before a file is there
+    check_calls(config.train, stages)
+    with ExitStack() as held:
+        if jax.process_index() == 0:
+            held.enter_context(locked(directory))
+            check_directory(directory, experiment, config, run)  # another may have come and gone
+            write_config(directory, experiment, config)
+        checkpoints = held.enter_context(open_checkpoints(directory, experiment, config, members))
+        Fitting(stages, config, members, data, placement, checkpoints, directory, run).go(key)
+
+
+def check_calls(options: Train, stages: list[Stage]) -> None:
+    for steps in (options.steps, *(stage.start for stage in stages)):
+        if steps % options.steps_per_call:
+            raise Mistake(
+                f"steps ({steps}) is not a multiple of steps per call ({options.steps_per_call})."
+            )
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """A run in training: what its stages share."""
+
+    stages: list[Stage]
+    config: Any
+    members: tuple[sweeps.Member, ...]
+    data: DataSet
+    placement: Placement
+    checkpoints: Checkpoints | sweeps.MemberCheckpoints
+    directory: Path
+    run: Run
+
+    @property
+    def options(self) -> Train:
+        options = self.config.train
+        if self.run.debug_nans:  # a scan would be the operation that is named
+            return dataclasses.replace(options, steps_per_call=1)
+        return options
+
+    def go(self, key: Array) -> None:
+        """Trains what is left of the run."""
+        start, state = self.resume(key)
+        steps, begun = self.options.steps, time.monotonic()
+        if start >= steps:
+            return
+        log, waited = self.open_log(start), 0.0
+        try:
+            with progress("compiling", steps, start) as advance, preemption() as stopping:
+                for i, stage in enumerate(self.stages):
+                    stop = min([s.start for s in self.stages[i + 1 :]] + [steps])
+                    if start >= stop:
+                        continue
+                    if state is None:
+                        state = self.begin(stage, key, None)
+                    elif stage.start == start:
+                        before = on_one_device(self.placement.get_state(state))
+                        weights = jax.device_get(weights_of(before))  # bound to no device
+                        state = self.begin(stage, key, weights)
+                    how = {"advance": advance, "stopping": stopping, "log": log}
+                    state, seconds = self.fit(stage, state, key, start, stop, **how)
+                    start, waited = stop, waited + seconds
+        except NonFiniteLoss as error:
+            kept = self.checkpoints.steps()
+            last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
+            raise NonFiniteLoss(
+                f"{error} Checkpoints in {self.checkpoints.directory}: {last}."
+            ) from error
+        except OSError as error:
+            if isinstance(error, StorageError):
+                raise
+            reason = error.strerror or error
+            raise StorageError(
+                f"cannot write to {self.directory} ({reason}): make room, then --resume."
+            ) from error
+        finally:
+            log.close()
+        self.draw_curves()
+        seconds = time.monotonic() - begun
+        console.print(
+            f"trained to step {steps} in {seconds:.0f} s, "
+            f"{waited / seconds:.1%} of it waiting for data; curves: curves.png"
+        )
+
+    def resume(self, key: Array) -> tuple[int, Any]:
+        """The step to go on from and its state; 0 and None for a run that begins."""
+        if not (self.run.resume and self.checkpoints.steps()):
+            return 0, None
+
+        def abstract(step: int) -> Any:
+            i = max(i for i, stage in enumerate(self.stages) if stage.start < max(step, 1))
+            return self.placement.stored(*self.beginning(i, key))
+
+        start, state = self.checkpoints.restore(abstract)
+        self.checkpoints.drop_after(start)
+        console.print(f"resuming from step {start}")
+        return start, self.placement.put_state(state)
+
+    def beginning(self, i: int, key: Array) -> tuple[Callable[[Any], Any], Any]:
+        """A function that begins stage i from what goes before it in shape, and its argument."""
+        if i == 0:
+            return self.stages[0].begin, key
+        before, seed = self.beginning(i - 1, key)
+        weights = jax.eval_shape(lambda seed: weights_of(before(seed)), seed)
+        return self.stages[i].begin, (key, weights)
+
+    def begin(self, stage: Stage, key: Array, weights: Any) -> Any:
+        """The placed state at the stage's first step."""
+        key = sweeps.fold(key, 0)
+        return self.placement.init(stage.begin, key if weights is None else (key, weights))
+
+    def fit(
+        self, stage: Stage, state: Any, key: Array, start: int, stop: int, *, log: Any, **how: Any
+    ) -> tuple[Any, float]:
+        """The state after step ``stop``, and the seconds spent waiting for data."""
+        options, key = self.options, sweeps.fold(key, 3)
+        ready = Waiting(self.batches(stage.batches, start))
+        saved = dataclasses.asdict(self.config)
+
+        def checkpoint(done: int, state: Any) -> None:
+            stored = self.placement.get_state(state)
+            score = stage.score(on_one_device(stored))
+            log.write(done, {"validation": score})
+            self.checkpoints.save(done, stored, saved, score)
+
+        step = self.compile(stage.step, state, ready, key)
+        calls = -(-(stop - start) // options.steps_per_call)
+        state = fit(
+            state,
+            profiled(step, self.directory / "profile", calls) if self.run.profile else step,
+            ready,
+            key,
+            start=start,
+            stop=stop,
+            steps_per_call=options.steps_per_call,
+            log=log,
+            log_every=options.log_every,
+            checkpoint=checkpoint,
+            checkpoint_every=options.checkpoint_every,
+            max_skipped=options.max_skipped,
+            **how,
+        )
+        return state, ready.seconds
+
+    def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
+        """The compiled step, once it is known to fit into the memory of a device.
+
+        Raises:
+          Mistake: if it does not.
+        """
+        step = step if self.options.steps_per_call == 1 else scan_steps(step)
+        if self.run.debug_nans:  # which runs a step again, operation by operation
+            return self.placement.compile(step, donate=False)
+        device = jax.local_devices()[0]
+        try:
+            lowered = self.placement.compile(step).lower(state, ready.first(), key)
+            program = compile_lowered(lowered)
+            needed = memory_needed(program)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            program, needed = None, None
+        available = memory_available(device)
+        if needed is not None:
+            console.print(
+                f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
+                f"on each of {self.options.devices or jax.device_count()} devices"
+            )
+        if program is None or (needed is not None and needed > available):
+            raise Mistake(
+                f"a step does not fit into the {available / 2**30:.1f} GiB of a "
+                f"{device.device_kind}: lower --batch, or try --accumulate 2, --remat, --bfloat16 "
+                "or more --model-devices."
+            )
+        return program
+
+    def batches(self, count: int, start: int) -> Iterator[Any]:
+        """Placed batches from step ``start`` on, ``count`` times ``--batch`` examples each.
+
+        They are gathered on the devices where the data fits there.
+        """
+        options, source, members = self.options, self.data.train, self.members
+        size = count * options.batch
+        index = index_batches(
+            len(source),
+            size,
+            seed=sweeps.seeds(members) if members else options.seed,
+            start=start,
+            stride=options.steps_per_call,
+            rows=self.placement.rows(size),
+        )
+        leading = int(options.steps_per_call > 1) + int(bool(members))
+        put = lambda x: self.placement.put_batch(x, leading=leading)  # noqa: E731
+        if isinstance(source, Arrays) and source.nbytes <= RESIDENT_LIMIT:
+            gather = self.placement.resident(source.arrays, source.gather)
+            return (gather(put(i)) for i in prefetched(index))
+        return (put(batch) for batch in read_batches(source, index))
+
+    def open_log(self, start: int) -> Any:
+        """Where the metrics go; the first process alone writes."""
+        if jax.process_index() > 0:
+            return NoLog()
+        if self.members:
+            return sweeps.MemberLogs(self.directory, self.members, start)
+        return MetricLog(self.directory, start)
+
+    def draw_curves(self) -> None:
+        if jax.process_index() == 0:
+            names = [member.name for member in self.members] or ["."]
+            for folder in (self.directory / name for name in names):
+                save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"))
+
+
+def open_checkpoints(
+    directory: Path, experiment: Experiment, config: Any, members: tuple[sweeps.Member, ...]
+) -> Checkpoints | sweeps.MemberCheckpoints:
+    if members:
+        return sweeps.MemberCheckpoints(directory, experiment, members, config.train.keep)
+    return Checkpoints(directory / "checkpoints", config.train.keep)

@@ -1,0 +1,213 @@
+"""Run directories: their names, what they hold, and who may write to them."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from jaxgen.runner.options import Run, from_dict, is_measuring
+from jaxgen.runner.system import Experiment, Mistake
+from jaxgen.training.checkpoints import NoCheckpoint, StorageError
+
+# What --resume may change: none of it alters a step that was already made.
+FREE_ON_RESUME = {
+    "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
+    "max_skipped",
+}  # fmt: skip
+
+
+def _stem(name: str, data: str) -> str:
+    return f"{name}-" + "".join(c if c.isalnum() or c in "_-" else "_" for c in data)
+
+
+def existing(name: str, data: str) -> list[Path]:
+    """The directories of an experiment's runs on a data set, the newest last."""
+    return sorted(Path("runs").glob(f"{_stem(name, data)}-[0-9][0-9][0-9]"))
+
+
+def new_directory(name: str, data: str) -> Path:
+    """The first of these names that is free: runs/NAME-DATA-001, ..."""
+    found = existing(name, data)
+    return Path("runs") / f"{_stem(name, data)}-{1 + (int(found[-1].name[-3:]) if found else 0):03d}"
+
+
+def run_directory(name: str, config: Any, run: Run, fresh: bool) -> Path:
+    """The directory that the options name, a new one, or the newest that there is.
+
+    Raises:
+      NoCheckpoint: where one is wanted and there is none.
+    """
+    if run.dir is not None:
+        return run.dir
+    data = config.data.data
+    if fresh:
+        return new_directory(name, data)
+    found = existing(name, data)
+    if not found:
+        raise NoCheckpoint(
+            f"there is no run of {name} on {data} under runs/: train first, or give its --dir."
+        )
+    return found[-1]
+
+
+# --- what a run is ---------------------------------------------------------------------------
+
+
+def module_of(experiment: Experiment) -> str:
+    """Where the experiment is found again: its module's name, or the file of a script."""
+    module = experiment.build.__module__
+    if module == "__main__":
+        main = sys.modules["__main__"]
+        spec = getattr(main, "__spec__", None)
+        return spec.name if spec else str(Path(getattr(main, "__file__", "")).absolute())
+    return module
+
+
+def command_of(module: str) -> str:
+    """The words that run an experiment by where it is found."""
+    return f"python {module}" if module.endswith(".py") else f"python -m {module}"
+
+
+def write_config(directory: Path, experiment: Experiment, config: Any) -> None:
+    """Writes the config and whose it is, at once or not at all."""
+    whose = {"experiment": experiment.name, "module": module_of(experiment)}
+    write_json(directory / "config.json", whose | dataclasses.asdict(config))
+
+
+def write_json(path: Path, values: dict) -> None:
+    """Writes a file at once or not at all."""
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(values, indent=2, default=str) + "\n")
+    os.replace(part, path)
+
+
+def read_config(directory: Path, experiment: Experiment) -> Any | None:
+    """The config of the run in a directory; None where there is no run.
+
+    Raises:
+      Mistake: if it is a run of another experiment, or of a version with other options.
+    """
+    values = _read(directory)
+    if values is None:
+        return None
+    name, module = values.pop("experiment"), values.pop("module")
+    if name != experiment.name:
+        raise Mistake(
+            f"{directory} holds a run of {name}, not of {experiment.name}: use "
+            f"{command_of(module)}, or give another --dir."
+        )
+    try:
+        return from_dict(type(experiment.default), values)
+    except KeyError as error:
+        raise Mistake(
+            f"{directory}/config.json was written by another version of {name}, with an option "
+            f"{error.args[0]} there: train it anew with another --dir."
+        ) from error
+
+
+def _read(directory: Path) -> dict[str, Any] | None:
+    path = directory / "config.json"
+    if not path.exists():
+        return None
+    values = json.loads(path.read_text())
+    if not {"experiment", "module"} <= values.keys():
+        raise Mistake(
+            f"{directory} holds a run of an earlier version: train it anew with another --dir."
+        )
+    return values
+
+
+def experiment_in(directory: Path) -> Experiment:
+    """The experiment whose run is in a directory: ``EXPERIMENT`` of the module that trained it.
+
+    Raises:
+      NoCheckpoint: where there is no run.
+      Mistake: where that module is not found.
+    """
+    values = _read(directory)
+    if values is None:
+        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+    where = values["module"]
+    try:
+        if not where.endswith(".py"):
+            return importlib.import_module(where).EXPERIMENT
+        spec: Any = importlib.util.spec_from_file_location(Path(where).stem, where)
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module  # dataclasses look their annotations up there
+        spec.loader.exec_module(module)
+        return module.EXPERIMENT
+    except (ImportError, FileNotFoundError, AttributeError) as error:
+        raise Mistake(
+            f"{directory} was trained by {where}, which has no EXPERIMENT here ({error}): give the "
+            "experiment to open_run."
+        ) from error
+
+
+# --- who may write ---------------------------------------------------------------------------
+
+
+def check_directory(directory: Path, experiment: Experiment, config: Any, run: Run) -> None:
+    """Refuses to train over another run, before anything is compiled or overwritten."""
+    saved = read_config(directory, experiment)
+    if saved is None:
+        if run.resume:
+            raise NoCheckpoint(f"no run to resume in {directory}: leave out --resume.")
+        return
+    if not run.resume:
+        raise Mistake(f"{directory} already holds a run: add --resume, or give another --dir.")
+    different = sorted(differences(saved, config))
+    if different:
+        raise Mistake(
+            f"{directory} holds a run with other options ({'; '.join(different)}): "
+            "resume it with its own, or give another --dir."
+        )
+
+
+def differences(theirs: Any, ours: Any) -> Iterator[str]:
+    """What sets two configs apart that a run could not go on with."""
+    # not the steps where the rate decays to 0 at them
+    free = FREE_ON_RESUME - ({"steps"} if getattr(ours, "decay", "none") != "none" else set())
+    for f in dataclasses.fields(ours):
+        a, b = getattr(theirs, f.name), getattr(ours, f.name)
+        if is_measuring(f) or f.name in free:
+            continue
+        if dataclasses.is_dataclass(b):
+            yield from differences(a, b)
+        elif a != b:
+            yield f"{f.name} is {a}, not {b}"
+
+
+@contextmanager
+def locked(directory: Path) -> Generator[None]:
+    """Makes the directory and holds it for one run; the system frees it when the process ends.
+
+    Raises:
+      Mistake: if another run holds it.
+      StorageError: if it cannot be written to.
+    """
+    lock = filelock.FileLock(directory / ".lock")
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        lock.acquire(timeout=0)
+    except filelock.Timeout as error:
+        raise Mistake(
+            f"another run is writing to {directory}: wait for it, or give another --dir."
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"cannot write to {directory} ({error.strerror or error}): give another --dir."
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()

@@ -1,0 +1,19 @@
+"""What the samples of a run are worth, by the kind of its data."""
+
+from __future__ import annotations
+
+from jaxgen.data.records import Image, Points
+from jaxgen.evaluation.points import point_numbers
+from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.runner.trained import Trained
+
+
+def quality(trained: Trained) -> list[Number]:
+    """Distances between samples and data, and the agreement with what was asked for."""
+    data, x = trained.data, trained.draw()
+    if isinstance(data.kind, Image):
+        labels = trained.labels(len(x)) if trained.system.labelled else None
+        return sample_numbers(data, trained.features, x, labels, trained.how)
+    if isinstance(data.kind, Points) and x.ndim == 2:
+        return point_numbers(data, x, trained.how)
+    return []

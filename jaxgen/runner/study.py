@@ -1,0 +1,134 @@
+"""Studies: tables and pictures over runs, which are trained first where they are lacking."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from jaxgen.data.records import DataSet
+from jaxgen.evaluation.report import Number
+from jaxgen.runner.commands import (
+    VERBS,
+    draw_pictures,
+    parse,
+    prepare_jax,
+    read_options,
+    report,
+    take_verb,
+)
+from jaxgen.runner.fitting import train
+from jaxgen.runner.folders import differences, existing, new_directory, read_config, write_json
+from jaxgen.runner.options import Run, check_ranges
+from jaxgen.runner.system import Experiment, Mistake
+from jaxgen.runner.trained import Trained, load_data, open_run
+from jaxgen.training.checkpoints import Checkpoints
+from jaxgen.training.logging import console
+
+Runs = dict[str, Trained]
+
+
+@dataclass(frozen=True)
+class Need:
+    """A run that a study looks at: of which experiment, and with what options."""
+
+    experiment: Experiment
+    options: str = ""  # as on the command line, over the preset of the data
+
+
+@dataclass(frozen=True)
+class Which:
+    """Which runs."""
+
+    dir: tuple[Path, ...] = ()
+    """The runs to look at, one for each that is needed (default: the newest that fits; one that is
+    lacking is trained first)."""
+    train: str = ""
+    """Options for the runs that are trained, in quotes."""
+    out: Path | None = None
+    """Where results go (default: runs/STUDY-of-RUN)."""
+    checkpoint: str = "last"
+    """Which checkpoint to look at: last, best or a step."""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """What is drawn and measured of several runs. It trains nothing itself.
+
+    ``presets`` are as those of an experiment; a config has at least ``data: Data``. Pictures and
+    measures take the runs by the names of ``needs``, and the config; pictures also the directory
+    that they are to be written to.
+    """
+
+    name: str
+    about: str
+    presets: Mapping[str, Any]
+    needs: Mapping[str, Need]
+    pictures: tuple[Callable[[Runs, Any, Path], Any], ...] = ()
+    measures: tuple[Callable[[Runs, Any], list[Number]], ...] = ()
+
+    def run(self, argv: list[str]) -> None:
+        """Trains what is lacking, draws and measures, as the verb and the options say."""
+        verbs, argv = take_verb(argv, VERBS)
+        data = next((b for a, b in zip(argv, argv[1:], strict=False) if a == "--data"), "")
+        default = self.presets.get(data, next(iter(self.presets.values())))
+        about = f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
+        config, which = read_options(default, Which(), argv, f"python -m experiments.{self.name}", about)
+        check_ranges(config)
+        prepare_jax()
+        if which.dir and len(which.dir) != len(self.needs):
+            raise Mistake(f"{self.name} looks at {len(self.needs)} runs: {', '.join(self.needs)}.")
+        console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
+        runs = self.open(config, which)
+        if verbs == ("train",):
+            return
+        looked_at = "+".join(run.directory.name for run in runs.values())
+        out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
+        out.mkdir(parents=True, exist_ok=True)
+        console.print(f"results in {out}")
+        about_runs = {name: str(run.directory) for name, run in runs.items()}
+        write_json(out / "study.json", {"runs": about_runs} | dataclasses.asdict(config))
+        if "sample" in verbs:
+            draw_pictures(self.pictures, runs, config, out)
+        if "evaluate" in verbs:
+            report([n for measure in self.measures for n in measure(runs, config)], out / "report.json")
+
+    def open(self, config: Any, which: Which) -> Runs:
+        """The runs, those that are lacking once they are trained."""
+        runs: Runs = {}
+        loaded: dict[Any, DataSet] = {}
+        for i, (name, need) in enumerate(self.needs.items()):
+            directory = which.dir[i] if which.dir else ready(need, config.data, which.train)
+            own = read_config(directory, need.experiment)
+            if own is not None and own.data not in loaded:
+                loaded[own.data] = load_data(need.experiment, own.data)
+            data = loaded[own.data] if own is not None else None
+            how = {"experiment": need.experiment, "data": data}
+            trained = open_run(directory, which.checkpoint, **how)
+            sampling = getattr(config, "sampling", None)
+            runs[name] = replace(trained, sampling=sampling) if sampling else trained
+        return runs
+
+
+def ready(need: Need, data: Any, words: str) -> Path:
+    """The directory of the newest run that fits the need, trained to its end."""
+    argv = ["train", "--data", data.data, *shlex.split(need.options), *shlex.split(words)]
+    _, config, _ = parse(need.experiment, argv)
+    config = replace(config, data=data)
+    check_ranges(config)
+    for directory in reversed(existing(need.experiment.name, data.data)):
+        found = read_config(directory, need.experiment)
+        if found is not None and not list(differences(found, config)):
+            with Checkpoints(directory / "checkpoints") as checkpoints:
+                if checkpoints.steps()[-1:] >= [config.train.steps]:
+                    return directory
+            break
+    else:
+        directory = new_directory(need.experiment.name, data.data)
+    console.print(f"{need.experiment.name} is trained first, in {directory}")
+    resume = (directory / "config.json").exists()
+    train(need.experiment, config, load_data(need.experiment, data), directory, Run(resume=resume))
+    return directory

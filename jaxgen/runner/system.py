@@ -1,0 +1,146 @@
+"""What a system declares: a model with its data, as a small dataclass of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from jaxgen.data.records import DataSet, Image, some
+from jaxgen.data.sources import did_you_mean
+from jaxgen.training.rows import OverRows
+from jaxgen.training.step import Aux, Metrics, Now, Players, Turn
+
+ONLY = "model"  # the name of a player that is alone
+SCORED = 1000  # validation examples that models are selected by
+CHUNK = 250  # of them at a time
+END = 2**30  # the step at which a trained model is measured
+
+
+class Mistake(ValueError):
+    """A wrong option or state of affairs, said in one sentence that names the fix."""
+
+
+def choose(kind: str, name: str, table: Mapping[str, Any] | Iterable[str]) -> Any:
+    """``table[name]``, or the name itself where the table is one of names.
+
+    Raises:
+      Mistake: for any other name, with the nearest ones.
+    """
+    if name not in table:
+        raise Mistake(f"unknown {kind} '{name}'{did_you_mean(name, table)}")
+    return table[name] if isinstance(table, Mapping) else name
+
+
+class Weights(NamedTuple):
+    """What a trained network is sampled and measured with."""
+
+    params: Any  # their moving average
+    memory: Any  # what is no parameter
+
+
+def weights_of(players: Players) -> Any:
+    """The :class:`Weights` of the one network, or a dict of them by the names of the players."""
+    found = {name: Weights(state.ema, state.memory) for name, state in players.of.items()}
+    return found[ONLY] if list(found) == [ONLY] else found
+
+
+@dataclass(frozen=True, eq=False)
+class System:
+    """A model with its data: the base of every system, whose further fields are its parts.
+
+    A variation is ``dataclasses.replace``: another solver, another data set, a stage of growth.
+    One network needs ``init``, ``loss`` and ``sample``; several players answer ``turns`` in place
+    of ``loss``, and a system that grows answers ``stages`` and ``grow``.
+    """
+
+    data: DataSet
+    optimizer: Any  # of optax
+
+    def init(self, key: Array) -> Any:
+        """The variables of the network, or a dict of those of each player."""
+        raise NotImplementedError
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics | Aux]:
+        """What the network descends: values ``[B]``, and metrics whose means are plotted.
+
+        A network with a memory answers ``Aux(metrics, memory)``. Where ``now.train`` is false
+        the loss is measured, and the verb ``diagnose`` draws it over the metric ``t [B]``.
+        """
+        raise NotImplementedError
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        """One example ``[B, ...]`` for each condition of ``given``, arrays ``[B, ...]``."""
+        raise NotImplementedError
+
+    def turns(self) -> tuple[Turn, ...]:
+        """Who moves in a step, in order."""
+        return (Turn(ONLY, self.loss, self.optimizer),)
+
+    def stages(self) -> tuple[tuple[int, System], ...]:
+        """The systems that are trained one after the other, each from its first step on."""
+        return ((0, self),)
+
+    def grow(self, key: Array, weights: Any) -> Any:
+        """The variables that a later stage begins with, from the weights of the one before."""
+        raise NotImplementedError
+
+    @property
+    def labelled(self) -> bool:
+        """Whether samples are drawn for the ``label`` of their conditions."""
+        return False
+
+    def how(self) -> str:
+        """How samples are drawn, for the protocols of measures."""
+        return ""
+
+    def settled(self, weights: Any) -> Any:
+        """The weights that are sampled with, made once of those of a checkpoint."""
+        return weights
+
+    def measured(self, weights: Weights, key: Array, batch: Any) -> tuple[Array, Metrics]:
+        """The loss of each example and its metrics, ``[B]``, without training."""
+        (turn, *_) = self.turns()
+        now = Now(jnp.asarray(END), weights.memory, train=False)
+        values, told = turn.loss(weights.params, batch, key, now)
+        metrics = told.metrics if isinstance(told, Aux) else told
+        count = len(jax.tree.leaves(batch)[0])
+        each = lambda x: jnp.broadcast_to(x, (count,))  # noqa: E731
+        return each(values), jax.tree.map(each, metrics)
+
+    @cached_property
+    def losses(self) -> OverRows:
+        """:meth:`measured` over any number of examples, on one device."""
+        return OverRows(self.measured, jax.local_devices()[:1])
+
+    def score(self, weights: Any) -> float:
+        """What checkpoints are selected by, lower is better: the mean loss in validation."""
+        batch = some(self.data.validation, SCORED)
+        return float(self.losses(weights, jax.random.key(0), batch, CHUNK)[0].mean())
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """A system's name, its options by data set, how to build it, and what to make of a run.
+
+    ``presets`` holds a config for each data set that has options of its own; the first serves all
+    others. A config is a dataclass with at least ``data: Data`` and ``train: Train``.
+    """
+
+    name: str
+    about: str
+    presets: Mapping[str, Any]
+    build: Callable[[Any, DataSet], System]
+    pictures: tuple[Callable[[Any], Any], ...] = ()  # trained -> files in its directory
+    measures: tuple[Callable[[Any], Any], ...] = ()  # trained -> numbers
+    kinds: tuple[type, ...] = (Image,)  # of data that it takes
+    load: Callable[[Any], DataSet] | None = None  # options -> data, where not by name
+
+    @property
+    def default(self) -> Any:
+        return next(iter(self.presets.values()))

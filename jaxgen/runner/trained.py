@@ -1,0 +1,229 @@
+"""A run that is opened: its weights, what can be drawn with them, and what is measured on them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax import Array
+
+from jaxgen.data.records import Batch, DataSet, some
+from jaxgen.data.sources import load
+from jaxgen.evaluation.features import FeatureSpace, feature_space
+from jaxgen.runner.folders import experiment_in, read_config
+from jaxgen.runner.options import Sampling
+from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.rows import OverRows
+from jaxgen.training.step import Players, init_players
+
+TESTED = 100_000  # examples of a large test set that are measured
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """A trained system. All that is drawn or mapped uses all devices of this process."""
+
+    system: System
+    weights: Any
+    config: Any
+    directory: Path
+    step: int
+    key: Array
+    sampling: Sampling
+    kept: dict[Any, Any] = field(default_factory=dict)  # what was drawn so far
+
+    @property
+    def data(self) -> DataSet:
+        return self.system.data
+
+    @property
+    def how(self) -> str:
+        """How samples are drawn, for protocols."""
+        how = self.system.how()
+        return f"EMA of step {self.step}" + (f", {how}" if how else "")
+
+    @property
+    def features(self) -> FeatureSpace:
+        """The feature space of the data set, trained at its first use."""
+        return feature_space(self.data)
+
+    def but(self, **parts: Any) -> Trained:
+        """The same weights with other parts of the system: another solver, grid or guidance."""
+        return self.with_weights(self.weights, replace(self.system, **parts))
+
+    def with_weights(self, weights: Any, system: System | None = None) -> Trained:
+        """Other weights, of this system or another."""
+        return replace(self, system=system or self.system, weights=weights, kept={})
+
+    @cached_property
+    def _devices(self) -> list[Any]:
+        return jax.local_devices()[: self.config.train.devices]
+
+    @cached_property
+    def _sampler(self) -> OverRows:
+        system = self.system
+        return OverRows(lambda weights, key, given: system.sample(key, weights, given), self._devices)
+
+    def draw(self, count: int | None = None, given: Batch | None = None) -> np.ndarray:
+        """Samples ``[count, ...]``, for the conditions of the data set or those ``given``.
+
+        Those for the data set's own conditions are kept: asked for again, or for fewer of them, they
+        are the same ones.
+        """
+        if given is not None:
+            return self._sample(given)
+        count, size = count or self.sampling.samples, self.sampling.sample_batch
+        total = math.ceil(count / size) * size  # whole chunks, all of one shape
+        wanted, done = self.data.given(total), len(self.kept.get("x", ()))
+        if done >= total and _equal(wanted, _rows(self.kept["given"], 0, total)):
+            return self.kept["x"][:count]
+        if done and _equal(self.kept["given"], _rows(wanted, 0, done)):
+            more = self._sample(_rows(wanted, done, total), first=done // size)
+            x = np.concatenate([self.kept["x"], more])
+        else:
+            x = self._sample(wanted)
+        self.kept.update(x=x, given=wanted)
+        return x[:count]
+
+    def _sample(self, given: Batch, first: int = 0) -> np.ndarray:
+        key, size = jax.random.fold_in(self.key, 0), self.sampling.sample_batch
+        return self._sampler(self.weights, key, given, size, activity="sampling", first=first)
+
+    def labels(self, count: int) -> np.ndarray | None:
+        """The classes that the samples were drawn for, where there are such."""
+        return self.data.given(count)["label"] if self.data.classes > 1 else None
+
+    def over(
+        self,
+        activity: str,
+        function: Callable[[Any, Array, Any], Any],
+        rows: Any,
+        *,
+        key: int = 1,
+        size: int | None = None,
+    ) -> Any:
+        """``function(weights, key, rows [size, ...]) -> arrays [size, ...]`` over all rows.
+
+        ``key``, from 1 on, sets its draws apart from those of other measures.
+        """
+        mapped = OverRows(function, self._devices)
+        size = size or self.sampling.sample_batch
+        return mapped(self.weights, jax.random.fold_in(self.key, key), rows, size, activity=activity)
+
+    def test(self, limit: int = TESTED) -> Batch:
+        """Up to ``limit`` test examples, spread over them."""
+        return some(self.data.test, limit)
+
+
+def _rows(batch: Batch, start: int, stop: int) -> Batch:
+    return {name: x[start:stop] for name, x in batch.items()}
+
+
+def _equal(a: Batch, b: Batch) -> bool:
+    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+def stage_at(system: System, step: int) -> System:
+    """The stage of a system that makes step ``step`` (from 1 on)."""
+    return next(stage for start, stage in reversed(system.stages()) if start < max(step, 1))
+
+
+def abstract_state(system: System, step: int) -> Players:
+    """The shapes and types of the state after so many steps, on the first device."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    (_, first), *later = system.stages()
+    key = jax.random.key(0)
+    shapes = jax.eval_shape(lambda key: begin(first, key), key)
+    for start, stage in later:
+        if start < step:
+            grow = lambda key, weights, s=stage: players(s, s.grow(key, weights))  # noqa: E731
+            shapes = jax.eval_shape(grow, key, weights_of(shapes))
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+
+
+def begin(system: System, key: Array) -> Players:
+    """The state at the first step."""
+    return players(system, system.init(key))
+
+
+def players(system: System, variables: Any) -> Players:
+    """The state at step 0, from the variables of the one network or of every player."""
+    return init_players({ONLY: variables} if "params" in variables else variables, system.turns())
+
+
+def load_data(experiment: Experiment, options: Any) -> DataSet:
+    """The data of the options.
+
+    Raises:
+      DataError: from the source.
+      Mistake: if the experiment does not take such data.
+    """
+    how = {("name" if k == "data" else k): v for k, v in vars(options).items()}
+    data = experiment.load(options) if experiment.load else load(**how)
+    if not isinstance(data.kind, experiment.kinds):
+        taken = " or ".join(kind.noun for kind in experiment.kinds)
+        raise Mistake(f"{experiment.name} takes {taken}, and {data.name} is {data.kind.noun}.")
+    return data
+
+
+def open_run(
+    directory: Path | str,
+    checkpoint: str | int = "last",
+    *,
+    experiment: Experiment | None = None,
+    config: Any = None,
+    data: DataSet | None = None,
+) -> Trained:
+    """Opens the run in a directory, which says itself what it is.
+
+    Args:
+      directory: of the run.
+      checkpoint: ``last``, ``best`` or a step.
+      experiment: where the module that trained it is not found from here.
+      config: in place of the run's own, to sample or measure otherwise.
+      data: in place of loading it.
+
+    Raises:
+      NoCheckpoint: where there is none, or not that one.
+      Mistake: for a run of another version, or a checkpoint that has no such name.
+    """
+    directory = Path(directory)
+    experiment = experiment or experiment_in(directory)
+    config = config or read_config(directory, experiment)
+    if config is None:
+        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+    data = data or load_data(experiment, config.data)
+    whole = build(experiment, config, data)
+    which = str(checkpoint)
+    if which not in ("last", "best") and not which.isdigit():
+        raise Mistake(f"--checkpoint is last, best or a step, not '{which}'.")
+    with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
+        wanted = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
+        step, state = checkpoints.restore(lambda s: abstract_state(whole, s), wanted)
+    key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
+    sampling = getattr(config, "sampling", None) or Sampling()
+    system = stage_at(whole, step)
+    weights = system.settled(weights_of(state))
+    return Trained(system, weights, config, directory, step, key, sampling)
+
+
+def build(experiment: Experiment, config: Any, data: DataSet) -> System:
+    """The system of the options, once its shapes are known to fit together.
+
+    Raises:
+      Mistake: in place of what its parts raise.
+    """
+    try:
+        system = experiment.build(config, data)
+        for _, stage in system.stages()[:1]:
+            jax.eval_shape(lambda key: begin(stage, key), jax.random.key(0))  # noqa: B023
+    except (ValueError, AssertionError) as error:
+        raise Mistake(str(error)) from error
+    return system
