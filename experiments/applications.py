@@ -30,6 +30,7 @@ from jax import Array
 from sklearn.metrics import roc_auc_score
 
 from experiments import ddpm
+from experiments.diffusion import Diffusion
 from jaxgen.diffusion.guidance import clip_x_0, inpaint
 from jaxgen.diffusion.inverse_problems import (
     Operator,
@@ -129,20 +130,22 @@ def psnr(x: np.ndarray, truth: np.ndarray) -> float:
     return float(10 * np.log10(4 / np.mean((x - truth) ** 2)))
 
 
-def hides(trained: Trained) -> bool:
+def hides(trained: Trained[Diffusion]) -> bool:
     """Whether the model was trained with hidden classes, and so need not be told any."""
     network = trained.system.network
     return network.classes is not None and network.unlabelled > 0
 
 
-def told(trained: Trained) -> str:
+def told(trained: Trained[Diffusion]) -> str:
     """What the model is told of the class, for protocols."""
     if hides(trained):
         return "class hidden"
     return "class given" if trained.system.labelled else "no classes"
 
 
-def test_images(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def test_images(
+    trained: Trained[Diffusion], count: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Test images in [-1, 1], their labels, and the labels that the model is told."""
     batch = trained.test(count)
     y = batch["label"]
@@ -151,7 +154,7 @@ def test_images(trained: Trained, count: int) -> tuple[np.ndarray, np.ndarray, n
 
 
 def restore(
-    trained: Trained, name: str, config: Config, count: int
+    trained: Trained[Diffusion], name: str, config: Config, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truth ``[N, ...]``, the picture of y ``[N, ...]``, and draws ``[N, R, ...]``."""
     system, repeats = trained.system.discrete(), config.restorations
@@ -175,7 +178,7 @@ def restore(
 NAMES = ("inpainting", "denoising", "super_resolution", "deblurring")
 
 
-def pictures(runs: dict[str, Trained], config: Config, directory: Path) -> list[Path]:
+def pictures(runs: dict[str, Trained[Diffusion]], config: Config, directory: Path) -> list[Path]:
     """A picture a problem, with the rows truth, measurement, draws and their mean."""
     files = []
     for name in NAMES:
@@ -186,12 +189,12 @@ def pictures(runs: dict[str, Trained], config: Config, directory: Path) -> list[
     return files
 
 
-def restoration(runs: dict[str, Trained], config: Config) -> list[Number]:
+def restoration(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
     """The peak signal-to-noise ratio of measurements, draws and their means."""
     trained, numbers = runs["ddpm"], []
     for name in NAMES:
         truth, y, x = restore(trained, name, config, config.restored)
-        problem = make_problems(config, trained.system.discrete().schedule, trained.data.shape)[name]
+        problem = make_problems(config, trained.system.chain, trained.data.shape)[name]
         about = f"dB, data in [-1, 1], mean error of {len(x)} test images"
         by = f"{about}, {problem.method}, {config.restore_steps} steps, {told(trained)}"
         by = f"{by}, EMA of step {trained.step}"
@@ -207,10 +210,10 @@ def restoration(runs: dict[str, Trained], config: Config) -> list[Number]:
 
 
 def estimates(
-    trained: Trained, config: Config, activity: str, x_0: np.ndarray, labels: np.ndarray
+    trained: Trained[Diffusion], config: Config, activity: str, x_0: np.ndarray, labels: np.ndarray
 ) -> Estimates:
     """How ill images ``[N, ...]`` fit each of ``labels [N, C]``."""
-    system, levels = trained.system.discrete(), trained.data.kind.levels
+    system, levels = trained.system.discrete(), trained.data.levels
 
     def measured(weights: Any, key: Array, rows: Any) -> Estimates:
         denoise = lambda labels: x_0_of(system.denoise(weights.params, labels))  # noqa: E731
@@ -221,7 +224,7 @@ def estimates(
     return trained.over(activity, measured, {"x_0": x_0, "labels": labels}, key=22)
 
 
-def anomalies(runs: dict[str, Trained], config: Config) -> list[Number]:
+def anomalies(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
     """How well the bound tells test images from the same ones spoilt."""
     trained = runs["ddpm"]
     x_0, _, labels = test_images(trained, config.scored)
@@ -245,7 +248,7 @@ def anomalies(runs: dict[str, Trained], config: Config) -> list[Number]:
     return numbers
 
 
-def classification(runs: dict[str, Trained], config: Config) -> list[Number]:
+def classification(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
     """How often the label of least bound is the right one."""
     trained = runs["ddpm"]
     if not trained.system.labelled:

@@ -38,7 +38,7 @@ except ImportError:  # a bare machine: do without the checks of shapes
     sys.modules["chex"] = stand_in
 
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.sources import Arrays, fetch, to_signed
+from jaxgen.data.records import Arrays, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import ancestral, evaluations, sample
@@ -139,9 +139,9 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
         return simple_loss(key_loss, network, schedule, to_signed(batch["x"], 256)).mean(), {}
 
     images = np.random.default_rng(0).integers(256, size=(4096, *shape), dtype=np.uint8)
-    source = Arrays(images, np.zeros(len(images), np.int32))
+    source = Arrays({"x": images, "label": np.zeros(len(images), np.int32)})
     order = ShuffledBatches(len(source), batch, seed=0)
-    gather = placement.resident({"x": source.x, "label": source.label})
+    gather = placement.resident(source.arrays, source.gather)
     key = jax.random.key(0)
     begun = time.perf_counter()
     state = placement.put_state(jax.jit(init)(key))
@@ -182,7 +182,7 @@ def measure(model: str, dtype: str, batch: int | None, sample_steps: int, rounds
             "forward": lambda: [forward(params, x_T, t) for t in steps_on_device],
             "product": lambda: product(square),
             "resident": lambda: [gather(placement.put_batch(order[i])) for i in range(20)],
-            "stream": lambda: [placement.put_batch(fetch(source, order[i])) for i in range(20)],
+            "stream": lambda: [placement.put_batch(source.fetch(order[i])) for i in range(20)],
         },
         rounds,
     )

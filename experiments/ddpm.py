@@ -39,6 +39,7 @@ from jaxgen.diffusion.schedules import (
     sigmoid_betas,
 )
 from jaxgen.diffusion.solvers import SOLVERS
+from jaxgen.distributions import Normal
 from jaxgen.losses.denoising import (
     denoising_loss,
     discretized_decoder,
@@ -100,12 +101,12 @@ def simple(schedule: DiscreteSchedule) -> Objective:
 def hybrid(schedule: DiscreteSchedule, data: DataSet) -> Objective:
     """L_hybrid of a network that learns its variance (Nichol & Dhariwal 2021, eq. 16)."""
     kind = data.kind
-    decoder = {"decoder": discretized_decoder(kind.levels)} if isinstance(kind, Image) else {}
+    decoder = discretized_decoder(kind.levels) if isinstance(kind, Image) else Normal
 
     def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t = uniform_times(key_t, len(x_0), schedule.steps)
-        return t, hybrid_loss(key, eps_and_nu(network), schedule, x_0, t, **decoder)
+        return t, hybrid_loss(key, eps_and_nu(network), schedule, x_0, t, decoder=decoder)
 
     return objective
 
@@ -162,9 +163,7 @@ PRESETS = {
     name: Config(data, train, net, sampling)
     for name, (data, train, net, sampling) in diffusion.PRESETS.items()
 }
-PRESETS |= {  # points are cheap: every step of the chain
-    name: replace(PRESETS[name], reverse=Reverse(sample_steps=1000)) for name in DENSITIES
-}
+PRESETS |= {name: replace(PRESETS[name], reverse=Reverse(sample_steps=250)) for name in DENSITIES}
 _paper = diffusion.PRESETS["cifar10"]
 PRESETS["cifar10"] = Config(*_paper, Reverse(sample_steps=1000), variance="beta", flip=True)
 EXPERIMENT = Experiment(

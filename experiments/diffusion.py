@@ -1,5 +1,5 @@
-"""The system of :mod:`~experiments.ddpm` and :mod:`~experiments.score_sde`: one network that predicts
-something of noisy data, with any schedule, objective, solver and guidance.
+"""The system of ``experiments.ddpm`` and ``experiments.score_sde``: a network of noisy data, with
+any schedule, objective, solver and guidance.
 
 It has no command of its own: those two are its options, and studies vary its parts.
 """
@@ -20,7 +20,7 @@ from jaxgen.data.records import Image, Points, random_flip
 from jaxgen.data.toy import DENSITIES
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
-from jaxgen.diffusion.process import Schedule, known_level, posterior_variance
+from jaxgen.diffusion.process import known_level, posterior_variance
 from jaxgen.diffusion.samplers import Solver, Variance, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
@@ -33,7 +33,7 @@ from jaxgen.runner.pictures import columns
 from jaxgen.training.step import Metrics, Now
 
 Objective = Callable[[Array, Network, Array], tuple[Array, Array]]  # (key, network, x_0) -> t, loss
-HALF = 1.2  # of the square on which densities are drawn
+HALF = 4.8  # of the square on which densities are drawn
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Diffusion(System):
     """A network of noisy data, and the way back from noise."""
 
     network: Denoising
-    schedule: Schedule  # of sampling
+    schedule: Any  # of sampling, discrete or continuous
     objective: Objective
     solver: Solver
     times: np.ndarray  # of sampling, falling
@@ -138,18 +138,23 @@ class Diffusion(System):
         times = self.times / self.schedule.steps
         return replace(self, schedule=Interpolated(self.schedule), times=times)
 
-    def discrete(self) -> Diffusion | None:
-        """The same network on the chain it was trained on, if there was one."""
-        if isinstance(self.schedule, Interpolated):
-            chain = self.schedule.schedule
-            return replace(self, schedule=chain, times=self.times * chain.steps)
-        return self if isinstance(self.schedule, DiscreteSchedule) else None
+    @property
+    def chain(self) -> Any:
+        """The discrete schedule of a network that was trained on one, else None."""
+        inner = self.schedule.schedule if isinstance(self.schedule, Interpolated) else self.schedule
+        return inner if isinstance(inner, DiscreteSchedule) else None
+
+    def discrete(self) -> Diffusion:
+        """The same network on its chain."""
+        if not isinstance(self.schedule, Interpolated):
+            return self
+        return replace(self, schedule=self.chain, times=self.times * self.chain.steps)
 
 
 # --- pictures --------------------------------------------------------------------------------
 
 
-def film(trained: Trained) -> Path:
+def film(trained: Trained[Diffusion]) -> Path:
     """``film.gif``: the way from noise to samples, of about 50 frames."""
     points = isinstance(trained.data.kind, Points)
     given = trained.data.given(1000 if points else 3 * columns(trained))
@@ -163,16 +168,16 @@ def film(trained: Trained) -> Path:
     return save_film(trained.directory / "film.gif", frames, columns(trained))
 
 
-def density(trained: Trained) -> list[Path]:
+def density(trained: Trained[Diffusion]) -> list[Path]:
     """``density.png``: of points in the plane, by the ODE, beside that of the data."""
     if trained.data.shape != (2,):
         return []
-    side = np.linspace(-HALF, HALF, 80, dtype=np.float32)
+    side = np.linspace(-HALF, HALF, 64, dtype=np.float32)
     x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
     panels = {}
     if trained.data.log_prob is not None:
         panels["data"] = np.exp(trained.data.log_prob(jnp.asarray(x)))
-    panels["model"] = np.exp(log_density(trained, x))
+    panels["model"] = np.exp(log_density(trained, x, tolerance=1e-3))
     panels = {name: np.asarray(p).reshape(len(side), len(side)) for name, p in panels.items()}
     return [save_density(trained.directory / "density.png", panels, HALF)]
 
@@ -180,13 +185,14 @@ def density(trained: Trained) -> list[Path]:
 # --- measures --------------------------------------------------------------------------------
 
 
-def log_density(trained: Trained, x: np.ndarray) -> np.ndarray:
+def log_density(trained: Trained[Diffusion], x: np.ndarray, tolerance: float = 1e-4) -> np.ndarray:
     """log p of points ``[N, D]`` by the probability-flow ODE, in nats."""
     system = trained.system.continuous()
 
     def measured(weights: Any, key: Array, rows: Any) -> Array:
         denoise = system.denoise(weights.params, rows["label"])
-        return ode_log_density(denoise, system.schedule, rows["x"], t_0=first_time(system))
+        how = {"t_0": first_time(system), "tolerance": tolerance}
+        return ode_log_density(denoise, system.schedule, rows["x"], **how)
 
     rows = {"x": x, "label": np.zeros(len(x), np.int32)}
     return trained.over("density", measured, rows, size=len(x))
@@ -199,7 +205,7 @@ def first_time(system: Diffusion) -> float:
     return 0.01 if getattr(system.schedule, "end", 1.0) > 1 else 1e-3  # where time is sigma
 
 
-def likelihoods(trained: Trained) -> list[Number]:
+def likelihoods(trained: Trained[Diffusion]) -> list[Number]:
     """Bits a dimension of test images, by every method that serves the schedule; nats of points."""
     system, count = trained.system, trained.config.reverse.bound_images
     batch = trained.test(count)
@@ -209,10 +215,10 @@ def likelihoods(trained: Trained) -> list[Number]:
         return [Number("ode_log_likelihood", float(nats.mean()), how)]
     flow = system.continuous()
     found = []
-    if (chain := system.discrete()) is not None:
-        about = {"variance": system.variance}
-        found.append(bits(trained, chain, "bits_per_dimension", "discrete_bound", batch, about))
-    elif known_level(system.schedule, 0.0).sigma > 0:  # else the bound is infinite
+    if system.chain is not None:
+        about, name = {"variance": system.variance}, "bits_per_dimension"
+        found.append(bits(trained, system.discrete(), name, "discrete_bound", batch, about))
+    elif (level := known_level(system.schedule, 0.0)) and level.sigma > 0:  # else it is infinite
         about, name = {"times": system.bound_times}, "continuous_bound_bits_per_dimension"
         found.append(bits(trained, flow, name, "continuous_bound", batch, about))
     about = {"t_0": first_time(flow), "probes": 4}
@@ -220,10 +226,15 @@ def likelihoods(trained: Trained) -> list[Number]:
 
 
 def bits(
-    trained: Trained, system: Diffusion, name: str, method: str, batch: Any, how: dict[str, Any]
+    trained: Trained[Diffusion],
+    system: Diffusion,
+    name: str,
+    method: str,
+    batch: Any,
+    how: dict[str, Any],
 ) -> Number:
     """The mean bits a dimension of a batch of test images by one method."""
-    levels, told = trained.data.kind.levels, {}
+    levels, told = trained.data.levels, {}
 
     def measured(weights: Any, key: Array, batch: Any) -> Array:
         denoise = system.denoise(weights.params, batch["label"])
@@ -271,8 +282,8 @@ PRESETS: dict[str, Preset] = {
 PRESETS["fashion_mnist"] = (Data("fashion_mnist"), *PRESETS["mnist"][1:])
 POINTS = (
     Train(
-        steps=5000, batch=128, learning_rate=2e-3, warmup=100, decay="linear", ema=0.995,
-        steps_per_call=50, log_every=250, checkpoint_every=2500,
+        steps=5000, batch=128, learning_rate=6e-3, warmup=100, decay="linear", clip=10.0,
+        ema=0.995, steps_per_call=50, log_every=250, checkpoint_every=2500,
     ),
     Net(channels=128, blocks=3),
     Sampling(samples=2048, sample_batch=2048),

@@ -183,9 +183,7 @@ class Distillation(System):
             return truncated_error(student, self.model.schedule, x_t, t, target)
         return squared_error(student(x_t, t), target)
 
-    def target(
-        self, x_t: Array, t: Array, s: Array, labels: Array, memory: Any, own: Any
-    ) -> Array:
+    def target(self, x_t: Array, t: Array, s: Array, labels: Array, memory: Any, own: Any) -> Array:
         """Where the teacher's two steps land, or what the student itself says after one of them."""
         schedule, teacher = self.model.schedule, self.model.denoise(memory["teacher"], labels)
         if self.config.guidance:
@@ -233,7 +231,7 @@ def build(config: Config, data: DataSet) -> Distillation:
 # --- every student at its steps ----------------------------------------------------------------
 
 
-def rows(trained: Trained) -> dict[str, np.ndarray]:
+def rows(trained: Trained[Distillation]) -> dict[str, np.ndarray]:
     """Samples of the teacher at falling numbers of steps, then of the student of each."""
     if "rows" in trained.kept:
         return trained.kept["rows"]
@@ -256,13 +254,13 @@ def rows(trained: Trained) -> dict[str, np.ndarray]:
     return found
 
 
-def picture(trained: Trained) -> Path:
+def picture(trained: Trained[Distillation]) -> Path:
     """``distillation.png``: teacher and students from the same noise."""
     shown = {name: x[:10] for name, x in rows(trained).items()}
     return save_rows(trained.directory / "distillation.png", shown)
 
 
-def table(trained: Trained) -> list[Number]:
+def table(trained: Trained[Distillation]) -> list[Number]:
     """The Frechet distance and class agreement of teacher and students."""
     data = trained.data
     labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None

@@ -134,7 +134,7 @@ class Gan(System):
 
         def one(memory: Any, key: Array) -> tuple[Any, None]:
             z = latents(key, self.batch)
-            return forward(self.generator, g.params, memory, z, Now(0))[1], None
+            return forward(self.generator, g.params, memory, z, Now(0, memory))[1], None
 
         g, keys = weights["generator"], jax.random.split(jax.random.key(0), 50)
         settle = jax.jit(lambda memory, keys: jax.lax.scan(one, memory, keys)[0])
@@ -164,7 +164,9 @@ class Gan(System):
         if isinstance(self.data.kind, Points):
             return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
         space = feature_space(self.data)
-        return frechet_distance(space.features(x), features_of(self.data, space, self.data.train, 10_000))
+        return frechet_distance(
+            space.features(x), features_of(self.data, space, self.data.train, 10_000)
+        )
 
 
 def latents(key: Array, count: int) -> Array:
@@ -200,7 +202,7 @@ def build(config: Config, data: DataSet) -> Gan:
 # --- pictures of images ------------------------------------------------------------------------
 
 
-def walks(trained: Trained) -> list[Path]:
+def walks(trained: Trained[Gan]) -> list[Path]:
     """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ..."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -217,7 +219,12 @@ def walks(trained: Trained) -> list[Path]:
     found = [zs for zs in triples.values() if len(zs) == 3]
     rows = []
     for a, b, c in list(zip(found, found[1:], found[2:], strict=False))[:5]:
-        rows += [a.mean(axis=0), b.mean(axis=0), c.mean(axis=0), analogy(a, b, c)]
+        rows += [
+            a.mean(axis=0),
+            b.mean(axis=0),
+            c.mean(axis=0),
+            analogy(*map(jnp.asarray, (a, b, c))),
+        ]
     if rows:
         files.append(save_grid(trained.directory / "arithmetic.png", draw(np.stack(rows)), 4))
     return files

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from experiments import score_sde
+from experiments.diffusion import Diffusion
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.plotting import save_lines, save_rows
 from jaxgen.runner import Data, Need, Sampling, Study, Trained, main
@@ -30,7 +31,7 @@ class Config:
     """Of guidance: -1 is the model without classes, 0 the one with them."""
 
 
-def rows(trained: Trained, config: Config) -> dict[float, np.ndarray]:
+def rows(trained: Trained[Diffusion], config: Config) -> dict[float, np.ndarray]:
     """The samples of every weight: one program, the weight being an argument."""
     if "rows" not in trained.kept:
         given, found = trained.data.given(config.sampling.samples), {}
@@ -41,7 +42,7 @@ def rows(trained: Trained, config: Config) -> dict[float, np.ndarray]:
     return trained.kept["rows"]
 
 
-def table(runs: dict[str, Trained], config: Config) -> list[Number]:
+def table(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
     """The Frechet distance and class agreement of each weight."""
     trained, count = runs["score_sde"], config.sampling.samples
     named = {f"{w:g}": (x, trained.labels(count)) for w, x in rows(trained, config).items()}
@@ -49,7 +50,7 @@ def table(runs: dict[str, Trained], config: Config) -> list[Number]:
     return compare(trained.data, trained.features, named, how)
 
 
-def curve(runs: dict[str, Trained], config: Config, directory: Path) -> list[Path]:
+def curve(runs: dict[str, Trained[Diffusion]], config: Config, directory: Path) -> list[Path]:
     """``guidance.png``: both measures over the weight; ``weights.png``: samples, a row a weight."""
     value = {number.name: number.value for number in table(runs, config)}
     lines = {

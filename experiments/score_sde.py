@@ -19,6 +19,7 @@ and 2.33 with 99 evaluations.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
 
@@ -29,7 +30,7 @@ from jax import Array
 
 from experiments import diffusion
 from experiments.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
-from jaxgen.data.records import DataSet, Image, Points
+from jaxgen.data.records import DataSet, Image, Points, some
 from jaxgen.diffusion.parameterization import Network, Target, denoiser, edm, scaled_network
 from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import check_sampling
@@ -121,18 +122,20 @@ def in_sigma(schedule: ContinuousSchedule) -> bool:
     return isinstance(schedule.schedule if isinstance(schedule, Shifted) else schedule, Sigma)
 
 
-def weighted(schedule: ContinuousSchedule, prediction: str | Target, weighting: str) -> Objective:
+def weighted(
+    schedule: ContinuousSchedule,
+    prediction: str | Target,
+    weighting: str,
+    scaled: Callable[[Network], Network],
+) -> Objective:
     """The error of the prediction, weighted, with the times it drew."""
     weight_of = choose("weighting", weighting, WEIGHTINGS)
 
     def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t, weight = training_times(schedule, weighting, key_t, len(x_0))
-        predict = scaled_network(network, schedule)
-        loss = denoising_loss(
-            key, predict, schedule, x_0, t, target=prediction, weighting=weight_of
-        )
-        return t, weight * loss
+        how = {"target": prediction, "weighting": weight_of}
+        return t, weight * denoising_loss(key, scaled(network), schedule, x_0, t, **how)
 
     return objective
 
@@ -144,7 +147,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
       ValueError: if the solver or the prediction cannot begin where the process ends.
     """
     recipe, reverse = choose("process", config.process, RECIPES), config.reverse
-    schedule = recipe.schedule(data.kind.levels if isinstance(data.kind, Image) else 256)
+    schedule = recipe.schedule(data.levels if isinstance(data.kind, Image) else 256)
     schedule = Shifted(schedule, config.shift) if config.shift else schedule
     name = recipe.prediction if config.prediction == "default" else config.prediction
     prediction = choose("prediction", name, PREDICTIONS)
@@ -155,17 +158,19 @@ def build(config: Config, data: DataSet) -> Diffusion:
     check_sampling(solver, nothing, schedule, jnp.zeros((1, *data.shape)), times)
     network = denoising_network(config.net, data.shape, data.classes)
     network.check_guidance(reverse.guidance)
+    variance = 0.5 if isinstance(data.kind, Image) else float(np.var(some(data.train, 10_000)["x"]))
+    scaled = partial(scaled_network, schedule=schedule, variance=variance)
     clip = isinstance(data.kind, Image) if reverse.clip_samples is None else reverse.clip_samples
     return Diffusion(
         data,
         make_optimizer(config.train),
         network,
         schedule,
-        weighted(schedule, prediction, config.weighting),
+        weighted(schedule, prediction, config.weighting, scaled),
         solver,
         times,
         prediction,
-        partial(scaled_network, schedule=schedule),
+        scaled,
         guidance=reverse.guidance,
         clip=clip,
         flip=config.flip,

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from experiments import ddpm
+from experiments.diffusion import Diffusion
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
@@ -48,10 +49,10 @@ class Config:
     sampling: Sampling = field(default_factory=lambda: Sampling(2000, 250))
 
 
-def rows(trained: Trained) -> dict[str, np.ndarray]:
+def rows(trained: Trained[Diffusion]) -> dict[str, np.ndarray]:
     """For each solver its name and cost, and samples."""
     if "rows" not in trained.kept:
-        schedule, found = trained.system.discrete().schedule, {}
+        schedule, found = trained.system.chain, {}
         for name, solver, power, steps in COMPARED:
             times = respaced_times(schedule.steps, steps, power=power)
             drawn = trained.but(schedule=schedule, solver=solver, times=times).draw()
@@ -60,13 +61,13 @@ def rows(trained: Trained) -> dict[str, np.ndarray]:
     return trained.kept["rows"]
 
 
-def picture(runs: dict[str, Trained], config: Any, directory: Path) -> Path:
+def picture(runs: dict[str, Trained[Diffusion]], config: Any, directory: Path) -> Path:
     """``solvers.png``: a row a solver, from the same ten noises."""
     shown = {name: x[:10] for name, x in rows(runs["ddpm"]).items()}
     return save_rows(directory / "solvers.png", shown)
 
 
-def table(runs: dict[str, Trained], config: Any) -> list[Number]:
+def table(runs: dict[str, Trained[Diffusion]], config: Any) -> list[Number]:
     """The Frechet distance and class agreement of each solver."""
     trained = runs["ddpm"]
     labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None

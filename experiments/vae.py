@@ -116,10 +116,10 @@ class Vae(System):
         return encode, decode
 
     def prepare(self, key: Array, x: Any) -> Array:
-        """Examples at the scale of the likelihood: {0, 1} drawn at random, or as models see them."""
+        """Examples at the scale of the likelihood: bits drawn at random, or as models see them."""
         if not self.binary:
             return self.data.kind.values(x)
-        return jax.random.bernoulli(key, to_unit(x, self.data.kind.levels)).astype(jnp.float32)
+        return jax.random.bernoulli(key, to_unit(x, self.data.levels)).astype(jnp.float32)
 
     def shown(self, x: Any) -> Array:
         """The scale of the likelihood as that of models."""
@@ -146,14 +146,17 @@ class Vae(System):
 
 def build(config: Config, data: DataSet) -> Vae:
     """The VAE of the options."""
-    name, points = choose("likelihood", config.likelihood, LIKELIHOODS), isinstance(data.kind, Points)
+    name, points = (
+        choose("likelihood", config.likelihood, LIKELIHOODS),
+        isinstance(data.kind, Points),
+    )
     if points and name in ("bernoulli", "logistic"):
         raise ValueError("points have a density: use --likelihood learned_gaussian or gaussian.")
     likelihoods = {
         "bernoulli": elbo.bernoulli,
         "gaussian": partial(elbo.gaussian, config.std),
         "learned_gaussian": elbo.learned_gaussian,
-        "logistic": lambda: elbo.discretized_logistic(data.kind.levels),
+        "logistic": lambda: elbo.discretized_logistic(data.levels),
     }
     likelihood = likelihoods[name]()
     encoder_type, decoder_type = choose("model", config.model, MODELS)
@@ -180,7 +183,7 @@ def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Arra
     return x, decode(encode(x).mean).mean
 
 
-def reconstructions(trained: Trained) -> list[Path]:
+def reconstructions(trained: Trained[Vae]) -> list[Path]:
     """``reconstructions.png``: original, reconstruction, original, ..."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -190,14 +193,14 @@ def reconstructions(trained: Trained) -> list[Path]:
     return [save_grid(trained.directory / "reconstructions.png", pairs, 10)]
 
 
-def decoded(trained: Trained, z: Array) -> np.ndarray:
+def decoded(trained: Trained[Vae], z: Array) -> np.ndarray:
     """Pictures of z ``[N, Z]``."""
     system = trained.system
     mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
     return trained.over("decoding", mean, np.asarray(z), size=100)
 
 
-def interpolations(trained: Trained) -> list[Path]:
+def interpolations(trained: Trained[Vae]) -> list[Path]:
     """``interpolations.png``: the arcs between the codes of test images; the latent manifold."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -218,7 +221,7 @@ def interpolations(trained: Trained) -> list[Path]:
 # --- measures ----------------------------------------------------------------------------------
 
 
-def bound(trained: Trained) -> list[Number]:
+def bound(trained: Trained[Vae]) -> list[Number]:
     """The ELBO of the test set, its terms, and the error of reconstructions."""
     batch, system = trained.test(), trained.system
     scale = "binarized at random" if system.binary else f"{trained.data.kind} at models' scale"
@@ -240,7 +243,7 @@ def bound(trained: Trained) -> list[Number]:
     ]
 
 
-def log_likelihood(trained: Trained) -> list[Number]:
+def log_likelihood(trained: Trained[Vae]) -> list[Number]:
     """log p(x) of test examples by importance sampling."""
     system, options = trained.system, trained.config.measured
     k = options.importance_samples
@@ -281,9 +284,7 @@ PRESETS = {
         latents=64,
         likelihood="logistic",
     ),
-    **{
-        name: replace(POINTS, data=Data(name), sampling=Sampling(2048, 2048)) for name in DENSITIES
-    },
+    **{name: replace(POINTS, data=Data(name), sampling=Sampling(2048, 2048)) for name in DENSITIES},
 }
 EXPERIMENT = Experiment(
     "vae",

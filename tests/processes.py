@@ -21,8 +21,6 @@ TINY = {
     "score_sde": (
         f"{NET} --samples 20 --sample-batch 20 --sample-steps 4 --bound-images 8 --bound-times 4"
     ),
-    "solvers": f"{NET} --diffusion-steps 100 --samples 10 --sample-batch 10",
-    "applications": NET,
     "distillation": (
         f"{NET} --samples 10 --sample-batch 10 --teacher-steps 4 --round-steps 2 --first 4"
     ),

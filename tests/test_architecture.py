@@ -16,6 +16,7 @@ LAYERS = {  # what each may import of the project
     "jaxgen.data": set(),
     "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},
     "jaxgen.plotting": {"data"},
+    "jaxgen.runner": {"data", "training", "evaluation", "plotting"},
 }
 
 
@@ -55,3 +56,22 @@ def test_the_top_level_is_what_it_should_be():
     extra = visible - expected - {"runs", "build", "jaxgen.egg-info", "shared"}
     assert expected <= visible
     assert not extra
+
+
+def test_no_import_goes_in_a_circle():
+    """Following imports from any module never comes back to it."""
+    known = {name_of(path): set(imports(path)) for path in MODULES}
+    graph = {name: {i for i in found if i in known and i != name} for name, found in known.items()}
+    done = set()
+    while len(done) < len(graph):
+        free = {name for name, found in graph.items() if name not in done and found <= done}
+        assert free, f"a circle among {sorted(graph.keys() - done)}"
+        done |= free
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.py")), ids=name_of)
+def test_no_function_of_an_experiment_is_long(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and path.stem != "benchmark":
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 60, f"{node.name} has {length} lines"

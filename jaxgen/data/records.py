@@ -287,6 +287,17 @@ class DataSet:
     def shape(self) -> tuple[int, ...]:
         return self.kind.shape
 
+    @property
+    def levels(self) -> int:
+        """How many values a pixel can take.
+
+        Raises:
+          TypeError: for data that are not images.
+        """
+        if not isinstance(self.kind, Image):
+            raise TypeError(f"{self.name} is {self.kind.noun}, and this is for images.")
+        return self.kind.levels
+
     def given(self, count: int) -> Batch:
         """What to sample ``count`` examples for: arrays ``[count, ...]``."""
         return (self.ask or partial(labels_in_turn, self.classes))(count)

@@ -66,8 +66,11 @@ def load(
     return prepared.of_tensorflow(name, data_dir, manual_dir, image_size)
 
 
+SCALE = 4.0  # toy densities as data: points in [-4, 4]^2, as flows and diffusion mostly see them
+
+
 def _toy(name: str) -> DataSet:
-    density = toy.DENSITIES[name]
+    density = toy.DENSITIES[name].scaled(SCALE)
 
     def draw(seed: int, n: int) -> Arrays:
         x = density.sample(np.random.default_rng(seed), n)

@@ -23,6 +23,15 @@ class Density:
     log_prob: Callable[[Array], Array] | None = None  # [B, 2] -> [B], in nats
     modes: np.ndarray | None = None  # [K, 2]
 
+    def scaled(self, factor: float) -> Density:
+        """The density of the points times ``factor``."""
+        log_prob = self.log_prob
+        return Density(
+            lambda rng, n: np.float32(factor) * self.sample(rng, n),
+            log_prob and (lambda x: log_prob(x / factor) - 2 * np.log(factor)),
+            self.modes if self.modes is None else factor * self.modes,
+        )
+
 
 def _normals(centres: np.ndarray, std: float) -> Callable[[Array], Array]:
     """The log density of a mixture of equal normals at ``centres [K, 2]``."""

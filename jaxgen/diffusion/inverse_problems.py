@@ -156,7 +156,9 @@ class Problem(NamedTuple):
         y = self.operator(x_0)
         return y + self.noise * jax.random.normal(key, y.shape)
 
-    def solve(self, key: Array, denoise: Denoiser, schedule: Schedule, y: Array, x_T: Array) -> Array:
+    def solve(
+        self, key: Array, denoise: Denoiser, schedule: Schedule, y: Array, x_T: Array
+    ) -> Array:
         """A draw from p(x_0|y) for each of ``y``; ``x_T [B, ...]`` is noise to start from."""
         x_t = x_T if self.start is None else self.start(y)
         return sample(key, self.condition(denoise, y), schedule, x_t, self.times, self.solver)

@@ -21,7 +21,7 @@ from flax import serialization
 
 from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.records import DataSet, Image, Source, in_chunks, some, to_signed
+from jaxgen.data.records import DataSet, Source, in_chunks, some, to_signed
 from jaxgen.models.classifier import Classifier
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import init_state, make_step
@@ -41,20 +41,9 @@ class FeatureSpace:
     accuracy: float | None = None  # on the test set
 
 
-def levels_of(data: DataSet) -> int:
-    """How many values a pixel can take.
-
-    Raises:
-      TypeError: for data that are not images.
-    """
-    if not isinstance(data.kind, Image):
-        raise TypeError(f"{data.name} is {data.kind.noun}, and this measures images.")
-    return data.kind.levels
-
-
 def signed(data: DataSet, x: np.ndarray) -> np.ndarray:
     """Bin numbers ``[N, H, W, C]`` to [-1, 1], float32, on the host."""
-    return np.float32(2) * x.astype(np.float32) / np.float32(levels_of(data) - 1) - np.float32(1)
+    return np.float32(2) * x.astype(np.float32) / np.float32(data.levels - 1) - np.float32(1)
 
 
 def image_chunks(
@@ -121,7 +110,7 @@ def _fingerprint(data: DataSet, steps: int, seed: int) -> str:
 
 
 def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
-    levels = levels_of(data)
+    levels = data.levels
 
     def loss_fn(params, batch, key):
         x = to_signed(batch["x"], levels)

@@ -117,14 +117,21 @@ def ode_likelihood(
 
 
 def ode_log_density(
-    denoise: Denoiser, schedule: ContinuousSchedule, x: Array, *, t_0: float = 1e-3
+    denoise: Denoiser,
+    schedule: ContinuousSchedule,
+    x: Array,
+    *,
+    t_0: float = 1e-3,
+    tolerance: float = 1e-4,
 ) -> Array:
     """log p of points ``x [B, D]`` by the probability-flow ODE, in nats, with the exact trace.
 
     It is the density of the data blurred by noise of standard deviation sigma/alpha of ``t_0``.
     """
     alpha = schedule(jnp.asarray(t_0)).alpha
-    found = ode_log_likelihood(denoise, schedule, alpha * x, t_0=t_0, rtol=1e-4, atol=1e-4)
+    found = ode_log_likelihood(
+        denoise, schedule, alpha * x, t_0=t_0, rtol=tolerance, atol=tolerance
+    )
     return found.log_prob + x[0].size * jnp.log(alpha)
 
 

@@ -78,9 +78,7 @@ class Denoising:
 
         return predict
 
-    def training(
-        self, params: Any, labels: Array, key: Array
-    ) -> Callable[[Array, Array], Array]:
+    def training(self, params: Any, labels: Array, key: Array) -> Callable[[Array, Array], Array]:
         """The same in training: with dropout, and some of the labels hidden."""
         key_dropout, key_label = jax.random.split(key)
         if self.unlabelled > 0:
@@ -133,7 +131,9 @@ def denoising_network(
     if name == "mlp":
         module = TimeMLP(net.channels, net.blocks, **common)
     elif name == "dit":
-        module = DiT(net.patch, net.channels, net.blocks, net.heads, dtype=dtype, remat=net.remat, **common)
+        module = DiT(
+            net.patch, net.channels, net.blocks, net.heads, dtype=dtype, remat=net.remat, **common
+        )
     else:
         module = UNet(
             channels=net.channels,

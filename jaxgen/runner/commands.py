@@ -18,11 +18,11 @@ from typing import Any
 import jax
 import tyro
 
+import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.cache import keep_compiled
 from jaxgen.data.records import DataError, DataSet
 from jaxgen.data.sources import did_you_mean
 from jaxgen.evaluation.report import Number, print_report, write_report
-from jaxgen.runner import sweeps
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
 from jaxgen.runner.folders import (
@@ -35,7 +35,7 @@ from jaxgen.runner.folders import (
 )
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake
-from jaxgen.runner.trained import Trained, load_data, open_run
+from jaxgen.runner.trained import load_data, open_run
 from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
 from jaxgen.training.devices import tune_cpu
 from jaxgen.training.logging import console
@@ -166,10 +166,12 @@ def look(
         if "diagnose" in verbs:
             report(diagnose(trained), trained.directory / "diagnosis.json")
     if "evaluate" in verbs:
-        report(sweeps.summary(members, numbers) if members else numbers[0], directory / "report.json")
+        report(
+            sweeps.summary(members, numbers) if members else numbers[0], directory / "report.json"
+        )
 
 
-def draw_pictures(pictures: Sequence[Callable[[Trained], Any]], *args: Any) -> None:
+def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:
     """Draws each picture and names its files."""
     found: list[Path] = []
     for picture in pictures:
@@ -195,12 +197,12 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     """
     verbs, argv = take_verb(argv, VERBS, ALONE)
     preset, argv = _take(argv, "--preset")
-    name = preset or _peek(argv, "--data") or experiment.default.data.data
+    name = preset or peek(argv, "--data") or experiment.default.data.data
     if preset and preset not in experiment.presets:
         raise Mistake(f"unknown preset '{preset}'{did_you_mean(preset, experiment.presets)}")
     default = experiment.presets.get(name, experiment.default)
     if "train" not in verbs or "--resume" in argv:
-        directory = _peek(argv, "--dir")
+        directory = peek(argv, "--dir")
         found = [Path(directory)] if directory else existing(experiment.name, name)
         default = (read_config(found[-1], experiment) if found else None) or default
     description = (
@@ -239,7 +241,7 @@ def take_verb(
     return (argv[0],), argv[1:]
 
 
-def _peek(argv: list[str], flag: str) -> str | None:
+def peek(argv: list[str], flag: str) -> str | None:
     """The value of ``flag value`` or ``flag=value``."""
     for i, word in enumerate(argv):
         if word == flag and i + 1 < len(argv):
@@ -250,8 +252,8 @@ def _peek(argv: list[str], flag: str) -> str | None:
 
 
 def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """:func:`_peek`, and the words without it."""
-    value = _peek(argv, flag)
+    """:func:`peek`, and the words without it."""
+    value = peek(argv, flag)
     if flag in argv:
         i = argv.index(flag)
         return value, argv[:i] + argv[i + 2 :]

@@ -94,9 +94,7 @@ def noise(
     return [
         Number(f"{prefix}gradient_signal", found.signal, f"|E g|^2, {how}"),
         Number(f"{prefix}gradient_noise", found.noise, f"tr cov(g) of an example, {how}"),
-        Number(
-            f"{prefix}gradient_noise_scale", found.scale, f"noise / signal, in examples, {how}"
-        ),
+        Number(f"{prefix}gradient_noise_scale", found.scale, f"noise / signal, in examples, {how}"),
     ]
 
 

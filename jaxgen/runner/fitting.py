@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax import Array
 
+import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
-from jaxgen.runner import sweeps
 from jaxgen.runner.folders import check_directory, locked, write_config
 from jaxgen.runner.options import Run, Train, make_ema_decay
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of

@@ -38,7 +38,9 @@ def existing(name: str, data: str) -> list[Path]:
 def new_directory(name: str, data: str) -> Path:
     """The first of these names that is free: runs/NAME-DATA-001, ..."""
     found = existing(name, data)
-    return Path("runs") / f"{_stem(name, data)}-{1 + (int(found[-1].name[-3:]) if found else 0):03d}"
+    return (
+        Path("runs") / f"{_stem(name, data)}-{1 + (int(found[-1].name[-3:]) if found else 0):03d}"
+    )
 
 
 def run_directory(name: str, config: Any, run: Run, fresh: bool) -> Path:

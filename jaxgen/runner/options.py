@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -29,7 +30,7 @@ Positive = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 
 
-def measuring(kind: type[T]) -> T:
+def measuring(kind: Callable[[], T]) -> T:
     """A section of a config that says how to sample and measure, and changes nothing in training:
     it may differ from one look at a run to the next."""
     return field(default_factory=kind, metadata={"measuring": True})

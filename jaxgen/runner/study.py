@@ -15,6 +15,7 @@ from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
     parse,
+    peek,
     prepare_jax,
     read_options,
     report,
@@ -64,7 +65,7 @@ class Study:
     """
 
     name: str
-    about: str
+    about: str | None
     presets: Mapping[str, Any]
     needs: Mapping[str, Need]
     pictures: tuple[Callable[[Runs, Any, Path], Any], ...] = ()
@@ -73,10 +74,14 @@ class Study:
     def run(self, argv: list[str]) -> None:
         """Trains what is lacking, draws and measures, as the verb and the options say."""
         verbs, argv = take_verb(argv, VERBS)
-        data = next((b for a, b in zip(argv, argv[1:], strict=False) if a == "--data"), "")
+        data = peek(argv, "--data") or ""
         default = self.presets.get(data, next(iter(self.presets.values())))
-        about = f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
-        config, which = read_options(default, Which(), argv, f"python -m experiments.{self.name}", about)
+        about = (
+            f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
+        )
+        config, which = read_options(
+            default, Which(), argv, f"python -m experiments.{self.name}", about
+        )
         check_ranges(config)
         prepare_jax()
         if which.dir and len(which.dir) != len(self.needs):
@@ -94,7 +99,9 @@ class Study:
         if "sample" in verbs:
             draw_pictures(self.pictures, runs, config, out)
         if "evaluate" in verbs:
-            report([n for measure in self.measures for n in measure(runs, config)], out / "report.json")
+            report(
+                [n for measure in self.measures for n in measure(runs, config)], out / "report.json"
+            )
 
     def open(self, config: Any, which: Which) -> Runs:
         """The runs, those that are lacking once they are trained."""

@@ -133,7 +133,7 @@ class Experiment:
     """
 
     name: str
-    about: str
+    about: str | None  # the module's docstring, shown by --help
     presets: Mapping[str, Any]
     build: Callable[[Any, DataSet], System]
     pictures: tuple[Callable[[Any], Any], ...] = ()  # trained -> files in its directory

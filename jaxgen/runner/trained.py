@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import jax
 import numpy as np
@@ -23,14 +23,15 @@ from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Players, init_players
 
+S = TypeVar("S", bound=System)
 TESTED = 100_000  # examples of a large test set that are measured
 
 
 @dataclass(frozen=True, eq=False)
-class Trained:
+class Trained(Generic[S]):
     """A trained system. All that is drawn or mapped uses all devices of this process."""
 
-    system: System
+    system: S
     weights: Any
     config: Any
     directory: Path
@@ -54,13 +55,14 @@ class Trained:
         """The feature space of the data set, trained at its first use."""
         return feature_space(self.data)
 
-    def but(self, **parts: Any) -> Trained:
+    def but(self, **parts: Any) -> Trained[S]:
         """The same weights with other parts of the system: another solver, grid or guidance."""
         return self.with_weights(self.weights, replace(self.system, **parts))
 
-    def with_weights(self, weights: Any, system: System | None = None) -> Trained:
+    def with_weights(self, weights: Any, system: Any = None) -> Trained[Any]:
         """Other weights, of this system or another."""
-        return replace(self, system=system or self.system, weights=weights, kept={})
+        other: Any = replace(self, system=system or self.system, weights=weights, kept={})
+        return other
 
     @cached_property
     def _devices(self) -> list[Any]:
@@ -69,13 +71,15 @@ class Trained:
     @cached_property
     def _sampler(self) -> OverRows:
         system = self.system
-        return OverRows(lambda weights, key, given: system.sample(key, weights, given), self._devices)
+        return OverRows(
+            lambda weights, key, given: system.sample(key, weights, given), self._devices
+        )
 
     def draw(self, count: int | None = None, given: Batch | None = None) -> np.ndarray:
         """Samples ``[count, ...]``, for the conditions of the data set or those ``given``.
 
-        Those for the data set's own conditions are kept: asked for again, or for fewer of them, they
-        are the same ones.
+        Those for the data set's own conditions are kept: asked for again, or for fewer of them,
+        they are the same ones.
         """
         if given is not None:
             return self._sample(given)
@@ -115,7 +119,9 @@ class Trained:
         """
         mapped = OverRows(function, self._devices)
         size = size or self.sampling.sample_batch
-        return mapped(self.weights, jax.random.fold_in(self.key, key), rows, size, activity=activity)
+        return mapped(
+            self.weights, jax.random.fold_in(self.key, key), rows, size, activity=activity
+        )
 
     def test(self, limit: int = TESTED) -> Batch:
         """Up to ``limit`` test examples, spread over them."""
@@ -180,7 +186,7 @@ def open_run(
     experiment: Experiment | None = None,
     config: Any = None,
     data: DataSet | None = None,
-) -> Trained:
+) -> Trained[Any]:
     """Opens the run in a directory, which says itself what it is.
 
     Args:

@@ -46,11 +46,14 @@ class Placement(Protocol):
         """The jitted (state, batch, key) -> (state, metrics), the state's buffers donated."""
         ...
 
-    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
-        """The placed state ``init(key)``, no device ever holding more than its part."""
+    def init(self, init: Callable[[Any], Any], key: Any) -> Any:
+        """The placed state ``init(key)``, no device ever holding more than its part.
+
+        ``key`` may come with arrays that the state is made of.
+        """
         ...
 
-    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    def stored(self, init: Callable[[Any], Any], key: Any) -> Any:
         """Shapes, types and shardings of the stored ``init(key)``, to restore a checkpoint to."""
         ...
 
@@ -150,11 +153,11 @@ class Sharded:
 
         return jax.jit(kept_in_place, donate_argnums=0 if donate else ())
 
-    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    def init(self, init: Callable[[Any], Any], key: Any) -> Any:
         shardings = self._of_state(jax.eval_shape(init, key))
         return jax.jit(init, out_shardings=shardings)(key)
 
-    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    def stored(self, init: Callable[[Any], Any], key: Any) -> Any:
         shapes = jax.eval_shape(init, key)
         return jax.tree.map(
             lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -212,10 +215,10 @@ class Pmapped:
             donate_argnums=0 if donate else (),
         )
 
-    def init(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    def init(self, init: Callable[[Any], Any], key: Any) -> Any:
         return self.put_state(jax.jit(init)(key))
 
-    def stored(self, init: Callable[[jax.Array], Any], key: jax.Array) -> Any:
+    def stored(self, init: Callable[[Any], Any], key: Any) -> Any:
         one = SingleDeviceSharding(self.devices[0])
         return jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one),

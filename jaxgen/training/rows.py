@@ -16,7 +16,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxgen.training.logging import progress
 from jaxgen.training.loop import Advance
 
-ROWS = PartitionSpec("rows")
+AXES = ("rows",)
+ROWS = PartitionSpec(*AXES)
 
 
 class OverRows:
@@ -38,7 +39,7 @@ class OverRows:
 
     def _program(self, width: int) -> tuple[Any, NamedSharding]:
         if width not in self._programs:
-            mesh = Mesh(np.asarray(self.devices[:width]), ROWS)
+            mesh = Mesh(np.asarray(self.devices[:width]), AXES)
 
             def chunk(weights: Any, keys: Array, rows: Any) -> Any:
                 found = self.function(weights, keys[0], jax.tree.map(lambda x: x[0], rows))

@@ -1,14 +1,16 @@
 """The one step body every family trains with, and the step in which several players take turns.
 
 A loss of one network is ``loss_fn(params, batch, key) -> (values, metrics)``, with one value an
-example or one for the batch, of which the mean is taken. In a :class:`Turn` it also sees what is :class:`Now` besides: the step
-of the run, the other players, and a memory of its own, which it may answer anew by :class:`Aux`.
+example or one for the batch, of which the mean is taken. In a :class:`Turn` it also sees what is
+:class:`Now` besides: the step of the run, the other players, and a memory of its own, which it may
+answer anew by :class:`Aux`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -30,7 +32,7 @@ OWN_METRICS = frozenset({"loss", "grad_norm", "update_norm", "param_norm", "skip
 
 
 class Aux(NamedTuple):
-    """What a loss returns beside its values where it has a memory: metrics, and the memory after."""
+    """What a loss with a memory returns beside its values: metrics, and the memory after."""
 
     metrics: Metrics
     memory: Any
@@ -206,8 +208,8 @@ class Now(NamedTuple):
     """What a loss may look at beside parameters, batch and key."""
 
     step: Array | int  # steps of the run so far
-    memory: Any = {}  # of the player that moves
-    players: Mapping[str, Any] = {}  # every player's state, its own too
+    memory: Any  # of the player that moves
+    players: Mapping[str, Any] = MappingProxyType({})  # every player's state, its own too
     train: bool = True  # or measured: without dropout, on the moving average
     axis_name: str | None = None  # of the devices, under pmap
 
@@ -257,7 +259,9 @@ def make_turns(turns: Sequence[Turn], ema_decay: Decay, accumulate: int = 1) -> 
     """
 
     def step(state: Players, batch: Batch, key: Array, axis_name: str | None = None):
-        keys = iter(jax.random.split(step_key(key, state.step, axis_name), sum(t.times for t in turns)))
+        keys = iter(
+            jax.random.split(step_key(key, state.step, axis_name), sum(t.times for t in turns))
+        )
         parts = divided(batch, batches_of(turns)) if batches_of(turns) > 1 else None
         metrics: Metrics = {}
         for turn in turns:
@@ -275,7 +279,9 @@ def make_turns(turns: Sequence[Turn], ema_decay: Decay, accumulate: int = 1) -> 
                 rows.append(found)
             each = jax.tree.map(lambda *values: jnp.stack(values), *rows)  # [times]
             prefix = f"{turn.player}/" if len(turns) > 1 else ""
-            metrics |= {prefix + k: v.sum() if k == "skipped" else v.mean() for k, v in each.items()}
+            metrics |= {
+                prefix + k: v.sum() if k == "skipped" else v.mean() for k, v in each.items()
+            }
         return replace(state, step=state.step + 1), metrics
 
     return step
@@ -293,9 +299,7 @@ def move(
         metrics, memory = told if isinstance(told, Aux) else (told, player.memory)
         return jnp.mean(values), Aux(jax.tree.map(jnp.mean, metrics), memory)
 
-    moved, metrics = descend(
-        player, loss, batch, key, turn.optimizer, axis_name=axis_name, **how
-    )
+    moved, metrics = descend(player, loss, batch, key, turn.optimizer, axis_name=axis_name, **how)
     return replace(state, of={**state.of, turn.player: moved}), metrics
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxgen.data.cache import cache_dir
-from jaxgen.data.sources import Arrays, load
+from jaxgen.data.records import Arrays, Image
+from jaxgen.data.sources import load
 from jaxgen.evaluation import features as module
 from jaxgen.evaluation import report
 from jaxgen.evaluation.features import (
@@ -14,7 +15,6 @@ from jaxgen.evaluation.features import (
     feature_space,
     features_of,
     image_chunks,
-    map_batches,
     signed,
 )
 from jaxgen.evaluation.report import sample_numbers
@@ -28,10 +28,10 @@ def space():
 
 
 def test_the_classifier_knows_the_digits_and_says_how_well(space):
-    labels = space.classify(signed(DATA, DATA.test.x))
-    want = np.mean(labels == DATA.test.label)
+    labels = space.classify(signed(DATA, DATA.test["x"]))
+    want = np.mean(labels == DATA.test["label"])
     assert space.accuracy == want > 0.96
-    features = space.features(signed(DATA, DATA.train.x))
+    features = space.features(signed(DATA, DATA.train["x"]))
     assert features.shape == (1295, 64)
     np.testing.assert_allclose(np.mean(features**2), 1.0, rtol=1e-3)
 
@@ -42,12 +42,12 @@ def test_it_is_trained_once(space):
     again = feature_space(DATA)
     assert time.monotonic() - begun < 5
     assert path.stat().st_mtime_ns == written
-    x = signed(DATA, DATA.test.x)
+    x = signed(DATA, DATA.test["x"])
     np.testing.assert_allclose(again.features(x), space.features(x), rtol=1e-5)
 
 
 def test_real_images_are_near_and_noise_is_far(space):
-    test, labels = signed(DATA, DATA.test.x), DATA.test.label
+    test, labels = signed(DATA, DATA.test["x"]), DATA.test["label"]
     noise = np.random.default_rng(0).uniform(-1, 1, test.shape).astype(np.float32)
     named = lambda numbers: {n.name: n for n in numbers}
     real = named(sample_numbers(DATA, space, test, labels, "test images"))
@@ -60,7 +60,7 @@ def test_real_images_are_near_and_noise_is_far(space):
     assert bad["svm_class_agreement"].value < 0.3
     assert real["classes_covered"].value == 10
     assert "359 samples (test images)" in real["frechet_distance"].protocol
-    train = named(sample_numbers(DATA, space, signed(DATA, DATA.train.x)[:50], None, "copies"))
+    train = named(sample_numbers(DATA, space, signed(DATA, DATA.train["x"])[:50], None, "copies"))
     assert train["nearest_training_image"].value < 1e-5  # copies are found out
     assert "class_agreement" not in train
 
@@ -69,23 +69,15 @@ def test_without_classes_features_are_principal_components():
     rng = np.random.default_rng(0)
     low_rank = rng.standard_normal((300, 3)) @ rng.standard_normal((3, 100))
     x = np.clip(low_rank * 20 + 128, 0, 255).astype(np.uint8).reshape(300, 10, 10, 1)
-    source = Arrays(x, np.zeros(300, np.int32))
+    source = Arrays({"x": x, "label": np.zeros(300, np.int32)})
     data = dataclasses.replace(
-        DATA, name="plain", train=source, test=source, shape=(10, 10, 1), classes=1, levels=256
+        DATA, name="plain", train=source, test=source, kind=Image((10, 10, 1)), classes=1
     )
     space = feature_space(data)
     assert space.classify is None
-    variances = space.features(signed(data, source.x)).var(axis=0)
+    variances = space.features(signed(data, source["x"])).var(axis=0)
     assert (np.diff(variances) < 1e-5).all()  # falling, and the first three hold nearly all
     assert variances[:3].sum() > 0.9 * variances.sum()
-
-
-def test_batches_are_padded_and_cut():
-    x = np.arange(11.0)
-    seen = []
-    got = map_batches(lambda b: (seen.append(len(b)), b * 2)[1], x, 4)
-    np.testing.assert_array_equal(got, 2 * x)
-    assert seen == [4, 4, 4]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +89,9 @@ class Drawn:
     def __len__(self):
         return self.size
 
-    def __getitem__(self, index):
-        x = np.random.default_rng(index % 97).integers(256, size=(32, 32, 3), dtype=np.uint8)
-        return {"x": x, "label": index % 3}
+    def fetch(self, index):
+        draw = lambda i: np.random.default_rng(i % 97).integers(256, size=(32, 32, 3))
+        return {"x": np.stack([draw(i) for i in index]).astype(np.uint8), "label": index % 3}
 
 
 def test_memory_does_not_grow_with_the_data(monkeypatch):
@@ -112,7 +104,7 @@ def test_memory_does_not_grow_with_the_data(monkeypatch):
     samples, peaks = np.zeros((20, 32, 32, 3), np.float32), []
     for size in (500, 4000):
         data = dataclasses.replace(
-            DATA, train=Drawn(size), test=Drawn(size), shape=(32, 32, 3), classes=3, levels=256
+            DATA, train=Drawn(size), test=Drawn(size), kind=Image((32, 32, 3)), classes=3
         )
         tracemalloc.start()
         numbers = {n.name: n for n in sample_numbers(data, space, samples, None, "black")}
@@ -124,7 +116,7 @@ def test_memory_does_not_grow_with_the_data(monkeypatch):
 
 
 def test_a_stream_measures_what_the_whole_would(monkeypatch, space):
-    samples = signed(DATA, DATA.test.x)[::3] + 0.1
+    samples = signed(DATA, DATA.test["x"])[::3] + 0.1
     whole = sample_numbers(DATA, space, samples, None, "shifted")
     monkeypatch.setattr(module, "NUMBERS", 2**14)
     assert len(list(image_chunks(DATA, DATA.train))) > 4
@@ -133,4 +125,5 @@ def test_a_stream_measures_what_the_whole_would(monkeypatch, space):
         assert (a.name, a.protocol) == (b.name, b.protocol)
         np.testing.assert_allclose(a.value, b.value, rtol=1e-5)
     features = features_of(DATA, space, DATA.train)
-    np.testing.assert_allclose(features, space.features(signed(DATA, DATA.train.x)), rtol=1e-5)
+    whole = space.features(signed(DATA, DATA.train["x"]))
+    np.testing.assert_allclose(features, whole, rtol=1e-5, atol=1e-6)

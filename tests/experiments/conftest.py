@@ -1,9 +1,10 @@
 import importlib
+import shlex
 
 import pytest
 from processes import COMMON, TINY
 
-from experiments.runner import main
+from jaxgen.runner import main
 
 
 @pytest.fixture
@@ -12,11 +13,12 @@ def command(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
 
     def run(name, *words, tiny=True):
-        experiment = importlib.import_module(f"experiments.{name}").EXPERIMENT
-        argv = " ".join(map(str, words)).split()
+        module = importlib.import_module(f"experiments.{name}")
+        experiment = getattr(module, "EXPERIMENT", None) or module.STUDY
+        argv = shlex.split(" ".join(map(str, words)))
         if tiny:  # before the options given, which win
             at = 0 if not argv or argv[0].startswith("-") else 1
-            argv[at:at] = f"{TINY[name]} {COMMON}".split()
+            argv[at:at] = shlex.split(f"{TINY[name]} {COMMON}")
         try:
             status = main(experiment, argv)
         except SystemExit as stop:  # from the parser of options

@@ -1,36 +1,37 @@
-"""The applications of a diffusion model: the command, and Bayes' rule through the bound."""
+"""The applications of a diffusion model: the command, and its problems."""
 
 import json
-from functools import partial
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture
 from PIL import Image
 
-from experiments.applications import PRESETS, Applications, estimate, make_problems, psnr
-from experiments.system import Mistake
+from experiments.applications import STUDY, Config, make_problems, psnr
 from jaxgen.diffusion.schedules import from_betas, linear_betas
+from jaxgen.runner import Mistake
 
 MODEL = (
     "--channels 8 --multipliers 1 --blocks 1 --attention --groups 4 --diffusion-steps 20 "
-    "--sample-batch 20 --sample-steps 4 "
     "--batch 16 --steps 4 --log-every 2 --checkpoint-every 4 --devices 1"
 )
-TINY = "--restored 10 --restorations 2 --restore-steps 4 --jump 2 --repeats 2 --scored 12 --draws 3"
+TINY = (
+    "--sample-batch 20 --restored 10 --restorations 2 --restore-steps 4 --jump 2 --repeats 2 "
+    "--scored 12 --draws 3"
+)
 PROBLEMS = ("inpainting", "denoising", "super_resolution", "deblurring")
 
 
 def report(directory):
-    return {n["name"]: n for n in json.loads(Path(directory, "applications.json").read_text())}
+    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
 
 
 @pytest.mark.slow
 def test_one_command_draws_and_measures_everything(command):
-    status, out, err = command("applications", f"{MODEL} {TINY} --dir run", tiny=False)
+    words = f"{TINY} --train '{MODEL}' --out run"
+    status, out, err = command("applications", words, tiny=False)
     assert status == 0, err
     for name in PROBLEMS:
         assert np.asarray(Image.open(f"run/{name}.png").convert("L")).std() > 5
@@ -50,7 +51,8 @@ def test_one_command_draws_and_measures_everything(command):
 @pytest.mark.slow
 def test_a_ddpm_without_classes_is_measured_but_does_not_classify(command):
     assert command("ddpm", f"train {MODEL} --no-conditional --dir run", tiny=False)[0] == 0
-    status, out, err = command("applications", f"evaluate --dir run {TINY}", tiny=False)
+    words = f"evaluate --dir run --out run {TINY}"
+    status, out, err = command("applications", words, tiny=False)
     assert status == 0, err
     assert "classification is left out: the model is not conditional" in out
     numbers = report("run")
@@ -59,18 +61,18 @@ def test_a_ddpm_without_classes_is_measured_but_does_not_classify(command):
 
 
 def test_the_models_are_trained_with_hidden_classes():
-    assert all(config.net.unlabelled > 0 for config in PRESETS.values())
+    assert STUDY.needs["ddpm"].options == "--unlabelled 0.1"
 
 
 def test_odd_sides_are_refused():
     schedule = from_betas(linear_betas(1000))
     with pytest.raises(Mistake, match="needs even sides, not 7x8: give an --image-size"):
-        make_problems(Applications(), schedule, (7, 8, 1))
+        make_problems(Config(), schedule, (7, 8, 1))
 
 
 def test_denoising_starts_at_the_level_of_its_noise():
     schedule = from_betas(linear_betas(1000))
-    problem = make_problems(Applications(noise=0.5), schedule, (8, 8, 1))["denoising"]
+    problem = make_problems(Config(noise=0.5), schedule, (8, 8, 1))["denoising"]
     alpha, sigma = schedule(jnp.asarray(problem.times[0]))
     assert problem.noise == pytest.approx(0.5, rel=0.01)
     assert float(sigma / alpha) == pytest.approx(problem.noise, rel=1e-5)
@@ -82,48 +84,3 @@ def test_denoising_starts_at_the_level_of_its_noise():
 def test_psnr_by_hand():
     truth = np.zeros((2, 2, 2, 1))
     assert psnr(truth + 0.2, truth) == pytest.approx(20.0)  # 10 log10(2^2 / 0.2^2)
-
-
-# --- Bayes' rule -----------------------------------------------------------------------------
-
-CLASSES = {
-    "normals": (
-        Gaussian(np.array([0.6, 0.0]), np.array([[0.3, 0.1], [0.1, 0.2]])),
-        Gaussian(np.array([-0.5, 0.3]), np.array([[0.1, -0.05], [-0.05, 0.4]])),
-    ),
-    "mixtures": (
-        Mixture(np.array([0.5, 0.5]), np.array([[0.6, 0.6], [-0.6, -0.6]]), 0.3),
-        Mixture(np.array([0.3, 0.7]), np.array([[0.6, -0.6], [-0.6, 0.6]]), 0.3),
-    ),
-}
-
-
-def bounds(classes, x, draws):
-    schedule = from_betas(linear_betas(1000))
-    exact = [c.denoiser(schedule) for c in classes]
-
-    def denoise(y):
-        def given(x_t, t):
-            return jnp.where(y[:, None] == 0, exact[0](x_t, t), exact[1](x_t, t))
-
-        return given
-
-    labels = jnp.tile(jnp.arange(2), (len(x), 1))
-    run = jax.jit(partial(estimate, denoise=denoise, schedule=schedule, draws=draws))
-    return np.asarray(run(jax.random.key(0), x_0=jnp.asarray(x), labels=labels).bound)
-
-
-@pytest.mark.parametrize("name", CLASSES)
-def test_exact_denoisers_decide_as_bayes(name):
-    classes, rng = CLASSES[name], np.random.default_rng(0)
-    x = np.concatenate([c.sample(rng, 200) for c in classes])
-    exact = classes[1].log_prob(x) - classes[0].log_prob(x)
-    errors = []
-    for draws in (100, 4000):
-        bound = bounds(classes, x, draws)
-        found = bound[:, 0] - bound[:, 1]
-        errors.append(np.sqrt(np.mean((found - exact) ** 2)))
-    assert errors[1] < 0.3 * errors[0]  # as 1/sqrt(K)
-    assert errors[1] < 0.05 * exact.std()
-    assert abs(np.mean(found - exact)) < 0.02 * exact.std()
-    assert np.mean((found > 0) == (exact > 0)) > 0.98

@@ -9,17 +9,19 @@ import pytest
 from PIL import Image
 from processes import arrays
 
-from experiments.distillation import FIRST, PRESETS, neighbours, rounds_of
-from experiments.score_sde import PROCESSES, WEIGHTINGS, Config, training_times
+from experiments.distillation import FIRST, PRESETS, rounds_of
+from experiments.score_sde import WEIGHTINGS, training_times
 from experiments.solvers import COMPARED
+from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import evaluations
 from jaxgen.diffusion.schedules import Sigma
 from jaxgen.diffusion.solvers import SOLVERS
+from jaxgen.losses.distillation import neighbours
 from jaxgen.training.logging import read_metrics
 
 
-def report(directory, name="report.json"):
-    return {n["name"]: n for n in json.loads(Path(directory, name).read_text())}
+def report(directory):
+    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
 
 
 def height(path):
@@ -51,7 +53,7 @@ def test_every_kind_of_process_trains_and_samples(command, process):
 def test_processes_and_solvers_fit_together():
     """Every process names a solver that there is, on a grid that falls to the data: to noise of at
     most a third of half a bin, 1/16 for the 17 levels of digits."""
-    for process in PROCESSES.values():
+    for process in RECIPES.values():
         schedule = process.schedule(17)
         times = np.asarray(process.grid(schedule, 10))
         assert (np.diff(times) < 0).all()
@@ -89,9 +91,11 @@ def test_solvers_are_compared_on_a_run_of_ddpm(command, monkeypatch):
     some = COMPARED[0], COMPARED[7]  # one of each order, for each is a program of its own
     monkeypatch.setattr("experiments.solvers.COMPARED", some)
     assert command("ddpm", "train --steps 4 --devices 1 --dir run --diffusion-steps 100")[0] == 0
-    status, out, err = command("solvers", "evaluate --dir run")
+    words = "evaluate --dir run --samples 10 --sample-batch 10"
+    status, out, err = command("solvers", words, tiny=False)
     assert status == 0, err
-    numbers = report("run", "solvers.json")
+    assert "results in runs/solvers-of-run" in out
+    numbers = report("runs/solvers-of-run")
     for name, _, _, steps in some:
         assert np.isfinite(numbers[f"frechet_distance, {name}, {steps}"]["value"])
         assert f"{name}, {steps}"[:8] in out
@@ -109,14 +113,16 @@ def test_distillation_in_one_command(command):
     rows = ["teacher, 4", "teacher, 2", "teacher, 1", "student, 2", "student, 1"]
     assert {n.partition(", ")[2] for n in numbers} == set(rows)
     assert height("run/distillation.png") == 5 * height_of_a_row()
-    at_4, at_8 = arrays("run", 4), arrays("run", 8)
-    for leaf in at_4:
-        if leaf.startswith("['kept']"):
-            ema = leaf.replace("['kept']", "['student']['ema']")
-            np.testing.assert_array_equal(at_8[leaf][0], at_4[ema])  # the teacher is kept
-            np.testing.assert_array_equal(at_8[leaf][2], at_8[ema])  # and the last student
-            teacher = leaf.replace("['kept']", "['teacher']")
-            np.testing.assert_array_equal(at_8[leaf][1], at_8[teacher])  # who learned from the one
+    at_4, at_6, at_8 = arrays("run", 4), arrays("run", 6), arrays("run", 8)
+    of = "['of']['model']"
+    leaves = [leaf.removeprefix(f"{of}['ema']") for leaf in at_4 if leaf.startswith(f"{of}['ema']")]
+    assert leaves
+    for leaf in leaves:
+        networks = at_8[f"{of}['memory']['networks']{leaf}"]
+        np.testing.assert_array_equal(networks[0], at_4[f"{of}['ema']{leaf}"])  # the teacher
+        np.testing.assert_array_equal(networks[1], at_6[f"{of}['ema']{leaf}"])  # the first student
+        teacher = at_8[f"{of}['memory']['teacher']{leaf}"]
+        np.testing.assert_array_equal(networks[1], teacher)  # from whom the second one learned
 
 
 def height_of_a_row():
@@ -168,9 +174,8 @@ def test_every_step_of_a_student_goes_from_noise_to_data(n, last):
 @pytest.mark.parametrize("name", ["likelihood", "sigmoid"])
 def test_the_times_of_edm_serve_weightings_that_are_integrated_over_time(key, name):
     """The mean of weight times w(t) f(t) is the integral of w f over sigma in [0.002, 80]."""
-    config = Config(process="edm", weighting=name)
     schedule, weighting = Sigma(), WEIGHTINGS[name]
-    t, weight = training_times(config, schedule, key, 200_000)
+    t, weight = training_times(schedule, name, key, 200_000)
     f = lambda t: 1 / (1 + t)
     got = np.mean(weight * weighting(schedule, t) * f(t))
     sigma = np.geomspace(0.002, 80, 20_001)

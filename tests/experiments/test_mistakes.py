@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments import applications, ddpm, solvers
-from experiments.folders import read_config, write_config
-from experiments.system import Mistake
+from experiments import ddpm
+from jaxgen.runner import Mistake
+from jaxgen.runner.folders import read_config, write_config
 
 CASES = {
     "verb": ("ddpm", "trian", "unknown verb 'trian': did you mean train?"),
@@ -24,7 +24,11 @@ CASES = {
     "parallel": ("ddpm", "--parallel pmpa", "did you mean pmap?"),
     "batch": ("ddpm", "--devices 8 --batch 20", r"batch \(20\) is not divisible .* \(8\): use 16"),
     "devices": ("ddpm", "--devices 9 --batch 9", "there are 8 devices, not 9"),
-    "points": ("gan", "--data moons", "gan trains on images; moons is a set of points"),
+    "points": ("distillation", "--data moons", "distillation takes images, and moons is points"),
+    "text": ("vae", "--data text:words.txt", "vae takes images or points, and .* is text"),
+    "range": ("ddpm", "--batch 0", "--batch is at least 1, not 0"),
+    "share": ("ddpm", "--ema 1.5", r"--ema is in 0\.\.1, not 1\.5"),
+    "network": ("ddpm", "--network mlp", r"no network 'mlp' .*: there is unet or dit"),
     "folder": ("vae", "--data folder:nowhere", "there is no folder nowhere"),
     "steps": ("ddpm", "--sample-steps 21", r"sampling steps must be in 1\.\.20, got 21"),
     "levels": (
@@ -46,6 +50,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_one_sentence_and_nothing_touched(command, case):
     name, words, message = CASES[case]
+    Path("words.txt").write_text("to be or not to be " * 1000)
     status, _, err = command(name, words)
     assert status == 2
     (line,) = err.strip().splitlines()
@@ -85,35 +90,34 @@ def test_a_run_of_another_experiment_is_not_misread(command):
         ("score_sde", "train --resume --dir run"),
         ("solvers", "evaluate --dir run"),
     ):
+        of = "ddpm" if name == "solvers" else name
         status, _, err = command(name, words, tiny=False)
         assert status == 2
         assert err == (
-            f"error: run holds a run of vae, not of {name}: use python -m experiments.vae, or give "
+            f"error: run holds a run of vae, not of {of}: use python -m experiments.vae, or give "
             "another --dir.\n"
         )
     assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
 
 
-def test_who_may_read_whose_run(tmp_path):
-    write_config(tmp_path, "ddpm", ddpm.DIGITS)
-    assert read_config(ddpm.EXPERIMENT, tmp_path) == ddpm.DIGITS
-    for reader in (solvers.EXPERIMENT, applications.EXPERIMENT):
-        assert read_config(reader, tmp_path, reader.reads) is not None
-        with pytest.raises(Mistake, match="a run of ddpm, not of"):  # it does not train it on
-            read_config(reader, tmp_path)
+def test_runs_of_before_are_refused_in_a_sentence(tmp_path):
+    write_config(tmp_path, ddpm.EXPERIMENT, ddpm.PRESETS["digits"])
+    assert read_config(tmp_path, ddpm.EXPERIMENT) == ddpm.PRESETS["digits"]
     values = json.loads((tmp_path / "config.json").read_text())
-    del values["experiment"]  # as it was written once
-    (tmp_path / "config.json").write_text(json.dumps(values))
-    assert read_config(ddpm.EXPERIMENT, tmp_path) == ddpm.DIGITS
+    for lacking in ("experiment", "module"):  # as it was written once
+        old = {k: v for k, v in values.items() if k != lacking}
+        (tmp_path / "config.json").write_text(json.dumps(old))
+        with pytest.raises(Mistake, match="a run of an earlier version: train it anew"):
+            read_config(tmp_path, ddpm.EXPERIMENT)
 
 
 def test_a_run_with_options_of_another_version_is_not_guessed_at(tmp_path):
-    write_config(tmp_path, "ddpm", ddpm.DIGITS)
+    write_config(tmp_path, ddpm.EXPERIMENT, ddpm.PRESETS["digits"])
     values = json.loads((tmp_path / "config.json").read_text())
     values["sampling"]["variance"] = "beta"
     (tmp_path / "config.json").write_text(json.dumps(values))
     with pytest.raises(Mistake, match="with an option variance there: train it anew"):
-        read_config(ddpm.EXPERIMENT, tmp_path)
+        read_config(tmp_path, ddpm.EXPERIMENT)
 
 
 def test_where_the_rate_decays_the_last_step_is_settled(command):

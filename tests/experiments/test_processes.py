@@ -78,14 +78,14 @@ def test_records_read_by_two_processes_are_those_of_one(one, monkeypatch):
     script = """
 import sys
 import jax
-import experiments.runner as runner
-import experiments.vae as vae
-from jaxgen.data import pipeline
+from experiments import vae
+from jaxgen.data.records import Arrays
+from jaxgen.runner import fitting, main
 seen = []
-fetch = pipeline.fetch
-pipeline.fetch = lambda source, index: seen.append(index.tolist()) or fetch(source, index)
-runner.RESIDENT_LIMIT = 0
-status = runner.main(vae.EXPERIMENT)
+fetch = Arrays.fetch
+Arrays.fetch = lambda source, index: seen.append(index.tolist()) or fetch(source, index)
+fitting.RESIDENT_LIMIT = 0
+status = main(vae.EXPERIMENT)
 print("SEEN", seen)
 raise SystemExit(status)
 """

@@ -19,7 +19,7 @@ def test_solvers_on_digits(command):
     assert command("ddpm", "train --devices 1 --dir run", tiny=False)[0] == 0
     words = "evaluate --dir run --samples 2000 --sample-batch 500"
     assert command("solvers", words, tiny=False)[0] == 0
-    numbers = json.loads(Path("run/solvers.json").read_text())
+    numbers = json.loads(Path("runs/solvers-of-run/report.json").read_text())
     distance = {
         n["name"].removeprefix("frechet_distance, "): n["value"]
         for n in numbers

@@ -8,9 +8,9 @@ import pytest
 from processes import arrays, mismatches
 
 from experiments import vae
-from experiments.sweep import Member, members, summary
-from experiments.system import Mistake
 from jaxgen.evaluation.report import Number
+from jaxgen.runner import Mistake
+from jaxgen.runner.sweeps import Member, members, summary
 from jaxgen.training.logging import read_metrics
 
 

@@ -8,6 +8,7 @@ import pytest
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
+from jaxgen.data.records import take
 from jaxgen.training import devices
 from jaxgen.training.devices import (
     MODEL_AXIS,
@@ -51,10 +52,10 @@ def step_for(axis_name):
 
     def step(state, batch, key, axis_name=None):
         def loss(params, batch, key):
-            out, mutables = model.apply(
-                {"params": params, **state.mutables}, batch, mutable=["batch_stats"]
+            out, memory = model.apply(
+                {"params": params, **state.memory}, batch, mutable=["batch_stats"]
             )
-            return jnp.mean((out - batch.sum(axis=1)) ** 2), Aux({"out": out.mean()}, mutables)
+            return jnp.mean((out - batch.sum(axis=1)) ** 2), Aux({"out": out.mean()}, memory)
 
         return descend(state, loss, batch, key, OPTIMIZER, ema_decay=0.9, axis_name=axis_name)
 
@@ -147,7 +148,7 @@ def test_pmapped_devices_draw_apart_and_are_averaged():
 def test_resident_data_is_gathered_on_the_devices(kind, many):
     placement = kind(DEVICES[:4])
     data = {"x": np.arange(40, dtype=np.int32).reshape(20, 2)}
-    gather = placement.resident(data)
+    gather = placement.resident(data, take)
     index = np.random.default_rng(0).integers(20, size=(3, 8) if many else (8,)).astype(np.int32)
     batch = gather(placement.put_batch(index, leading=int(many)))
     want = placement.put_batch({"x": data["x"][index]}, leading=int(many))

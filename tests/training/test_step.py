@@ -6,14 +6,15 @@ import pytest
 
 from jaxgen.training.step import (
     Aux,
-    Players,
+    Turn,
     adam,
     descend,
     gradient,
     half_life_decay,
+    init_players,
     init_state,
-    make_alternating_step,
     make_step,
+    make_turns,
     step_key,
 )
 
@@ -64,83 +65,117 @@ def test_mutable_collections_come_back():
     variables = {"params": PARAMS, "batch_stats": {"mean": jnp.zeros(2)}}
     state = init_state(variables, optimizer)
     state, _ = descend(state, loss, jnp.zeros(1), jax.random.key(0), optimizer, ema_decay=0.0)
-    np.testing.assert_array_equal(state.mutables["batch_stats"]["mean"], 1)
+    np.testing.assert_array_equal(state.memory["batch_stats"]["mean"], 1)
 
 
 @pytest.mark.parametrize("k", [1, 3])
 def test_the_players_alternate(k):
     """On the bilinear game min_g max_d g d with step 1/10, by hand: k moves of d, then one of g."""
 
-    def loss_d(params, players, batch, key):
-        return -params["w"] * players.generator.params["w"], Aux({"part": batch.mean()}, {})
+    def loss_d(params, batch, key, now):
+        return -params["w"] * now.players["generator"].params["w"], {"part": batch}
 
-    def loss_g(params, players, batch, key):
-        return params["w"] * players.discriminator.params["w"], Aux({}, {})
+    def loss_g(params, batch, key, now):
+        return params["w"] * now.players["discriminator"].params["w"], {}
 
     optimizer = optax.sgd(0.1)
-    state = Players(
-        generator=init_state({"params": {"w": jnp.array(2.0)}}, optimizer),
-        discriminator=init_state({"params": {"w": jnp.array(1.0)}}, optimizer),
-    )
-    step = make_alternating_step(
-        Players(loss_g, loss_d), Players(optimizer, optimizer), 0.0, discriminator_steps=k
-    )
-    state, metrics = jax.jit(step)(state, jnp.arange(6.0), jax.random.key(0))
+    turns = Turn("discriminator", loss_d, optimizer, k), Turn("generator", loss_g, optimizer)
+    variables = {"generator": {"params": {"w": jnp.array(2.0)}}}
+    variables |= {"discriminator": {"params": {"w": jnp.array(1.0)}}}
+    state = init_players(variables, turns)
+    state, metrics = jax.jit(make_turns(turns, 0.0))(state, jnp.arange(6.0), jax.random.key(0))
     g, d = 2.0, 1.0
     for _ in range(k):
         d += 0.1 * g
     g -= 0.1 * d
-    np.testing.assert_allclose(state.discriminator.params["w"], d, rtol=1e-6)
-    np.testing.assert_allclose(state.generator.params["w"], g, rtol=1e-6)
-    assert (state.step, state.discriminator.step) == (1, k)
+    np.testing.assert_allclose(state["discriminator"].params["w"], d, rtol=1e-6)
+    np.testing.assert_allclose(state["generator"].params["w"], g, rtol=1e-6)
+    assert (state.step, state["discriminator"].step) == (1, k)
     # each update of d sees its own part of the batch; the metric is the mean over them
     np.testing.assert_allclose(metrics["discriminator/part"], 2.5)
 
 
 def critic_of(loss_d, k, optimizer):
-    """An alternating step of a critic with this loss, and a generator that stays."""
-    still = lambda params, players, batch, key: (0 * params["w"].sum(), Aux({}, {}))
-    state = Players(*(init_state({"params": PARAMS}, optimizer) for _ in range(2)))
-    losses, optimizers = Players(still, loss_d), Players(optimizer, optimizer)
-    return make_alternating_step(losses, optimizers, 0.0, discriminator_steps=k), state
+    """A step of a critic with this loss, and a generator that stays."""
+    still = lambda params, batch, key, now: (0 * params["w"].sum(), {})
+    turns = Turn("discriminator", loss_d, optimizer, k), Turn("generator", still, optimizer)
+    names = ("discriminator", "generator")
+    state = init_players({name: {"params": PARAMS} for name in names}, turns)
+    return make_turns(turns, 0.0), state
 
 
 def test_every_update_of_the_critic_sees_examples_of_its_own_and_every_example_is_seen():
     """Plain gradient descent on a linear loss sums the batches that it saw."""
 
-    def loss_d(params, players, batch, key):
-        return -params["w"][0] * batch.sum(), Aux({"first": batch[0]}, {})
+    def loss_d(params, batch, key, now):
+        return -params["w"][0] * batch.sum(), {"first": batch[0]}
 
     step, state = critic_of(loss_d, 3, optax.sgd(1.0))
     state, _ = jax.jit(step)(state, 2.0 ** jnp.arange(12), jax.random.key(0))
-    assert state.discriminator.params["w"][0] == 1 + 2**12 - 1  # 1 + 2 + 4 + ...: each of them once
-    assert state.discriminator.step == 3
+    assert (
+        state["discriminator"].params["w"][0] == 1 + 2**12 - 1
+    )  # 1 + 2 + 4 + ...: each of them once
+    assert state["discriminator"].step == 3
 
 
 @pytest.mark.parametrize("bad", [0, 1])
 def test_a_critic_update_that_is_not_finite_is_not_hidden_by_the_next(bad):
-    def loss_d(params, players, batch, key):
-        return params["w"].sum() + jnp.log(batch).mean(), Aux({"mean": batch.mean()}, {})
+    def loss_d(params, batch, key, now):
+        return params["w"].sum() + jnp.log(batch), {"mean": batch}
 
     step, state = critic_of(loss_d, 2, optax.sgd(0.1))
     batch = jnp.ones(4).at[bad].set(-1.0)  # in the first part, or in the second
     state, metrics = jax.jit(step)(state, batch, jax.random.key(0))
     assert metrics["discriminator/skipped"] == 1
     assert jnp.isnan(metrics["discriminator/loss"])
-    np.testing.assert_allclose(state.discriminator.params["w"], PARAMS["w"] - 0.1)  # the other one
+    np.testing.assert_allclose(
+        state["discriminator"].params["w"], PARAMS["w"] - 0.1
+    )  # the other one
     state, metrics = jax.jit(step)(state, -jnp.ones(4), jax.random.key(0))
     assert metrics["discriminator/skipped"] == 2
 
 
 def test_a_batch_that_cannot_be_shared_among_k_updates_is_refused():
-    loss = lambda params, players, batch, key: (params["w"].sum(), Aux({}, {}))
-    optimizer = optax.sgd(0.1)
-    state = Players(*(init_state({"params": PARAMS}, optimizer) for _ in range(2)))
-    step = make_alternating_step(
-        Players(loss, loss), Players(optimizer, optimizer), 0.0, discriminator_steps=3
-    )
+    loss = lambda params, batch, key, now: (params["w"].sum(), {})
+    step, state = critic_of(loss, 3, optax.sgd(0.1))
     with pytest.raises(ValueError, match="cannot be divided"):
         step(state, jnp.zeros(7), jax.random.key(0))
+
+
+def test_every_move_sees_the_last_of_the_batches_and_the_steps_of_the_run():
+    """Of a step's four batches who moves once sees the last, who moves twice the last two; all see
+    the step of the run, which a repeated move does not advance."""
+    told = lambda params, batch, key, now: (0 * params["w"].sum(), {"x": batch, "at": now.step})
+    optimizer = optax.sgd(0.1)
+    turns = tuple(Turn(f"of{k}", told, optimizer, k) for k in (4, 2, 1))
+    state = init_players({t.player: {"params": PARAMS} for t in turns}, turns)
+    step = jax.jit(make_turns(turns, 0.0))
+    for at in range(2):
+        state, metrics = step(state, jnp.arange(4.0), jax.random.key(0))
+        got = [float(metrics[f"of{k}/x"]) for k in (4, 2, 1)]
+        np.testing.assert_allclose(got, [1.5, 2.5, 3.0])
+        assert [int(metrics[f"of{k}/at"]) for k in (4, 2, 1)] == [at] * 3
+
+
+def test_a_memory_is_kept_by_its_player_alone():
+    """A running sum of the batches, which the loss of the other player sees as it was left."""
+
+    def keeps(params, batch, key, now):
+        return 0 * params["w"].sum(), Aux({}, {"sum": now.memory["sum"] + batch.sum()})
+
+    def looks(params, batch, key, now):
+        return 0 * params["w"].sum(), {"seen": now.players["keeper"].memory["sum"]}
+
+    optimizer = optax.sgd(0.1)
+    turns = Turn("keeper", keeps, optimizer, 2), Turn("other", looks, optimizer)
+    keeper = {"params": PARAMS, "sum": jnp.zeros(())}
+    state = init_players({"keeper": keeper, "other": {"params": PARAMS}}, turns)
+    step, seen = jax.jit(make_turns(turns, 0.0)), []
+    for _ in range(2):
+        state, metrics = step(state, jnp.arange(4.0), jax.random.key(0))
+        seen.append(float(metrics["other/seen"]))
+    assert seen == [6.0, 12.0]
+    assert state["other"].memory == {}
 
 
 def test_adam_warms_up_and_clips():
@@ -211,8 +246,8 @@ def test_counts_and_truth_values_may_be_metrics(parts):
     state, metrics = step(state, batch, jax.random.key(0))
     np.testing.assert_allclose(metrics["positive"] * parts, 4)
     np.testing.assert_allclose(metrics["any"], 1 if parts == 1 else 2 / 3, rtol=1e-6)
-    assert state.mutables["counter"] == 7
-    assert state.mutables["counter"].dtype == jnp.int32
+    assert state.memory["counter"] == 7
+    assert state.memory["counter"].dtype == jnp.int32
 
 
 @pytest.mark.parametrize("name", ["loss", "grad_norm", "update_norm", "param_norm", "skipped"])
