@@ -1,5 +1,7 @@
 """Every test runs on eight simulated CPU devices, with silent broadcasting of ranks refused."""
 
+import os
+
 import jax
 
 from jaxgen.training.devices import tune_cpu
@@ -10,6 +12,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 import pytest  # noqa: E402
+
+
+def pytest_configure(config):
+    """What is compiled for a few calls is compiled fast; slow tests measure, and so compile well."""
+    if config.option.markexpr == "not slow":
+        os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 
 
 @pytest.fixture(scope="session", autouse=True)
