@@ -15,7 +15,7 @@ import pytest  # noqa: E402
 
 
 def pytest_configure(config):
-    """What is compiled for a few calls is compiled fast; slow tests measure, and so compile well."""
+    """What runs a few times is compiled fast; slow tests measure, and are compiled well."""
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
 

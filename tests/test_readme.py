@@ -1,13 +1,20 @@
 """The README's code runs as it stands, and its commands are the ones that exist."""
 
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from processes import arrays, mismatches
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+SNIPPETS = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 
 
 def test_the_snippets_train_and_sample():
@@ -23,8 +30,7 @@ def test_the_snippets_train_and_sample():
         "x_0": jnp.ones((4, 3)),
         "x_T": jax.random.normal(key, (5, 3)),
     }
-    snippets = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    train, draw, guide = snippets
+    train, draw, guide, _, _ = SNIPPETS
     exec(train, names)
     assert names["state"].step == 1
     assert np.isfinite(names["metrics"]["loss"])
@@ -37,6 +43,48 @@ def test_the_snippets_train_and_sample():
     unguided = names["sample"](*alone, names["dpm_solver_2m"]())
     np.testing.assert_allclose(names["x_0"][0], unguided, rtol=1e-4, atol=1e-5)
     assert not np.allclose(names["x_0"][1], unguided)
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory):
+    """A directory with the wheel installed, away from this checkout."""
+    there = tmp_path_factory.mktemp("installed")
+    pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
+    subprocess.run([*pip, "wheel", "--no-deps", "-w", there, ROOT], check=True)
+    (wheel,) = there.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", there / "site", wheel], check=True)
+    return there / "site"
+
+
+def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
+    """The README's file, from another directory, on eight devices: it trains, resumes to the bit,
+    sweeps, draws and measures; and its run is opened."""
+    (text,) = [snippet for snippet in SNIPPETS if "class Flow(System)" in snippet]
+    (tmp_path / "flow.py").write_text(text)
+    env = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
+    env |= {"JAX_NUM_CPU_DEVICES": "8"}
+
+    def python(*words):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    short = ["--steps-per-call", "2", "--checkpoint-every", "4"]
+    out = python("flow.py", "--steps", "8", *short)
+    assert "on each of 8 devices" in out
+    assert "pictures: samples.png" in out
+    assert "chamfer_distance" in out
+    python("flow.py", "train", "--steps", "4", "--dir", "parts", *short)
+    out = python("flow.py", "train", "--steps", "8", "--dir", "parts", "--resume")
+    assert "resuming from step 4" in out
+    whole = arrays(tmp_path / "runs/flow-moons-001", 8)
+    assert mismatches(whole, arrays(tmp_path / "parts", 8)) == 0
+    python("flow.py", "train", "--steps", "4", "--dir", "sweep", "--sweep", "seed=0,1", *short)
+    assert {p.name for p in (tmp_path / "sweep").glob("seed=*")} == {"seed=0", "seed=1"}
+    opened = "from jaxgen.runner import open_run; print(open_run('parts').draw(7).shape)"
+    assert "(7, 2)" in python("-c", opened)
 
 
 def test_ci_runs_the_readmes_test_command():

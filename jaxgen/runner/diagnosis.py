@@ -114,6 +114,6 @@ def over_time(trained: Trained, batches: list[Any]) -> list[Number]:
     console.print("pictures: loss_by_time.png")
     each = len(losses) // len(by_time.time)
     return [
-        Number(f"loss, t = {at:.3g}", mean, f"of {each} examples, mean time {at:.4g}")
+        Number(f"loss, t = {at:.3g}", float(mean), f"of {each} examples, mean time {at:.4g}")
         for at, mean, _ in zip(*by_time, strict=True)
     ]
