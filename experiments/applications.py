@@ -30,26 +30,18 @@ from jax import Array
 from sklearn.metrics import roc_auc_score
 
 from experiments import ddpm
-from experiments.diffusion import Diffusion
+from jaxgen import runner
+from jaxgen.diffusion import inverse_problems as inverse
 from jaxgen.diffusion.guidance import clip_x_0, inpaint
-from jaxgen.diffusion.inverse_problems import (
-    Operator,
-    Problem,
-    blur,
-    diffusion_posterior_sampling,
-    downsample,
-    identity,
-    masked,
-)
 from jaxgen.diffusion.parameterization import Denoiser, x_0_of
 from jaxgen.diffusion.samplers import ancestral, resampling, resampling_times
 from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
+from jaxgen.evaluation.distances import psnr
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.classification import Estimates, label_estimates
 from jaxgen.losses.denoising import discretized_decoder
 from jaxgen.plotting import save_grid
-from jaxgen.runner import Data, Mistake, Need, Sampling, Study, Trained, main
-from jaxgen.runner.options import Count, Positive
+from jaxgen.systems.diffusion import Diffusion
 from jaxgen.training.logging import console
 
 KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of the blur, in either direction
@@ -59,25 +51,25 @@ KERNEL = (1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16)  # of the blur, in either dire
 class Config:
     """What to do with the model, and how well to measure it."""
 
-    data: Data = field(default_factory=Data)
-    sampling: Sampling = field(default_factory=Sampling)
-    restored: Count = 60
+    data: runner.Data = field(default_factory=runner.Data)
+    sampling: runner.Sampling = field(default_factory=runner.Sampling)
+    restored: runner.Count = 60
     """Test images of each inverse problem."""
-    restorations: Count = 4
+    restorations: runner.Count = 4
     """Draws from p(x|y) for each of them."""
-    restore_steps: Count = 50
+    restore_steps: runner.Count = 50
     """Steps of a restoration."""
-    zeta: Positive = 0.05
+    zeta: runner.Positive = 0.05
     """Step size of diffusion posterior sampling (DPS)."""
-    noise: Positive = 0.5
+    noise: runner.Positive = 0.5
     """Standard deviation of the noise to remove, for data in [-1, 1]."""
-    jump: Count = 5
+    jump: runner.Count = 5
     """RePaint: steps between returns to more noise."""
-    repeats: Count = 4
+    repeats: runner.Count = 4
     """RePaint: how often each stretch of so many steps is gone through."""
-    scored: Count = 500
+    scored: runner.Count = 500
     """Test images to classify and to tell from anomalies."""
-    draws: Count = 32
+    draws: runner.Count = 32
     """K, the draws of (t, eps) in each estimate of the bound."""
 
 
@@ -86,11 +78,11 @@ class Config:
 
 def make_problems(
     options: Config, schedule: DiscreteSchedule, shape: tuple[int, ...]
-) -> dict[str, Problem]:
+) -> dict[str, inverse.Problem]:
     """The inverse problems by name, for images of ``shape``."""
     height, width, _ = shape
     if height % 2 or width % 2:
-        raise Mistake(
+        raise runner.Mistake(
             f"super-resolution by 2 needs even sides, not {height}x{width}: give an --image-size."
         )
     top, left = height // 4, width // 4
@@ -99,44 +91,42 @@ def make_problems(
     level = schedule(jnp.arange(1, schedule.steps + 1))
     ratio = np.asarray(level.sigma / level.alpha)
     first = 1 + int(np.abs(ratio - options.noise).argmin())  # whose noise is that of y
-    halved, blurred = partial(downsample, factor=2), partial(blur, kernel=jnp.asarray(KERNEL))
+    halved, blurred = (
+        partial(inverse.downsample, factor=2),
+        partial(inverse.blur, kernel=jnp.asarray(KERNEL)),
+    )
 
-    def dps(operator: Operator) -> Callable[[Denoiser, Array], Denoiser]:
-        return lambda denoise, y: diffusion_posterior_sampling(
+    def dps(operator: inverse.Operator) -> Callable[[Denoiser, Array], Denoiser]:
+        return lambda denoise, y: inverse.diffusion_posterior_sampling(
             denoise, schedule, y, operator, options.zeta
         )
 
     return {
-        "inpainting": Problem(
-            partial(masked, mask=mask), 0.0, "RePaint",
+        "inpainting": inverse.Problem(
+            partial(inverse.masked, mask=mask), 0.0, "RePaint",
             lambda denoise, y: inpaint(denoise, y, mask),
             resampling_times(times, options.jump, options.repeats), resampling(ancestral()),
         ),
-        "denoising": Problem(
-            identity, float(ratio[first - 1]), f"ancestral sampling from t = {first}",
+        "denoising": inverse.Problem(
+            inverse.identity, float(ratio[first - 1]), f"ancestral sampling from t = {first}",
             lambda denoise, y: denoise, respaced_times(first, min(first, options.restore_steps)),
             start=lambda y: schedule(jnp.asarray(first)).alpha * y,
         ),
-        "super_resolution": Problem(
+        "super_resolution": inverse.Problem(
             halved, 0.0, "DPS", dps(halved), times,
             show=lambda y: y.repeat(2, axis=1).repeat(2, axis=2),
         ),
-        "deblurring": Problem(blurred, 0.05, "DPS", dps(blurred), times),
+        "deblurring": inverse.Problem(blurred, 0.05, "DPS", dps(blurred), times),
     }  # fmt: skip
 
 
-def psnr(x: np.ndarray, truth: np.ndarray) -> float:
-    """10 log10(range^2 / mean squared error) in dB, of data in [-1, 1]."""
-    return float(10 * np.log10(4 / np.mean((x - truth) ** 2)))
-
-
-def hides(trained: Trained[Diffusion]) -> bool:
+def hides(trained: runner.Trained[Diffusion]) -> bool:
     """Whether the model was trained with hidden classes, and so need not be told any."""
     network = trained.system.network
     return network.classes is not None and network.unlabelled > 0
 
 
-def told(trained: Trained[Diffusion]) -> str:
+def told(trained: runner.Trained[Diffusion]) -> str:
     """What the model is told of the class, for protocols."""
     if hides(trained):
         return "class hidden"
@@ -144,7 +134,7 @@ def told(trained: Trained[Diffusion]) -> str:
 
 
 def test_images(
-    trained: Trained[Diffusion], count: int
+    trained: runner.Trained[Diffusion], count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Test images in [-1, 1], their labels, and the labels that the model is told."""
     batch = trained.test(count)
@@ -154,7 +144,7 @@ def test_images(
 
 
 def restore(
-    trained: Trained[Diffusion], name: str, config: Config, count: int
+    trained: runner.Trained[Diffusion], name: str, config: Config, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Truth ``[N, ...]``, the picture of y ``[N, ...]``, and draws ``[N, R, ...]``."""
     system, repeats = trained.system.discrete(), config.restorations
@@ -178,7 +168,9 @@ def restore(
 NAMES = ("inpainting", "denoising", "super_resolution", "deblurring")
 
 
-def pictures(runs: dict[str, Trained[Diffusion]], config: Config, directory: Path) -> list[Path]:
+def pictures(
+    runs: dict[str, runner.Trained[Diffusion]], config: Config, directory: Path
+) -> list[Path]:
     """A picture a problem, with the rows truth, measurement, draws and their mean."""
     files = []
     for name in NAMES:
@@ -189,7 +181,7 @@ def pictures(runs: dict[str, Trained[Diffusion]], config: Config, directory: Pat
     return files
 
 
-def restoration(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
+def restoration(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """The peak signal-to-noise ratio of measurements, draws and their means."""
     trained, numbers = runs["ddpm"], []
     for name in NAMES:
@@ -210,7 +202,11 @@ def restoration(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Num
 
 
 def estimates(
-    trained: Trained[Diffusion], config: Config, activity: str, x_0: np.ndarray, labels: np.ndarray
+    trained: runner.Trained[Diffusion],
+    config: Config,
+    activity: str,
+    x_0: np.ndarray,
+    labels: np.ndarray,
 ) -> Estimates:
     """How ill images ``[N, ...]`` fit each of ``labels [N, C]``."""
     system, levels = trained.system.discrete(), trained.data.levels
@@ -224,12 +220,12 @@ def estimates(
     return trained.over(activity, measured, {"x_0": x_0, "labels": labels}, key=22)
 
 
-def anomalies(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
+def anomalies(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """How well the bound tells test images from the same ones spoilt."""
     trained = runs["ddpm"]
     x_0, _, labels = test_images(trained, config.scored)
     noise = 0.2 * jax.random.normal(jax.random.fold_in(trained.key, 23), x_0.shape)
-    sets = {"blurred": blur(jnp.asarray(x_0), jnp.asarray(KERNEL)), "noisy": x_0 + noise}
+    sets = {"blurred": inverse.blur(jnp.asarray(x_0), jnp.asarray(KERNEL)), "noisy": x_0 + noise}
     if x_0.shape[1] == x_0.shape[2]:
         sets["rotated"] = np.rot90(x_0, axes=(1, 2))
     usual = estimates(trained, config, "test images", x_0, labels[:, None])
@@ -248,7 +244,7 @@ def anomalies(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Numbe
     return numbers
 
 
-def classification(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
+def classification(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """How often the label of least bound is the right one."""
     trained = runs["ddpm"]
     if not trained.system.labelled:
@@ -265,15 +261,15 @@ def classification(runs: dict[str, Trained[Diffusion]], config: Config) -> list[
     ]
 
 
-STUDY = Study(
+STUDY = runner.Study(
     "applications",
     __doc__,
     {"digits": Config()},
     # Some labels are hidden in training: the solvers of inverse problems are not told the class.
-    {"ddpm": Need(ddpm.EXPERIMENT, "--unlabelled 0.1")},
+    {"ddpm": runner.Need(ddpm.EXPERIMENT, "--unlabelled 0.1")},
     pictures=(pictures,),
     measures=(restoration, anomalies, classification),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(STUDY))
+    raise SystemExit(runner.main(STUDY))

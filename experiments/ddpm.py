@@ -22,49 +22,24 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from experiments import diffusion
-from experiments.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
+from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.data.toy import DENSITIES
+from jaxgen.diffusion import samplers, schedules
 from jaxgen.diffusion.parameterization import Network
 from jaxgen.diffusion.process import posterior_variance
-from jaxgen.diffusion.samplers import VARIANCES, Solver, ancestral, learned_ancestral
-from jaxgen.diffusion.schedules import (
-    DiscreteSchedule,
-    cosine_betas,
-    from_betas,
-    linear_betas,
-    respaced_times,
-    scaled_linear_betas,
-    sigmoid_betas,
-)
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.distributions import Normal
-from jaxgen.losses.denoising import (
-    denoising_loss,
-    discretized_decoder,
-    hybrid_loss,
-    uniform_times,
-)
+from jaxgen.losses import denoising as losses
 from jaxgen.models.denoising import Net, denoising_network
-from jaxgen.runner import (
-    Data,
-    Experiment,
-    Sampling,
-    Train,
-    choose,
-    main,
-    make_optimizer,
-    quality,
-    samples,
-)
-from jaxgen.runner.options import Count, measuring
+from jaxgen.systems import diffusion
+from jaxgen.systems.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
 
 BETAS = {
-    "linear": linear_betas,
-    "scaled_linear": scaled_linear_betas,
-    "cosine": cosine_betas,
-    "sigmoid": sigmoid_betas,
+    "linear": schedules.linear_betas,
+    "scaled_linear": schedules.scaled_linear_betas,
+    "cosine": schedules.cosine_betas,
+    "sigmoid": schedules.sigmoid_betas,
 }
 
 
@@ -72,14 +47,14 @@ BETAS = {
 class Config:
     """DDPM on images or points."""
 
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
     net: Net = field(default_factory=Net)
-    sampling: Sampling = measuring(Sampling)
-    reverse: Reverse = measuring(lambda: Reverse(sample_steps=100))
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
+    reverse: Reverse = runner.measuring(lambda: Reverse(sample_steps=100))
     schedule: str = "linear"
     """Of beta_1 .. beta_T: linear, scaled_linear, cosine or sigmoid."""
-    diffusion_steps: Count = 1000
+    diffusion_steps: runner.Count = 1000
     """T."""
     variance: str = "beta_tilde"
     """sigma_t^2 of Algorithm 2: beta or beta_tilde; or learned, between the two, by L_hybrid."""
@@ -87,26 +62,26 @@ class Config:
     """Mirror training images at random."""
 
 
-def simple(schedule: DiscreteSchedule) -> Objective:
+def simple(schedule: schedules.DiscreteSchedule) -> Objective:
     """L_simple, with the times it drew (Ho et al. 2020, eq. 14)."""
 
     def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
-        t = uniform_times(key_t, len(x_0), schedule.steps)
-        return t, denoising_loss(key, network, schedule, x_0, t)
+        t = losses.uniform_times(key_t, len(x_0), schedule.steps)
+        return t, losses.denoising_loss(key, network, schedule, x_0, t)
 
     return objective
 
 
-def hybrid(schedule: DiscreteSchedule, data: DataSet) -> Objective:
+def hybrid(schedule: schedules.DiscreteSchedule, data: DataSet) -> Objective:
     """L_hybrid of a network that learns its variance (Nichol & Dhariwal 2021, eq. 16)."""
     kind = data.kind
-    decoder = discretized_decoder(kind.levels) if isinstance(kind, Image) else Normal
+    decoder = losses.discretized_decoder(kind.levels) if isinstance(kind, Image) else Normal
 
     def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
-        t = uniform_times(key_t, len(x_0), schedule.steps)
-        return t, hybrid_loss(key, eps_and_nu(network), schedule, x_0, t, decoder=decoder)
+        t = losses.uniform_times(key_t, len(x_0), schedule.steps)
+        return t, losses.hybrid_loss(key, eps_and_nu(network), schedule, x_0, t, decoder=decoder)
 
     return objective
 
@@ -121,36 +96,44 @@ def eps_and_nu(network: Network) -> Network:
     return pair
 
 
-def make_solver(config: Config) -> Solver:
+def make_solver(config: Config) -> samplers.Solver:
     """The solver of the options; ``default`` is ancestral sampling with the model's variance."""
-    choose("variance", config.variance, [*VARIANCES, "learned"])
+    runner.choose("variance", config.variance, [*samplers.VARIANCES, "learned"])
     learned = config.variance == "learned"
-    own = learned_ancestral() if learned else ancestral(VARIANCES[config.variance])
-    return choose("solver", config.reverse.solver, {"default": own, **SOLVERS, "ancestral": own})
+    own = (
+        samplers.learned_ancestral()
+        if learned
+        else samplers.ancestral(samplers.VARIANCES[config.variance])
+    )
+    return runner.choose(
+        "solver", config.reverse.solver, {"default": own, **SOLVERS, "ancestral": own}
+    )
 
 
 def build(config: Config, data: DataSet) -> Diffusion:
     """The DDPM of the options; its samplers that step in time have the T levels interpolated."""
     learned = config.variance == "learned"
     solver, reverse = make_solver(config), config.reverse
-    schedule = from_betas(choose("schedule", config.schedule, BETAS)(config.diffusion_steps))
+    schedule = schedules.from_betas(
+        runner.choose("schedule", config.schedule, BETAS)(config.diffusion_steps)
+    )
     network = denoising_network(config.net, data.shape, data.classes, 2 if learned else 1)
     network.check_guidance(reverse.guidance)
     clip = isinstance(data.kind, Image) if reverse.clip_samples is None else reverse.clip_samples
     system = Diffusion(
         data,
-        make_optimizer(config.train),
+        runner.make_optimizer(config.train),
         network,
         schedule,
         hybrid(schedule, data) if learned else simple(schedule),
         solver,
-        respaced_times(schedule.steps, reverse.sample_steps),
+        schedules.respaced_times(schedule.steps, reverse.sample_steps),
         read=eps_and_nu if learned else lambda network: network,
         guidance=reverse.guidance,
         clip=clip,
         flip=config.flip,
         looped=config.train.looped,
-        variance=VARIANCES.get(config.variance, posterior_variance),
+        variance=samplers.VARIANCES.get(config.variance, posterior_variance),
     )
     try:
         solver.check(schedule, system.times)
@@ -166,15 +149,15 @@ PRESETS = {
 PRESETS |= {name: replace(PRESETS[name], reverse=Reverse(sample_steps=250)) for name in DENSITIES}
 _paper = diffusion.PRESETS["cifar10"]
 PRESETS["cifar10"] = Config(*_paper, Reverse(sample_steps=1000), variance="beta", flip=True)
-EXPERIMENT = Experiment(
+EXPERIMENT = runner.Experiment(
     "ddpm",
     __doc__,
     PRESETS,
     build,
-    pictures=(samples, film, density),
-    measures=(quality, likelihoods),
+    pictures=(runner.samples, film, density),
+    measures=(runner.quality, likelihoods),
     kinds=(Image, Points),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(runner.main(EXPERIMENT))

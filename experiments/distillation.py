@@ -26,37 +26,19 @@ import numpy as np
 from jax import Array
 
 from experiments import score_sde
-from experiments.diffusion import Diffusion
+from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.diffusion.guidance import Weight
 from jaxgen.diffusion.process import diffuse
 from jaxgen.diffusion.samplers import consistency, ddim
 from jaxgen.diffusion.schedules import uniform_grid
 from jaxgen.evaluation.report import Number, compare
+from jaxgen.losses import distillation as losses
 from jaxgen.losses.denoising import squared_error
-from jaxgen.losses.distillation import (
-    consistent,
-    neighbours,
-    teacher_step,
-    truncated_error,
-    two_step_target,
-)
 from jaxgen.losses.times import stratified_times
 from jaxgen.models.denoising import Net
 from jaxgen.plotting import save_rows
-from jaxgen.runner import (
-    Data,
-    Experiment,
-    Mistake,
-    Sampling,
-    System,
-    Train,
-    Trained,
-    Weights,
-    choose,
-    main,
-)
-from jaxgen.runner.options import Count, Positive, measuring
+from jaxgen.systems.diffusion import Diffusion
 from jaxgen.training.step import Metrics, Now, adam
 
 FIRST = 0.02  # the time at which a consistency function is the identity
@@ -66,25 +48,25 @@ FIRST = 0.02  # the time at which a consistency function is the identity
 class Config:
     """Distillation on images."""
 
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
     net: Net = field(default_factory=Net)
-    sampling: Sampling = measuring(lambda: Sampling(1000, 250))
+    sampling: runner.Sampling = runner.measuring(lambda: runner.Sampling(1000, 250))
     method: str = "progressive"
     """progressive or consistency."""
     process: str = "cosine"
     """cosine, linear or flow."""
     prediction: str = "v"
     """v or x_0."""
-    teacher_steps: Count = 2000
+    teacher_steps: runner.Count = 2000
     """Updates of the teacher; the rest of --steps distil."""
-    round_steps: Count = 400
+    round_steps: runner.Count = 400
     """Updates of each student."""
-    first: Count = 64
+    first: runner.Count = 64
     """Sampling steps of the teacher, a power of two."""
     guidance: float = 0.0
     """Weight of the teacher's classifier-free guidance, which the students learn."""
-    distillation_rate: Positive = 1e-3
+    distillation_rate: runner.Positive = 1e-3
     """Learning rate at the start of a round; it falls to 0."""
 
 
@@ -109,7 +91,7 @@ def rounds_of(config: Config) -> tuple[int, int]:
 
 
 @dataclass(frozen=True, eq=False)
-class Distillation(System):
+class Distillation(runner.System):
     """A teacher that learns from data, and rounds of students, each of the one before it.
 
     A student's memory holds its teacher, the networks of all rounds, the first teacher's first, and
@@ -123,7 +105,7 @@ class Distillation(System):
     def init(self, key: Array) -> Any:
         return self.model.init(key)
 
-    def stages(self) -> tuple[tuple[int, System], ...]:
+    def stages(self) -> tuple[tuple[int, runner.System], ...]:
         rounds, updates = rounds_of(self.config)
         rate, train = self.config.distillation_rate, self.config.train
         how = {"clip": train.clip, "b1": train.b1, "weight_decay": train.weight_decay}
@@ -137,7 +119,7 @@ class Distillation(System):
             ),
         )
 
-    def grow(self, key: Array, weights: Weights) -> Any:
+    def grow(self, key: Array, weights: runner.Weights) -> Any:
         networks = weights.memory.get("networks")
         if networks is None:
             rounds, _ = rounds_of(self.config)
@@ -169,18 +151,18 @@ class Distillation(System):
             return self.taught(student, diffuse(x_0, eps, self.model.schedule(t)), t, x_0), {}
         n = now.memory["steps"] if self.progressive else self.config.first
         i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
-        t, s = neighbours(i, n, last=0.0 if self.progressive else FIRST)
+        t, s = losses.neighbours(i, n, last=0.0 if self.progressive else FIRST)
         x_t = diffuse(x_0, eps, self.model.schedule(t))
         own = now.players["model"].ema if now.train else params
         target = jax.lax.stop_gradient(self.target(x_t, t, s, labels, now.memory, own))
         if not self.progressive:
-            student = consistent(student, self.model.schedule, FIRST)
+            student = losses.consistent(student, self.model.schedule, FIRST)
         return self.taught(student, x_t, t, target), {}
 
     def taught(self, student: Any, x_t: Array, t: Array, target: Array) -> Array:
         """The error at a target, as the method weighs it."""
         if self.progressive:
-            return truncated_error(student, self.model.schedule, x_t, t, target)
+            return losses.truncated_error(student, self.model.schedule, x_t, t, target)
         return squared_error(student(x_t, t), target)
 
     def target(self, x_t: Array, t: Array, s: Array, labels: Array, memory: Any, own: Any) -> Array:
@@ -190,11 +172,11 @@ class Distillation(System):
             weight: Weight = lambda t: memory["guidance"] * jnp.ones_like(t)  # noqa: E731
             teacher = self.model.guided(memory["teacher"], labels, weight)
         if self.progressive:
-            return two_step_target(teacher, schedule, x_t, t, s)
-        x_s = teacher_step(teacher, schedule)(x_t, t, s)
-        return consistent(self.model.denoise(own, labels), schedule, FIRST)(x_s, s)
+            return losses.two_step_target(teacher, schedule, x_t, t, s)
+        x_s = losses.teacher_step(teacher, schedule)(x_t, t, s)
+        return losses.consistent(self.model.denoise(own, labels), schedule, FIRST)(x_s, s)
 
-    def sample(self, key: Array, weights: Weights, given: Any) -> Array:
+    def sample(self, key: Array, weights: runner.Weights, given: Any) -> Array:
         n = self.config.first // 2**self.round if self.progressive else 1
         return self.drawing(n, student=self.round > 0).sample(key, weights, given)
 
@@ -203,7 +185,7 @@ class Distillation(System):
         grid, guidance = uniform_grid(n), 0.0 if student else self.config.guidance
         if student and not self.progressive:
             grid = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
-            refine = partial(consistent, schedule=self.model.schedule, first=FIRST)
+            refine = partial(losses.consistent, schedule=self.model.schedule, first=FIRST)
             return replace(self.model, solver=consistency(FIRST), times=grid, refine=refine)
         return replace(self.model, solver=ddim(), times=grid, guidance=guidance)
 
@@ -214,11 +196,11 @@ class Distillation(System):
 
 def build(config: Config, data: DataSet) -> Distillation:
     """The distillation of the options."""
-    choose("method", config.method, ("progressive", "consistency"))
-    choose("process", config.process, ("cosine", "linear", "flow"))
-    choose("prediction", config.prediction, ("v", "x_0"))
+    runner.choose("method", config.method, ("progressive", "consistency"))
+    runner.choose("process", config.process, ("cosine", "linear", "flow"))
+    runner.choose("prediction", config.prediction, ("v", "x_0"))
     if config.train.decay != "none":
-        raise Mistake("the rate falls in every round of distillation: leave out --decay.")
+        raise runner.Mistake("the rate falls in every round of distillation: leave out --decay.")
     rounds_of(config)
     teacher = score_sde.Config(
         net=config.net, train=config.train, process=config.process, prediction=config.prediction
@@ -231,7 +213,7 @@ def build(config: Config, data: DataSet) -> Distillation:
 # --- every student at its steps ----------------------------------------------------------------
 
 
-def rows(trained: Trained[Distillation]) -> dict[str, np.ndarray]:
+def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
     """Samples of the teacher at falling numbers of steps, then of the student of each."""
     if "rows" in trained.kept:
         return trained.kept["rows"]
@@ -248,19 +230,19 @@ def rows(trained: Trained[Distillation]) -> dict[str, np.ndarray]:
                 continue
             n, params = config.first // 2**r, each[which if student else 0]
             name = f"{'student' if student else 'teacher'}, {n}"
-            of = trained.with_weights(Weights(params, {}), system.drawing(n, student))
+            of = trained.with_weights(runner.Weights(params, {}), system.drawing(n, student))
             found[name] = of.draw()
     trained.kept["rows"] = found
     return found
 
 
-def picture(trained: Trained[Distillation]) -> Path:
+def picture(trained: runner.Trained[Distillation]) -> Path:
     """``distillation.png``: teacher and students from the same noise."""
     shown = {name: x[:10] for name, x in rows(trained).items()}
     return save_rows(trained.directory / "distillation.png", shown)
 
 
-def table(trained: Trained[Distillation]) -> list[Number]:
+def table(trained: runner.Trained[Distillation]) -> list[Number]:
     """The Frechet distance and class agreement of teacher and students."""
     data = trained.data
     labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
@@ -274,7 +256,7 @@ DIGITS = Config(
     train=replace(TEACHERS["digits"].train, steps=4400, ema=0.99), net=TEACHERS["digits"].net
 )
 MNIST = Config(
-    data=Data("mnist"),
+    data=runner.Data("mnist"),
     train=replace(TEACHERS["mnist"].train, steps=50_000, checkpoint_every=5000),
     net=TEACHERS["mnist"].net,
     teacher_steps=20_000,
@@ -284,11 +266,11 @@ MNIST = Config(
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
+    "fashion_mnist": replace(MNIST, data=runner.Data("fashion_mnist")),
 }
-EXPERIMENT = Experiment(
+EXPERIMENT = runner.Experiment(
     "distillation", __doc__, PRESETS, build, pictures=(picture,), measures=(table,)
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(runner.main(EXPERIMENT))

@@ -23,41 +23,23 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, some
 from jaxgen.data.toy import DENSITIES
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import feature_space, features_of
 from jaxgen.evaluation.latents import analogy, spherical_path
 from jaxgen.evaluation.points import sliced_wasserstein
-from jaxgen.losses.adversarial import (
-    discriminator_loss,
-    minimax_generator_loss,
-    non_saturating_generator_loss,
-)
+from jaxgen.losses import adversarial
 from jaxgen.models.dcgan import Discriminator, Generator
 from jaxgen.models.mlp import MLP
 from jaxgen.plotting import save_grid
-from jaxgen.runner import (
-    Data,
-    Experiment,
-    Mistake,
-    Sampling,
-    System,
-    Train,
-    Trained,
-    choose,
-    main,
-    make_optimizer,
-    quality,
-    samples,
-)
-from jaxgen.runner.options import Count, measuring
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Now, Turn
 
 GENERATOR_LOSSES = {
-    "non_saturating": non_saturating_generator_loss,
-    "minimax": minimax_generator_loss,
+    "non_saturating": adversarial.non_saturating_generator_loss,
+    "minimax": adversarial.minimax_generator_loss,
 }
 LATENTS = 100  # Radford et al. 2016, section 4
 SCORED = 500  # samples that a checkpoint is selected by
@@ -67,21 +49,21 @@ SCORED = 500  # samples that a checkpoint is selected by
 class Config:
     """DCGAN on images, perceptrons on points."""
 
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
-    sampling: Sampling = measuring(Sampling)
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
     loss: str = "non_saturating"
     """The generator's: non_saturating (the log-D trick) or minimax."""
-    discriminator_steps: Count = 1
+    discriminator_steps: runner.Count = 1
     """k, the discriminator updates for one of the generator, each on a batch of its own."""
-    stages: Count = 2
+    stages: runner.Count = 2
     """Halvings of the image in the discriminator, doublings in the generator."""
-    channels: Count = 64
+    channels: runner.Count = 64
     """Of the largest feature maps, doubled at every smaller one; units of a perceptron."""
 
 
 @dataclass(frozen=True, eq=False)
-class Gan(System):
+class Gan(runner.System):
     """A generator of latents ``[B, Z]`` and its discriminator; batch statistics are memory."""
 
     generator: nn.Module
@@ -117,7 +99,7 @@ class Gan(System):
             "real_probability": jax.nn.sigmoid(real_logits),
             "fake_probability": jax.nn.sigmoid(fake_logits),
         }
-        return discriminator_loss(real_logits, fake_logits), Aux(metrics, memory)
+        return adversarial.discriminator_loss(real_logits, fake_logits), Aux(metrics, memory)
 
     def deceiving(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
         """The generator's loss on as many samples as the batch has examples."""
@@ -185,8 +167,8 @@ def build(config: Config, data: DataSet) -> Gan:
     """The GAN of the options."""
     points = isinstance(data.kind, Points)
     if config.train.accumulate > 1 and not points:
-        raise Mistake("batch norm needs the whole batch: leave out --accumulate.")
-    generator_loss = choose("loss", config.loss, GENERATOR_LOSSES)
+        raise runner.Mistake("batch norm needs the whole batch: leave out --accumulate.")
+    generator_loss = runner.choose("loss", config.loss, GENERATOR_LOSSES)
     if points:
         networks = MLP(data.shape[-1], config.channels), MLP(1, config.channels)
     else:
@@ -194,7 +176,7 @@ def build(config: Config, data: DataSet) -> Gan:
             Generator(data.shape, config.stages, config.channels),
             Discriminator(config.stages, config.channels),
         )
-    optimizer = make_optimizer(config.train)
+    optimizer = runner.make_optimizer(config.train)
     steps, batch = config.discriminator_steps, config.train.batch
     return Gan(data, optimizer, *networks, generator_loss, steps, batch)
 
@@ -202,7 +184,7 @@ def build(config: Config, data: DataSet) -> Gan:
 # --- pictures of images ------------------------------------------------------------------------
 
 
-def walks(trained: Trained[Gan]) -> list[Path]:
+def walks(trained: runner.Trained[Gan]) -> list[Path]:
     """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ..."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -231,42 +213,42 @@ def walks(trained: Trained[Gan]) -> list[Path]:
 
 
 DIGITS = Config(
-    train=Train(
+    train=runner.Train(
         steps=8000, batch=64, learning_rate=2e-4, b1=0.5, ema=0.995, log_every=100,
         checkpoint_every=2000,
     ),
     channels=32,
 )  # fmt: skip
 MNIST = Config(
-    data=Data("mnist"),
-    train=Train(
+    data=runner.Data("mnist"),
+    train=runner.Train(
         steps=20_000, batch=128, learning_rate=2e-4, b1=0.5, ema=0.999, checkpoint_every=2000
     ),
 )
 POINTS = Config(
-    train=Train(
+    train=runner.Train(
         steps=10_000, batch=256, learning_rate=1e-3, b1=0.5, ema=0.999, steps_per_call=50,
         log_every=250, checkpoint_every=2500,
     ),
-    sampling=Sampling(2048, 2048),
+    sampling=runner.Sampling(2048, 2048),
     channels=128,
 )  # fmt: skip
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
-    "cifar10": replace(MNIST, data=Data("cifar10"), stages=3),
-    **{name: replace(POINTS, data=Data(name)) for name in DENSITIES},
+    "fashion_mnist": replace(MNIST, data=runner.Data("fashion_mnist")),
+    "cifar10": replace(MNIST, data=runner.Data("cifar10"), stages=3),
+    **{name: replace(POINTS, data=runner.Data(name)) for name in DENSITIES},
 }
-EXPERIMENT = Experiment(
+EXPERIMENT = runner.Experiment(
     "gan",
     __doc__,
     PRESETS,
     build,
-    pictures=(samples, walks),
-    measures=(quality,),
+    pictures=(runner.samples, walks),
+    measures=(runner.quality,),
     kinds=(Image, Points),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(runner.main(EXPERIMENT))

@@ -15,23 +15,23 @@ from pathlib import Path
 import numpy as np
 
 from experiments import score_sde
-from experiments.diffusion import Diffusion
+from jaxgen import runner
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.plotting import save_lines, save_rows
-from jaxgen.runner import Data, Need, Sampling, Study, Trained, main
+from jaxgen.systems.diffusion import Diffusion
 
 
 @dataclass(frozen=True)
 class Config:
     """Weights of guidance."""
 
-    data: Data = field(default_factory=Data)
-    sampling: Sampling = field(default_factory=lambda: Sampling(1000, 250))
+    data: runner.Data = field(default_factory=runner.Data)
+    sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(1000, 250))
     weights: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
     """Of guidance: -1 is the model without classes, 0 the one with them."""
 
 
-def rows(trained: Trained[Diffusion], config: Config) -> dict[float, np.ndarray]:
+def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[float, np.ndarray]:
     """The samples of every weight: one program, the weight being an argument."""
     if "rows" not in trained.kept:
         given, found = trained.data.given(config.sampling.samples), {}
@@ -42,7 +42,7 @@ def rows(trained: Trained[Diffusion], config: Config) -> dict[float, np.ndarray]
     return trained.kept["rows"]
 
 
-def table(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
+def table(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """The Frechet distance and class agreement of each weight."""
     trained, count = runs["score_sde"], config.sampling.samples
     named = {f"{w:g}": (x, trained.labels(count)) for w, x in rows(trained, config).items()}
@@ -50,7 +50,9 @@ def table(runs: dict[str, Trained[Diffusion]], config: Config) -> list[Number]:
     return compare(trained.data, trained.features, named, how)
 
 
-def curve(runs: dict[str, Trained[Diffusion]], config: Config, directory: Path) -> list[Path]:
+def curve(
+    runs: dict[str, runner.Trained[Diffusion]], config: Config, directory: Path
+) -> list[Path]:
     """``guidance.png``: both measures over the weight; ``weights.png``: samples, a row a weight."""
     value = {number.name: number.value for number in table(runs, config)}
     lines = {
@@ -65,14 +67,14 @@ def curve(runs: dict[str, Trained[Diffusion]], config: Config, directory: Path) 
     ]
 
 
-STUDY = Study(
+STUDY = runner.Study(
     "guidance",
     __doc__,
     {"digits": Config()},
-    {"score_sde": Need(score_sde.EXPERIMENT)},
+    {"score_sde": runner.Need(score_sde.EXPERIMENT)},
     pictures=(curve,),
     measures=(table,),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(STUDY))
+    raise SystemExit(runner.main(STUDY))

@@ -28,52 +28,28 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments import diffusion
-from experiments.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
+from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, some
 from jaxgen.diffusion.parameterization import Network, Target, denoiser, edm, scaled_network
 from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import check_sampling
 from jaxgen.diffusion.schedules import ContinuousSchedule, Shifted, Sigma
 from jaxgen.diffusion.solvers import SOLVERS
-from jaxgen.losses.denoising import (
-    Weighting,
-    bound_weighting,
-    denoising_loss,
-    edm_weighting,
-    min_snr,
-    sigmoid_weighting,
-    truncated_snr,
-)
-from jaxgen.losses.times import (
-    log_normal_times,
-    log_uniform_density,
-    log_uniform_times,
-    stratified_times,
-)
+from jaxgen.losses import denoising as losses
+from jaxgen.losses import times
 from jaxgen.models.denoising import Net, denoising_network
-from jaxgen.runner import (
-    Data,
-    Experiment,
-    Sampling,
-    Train,
-    choose,
-    main,
-    make_optimizer,
-    quality,
-    samples,
-)
-from jaxgen.runner.options import measuring
+from jaxgen.systems import diffusion
+from jaxgen.systems.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
 
 PREDICTIONS: dict[str, str | Target] = {n: n for n in ("eps", "x_0", "v", "score", "velocity")}
 PREDICTIONS["edm"] = edm()
-WEIGHTINGS: dict[str, Weighting | None] = {
+WEIGHTINGS: dict[str, losses.Weighting | None] = {
     "own": None,
-    "likelihood": bound_weighting(),
-    "min_snr": min_snr(),
-    "truncated_snr": truncated_snr(),
-    "sigmoid": sigmoid_weighting(),
-    "edm": edm_weighting(),
+    "likelihood": losses.bound_weighting(),
+    "min_snr": losses.min_snr(),
+    "truncated_snr": losses.truncated_snr(),
+    "sigmoid": losses.sigmoid_weighting(),
+    "edm": losses.edm_weighting(),
 }
 PER_TIME = ("likelihood", "sigmoid")  # those that are integrated over time, so it must be uniform
 
@@ -82,11 +58,11 @@ PER_TIME = ("likelihood", "sigmoid")  # those that are integrated over time, so 
 class Config:
     """Diffusion in continuous time on images or points."""
 
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
     net: Net = field(default_factory=Net)
-    sampling: Sampling = measuring(Sampling)
-    reverse: Reverse = measuring(Reverse)
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
+    reverse: Reverse = runner.measuring(Reverse)
     process: str = "cosine"
     """cosine, linear, vp, sub_vp, ve, flow or edm."""
     prediction: str = "default"
@@ -108,12 +84,12 @@ def training_times(
     asks for uniform times even ones in log(sigma), divided by their density.
     """
     if not in_sigma(schedule):
-        t = stratified_times(key, batch, low=1e-3)
+        t = times.stratified_times(key, batch, low=1e-3)
         return t, jnp.ones_like(t)
     if weighting in PER_TIME:
-        t = log_uniform_times(key, batch, schedule)
-        return t, 1 / log_uniform_density(t, schedule)
-    t = log_normal_times(key, batch, schedule)
+        t = times.log_uniform_times(key, batch, schedule)
+        return t, 1 / times.log_uniform_density(t, schedule)
+    t = times.log_normal_times(key, batch, schedule)
     return t, jnp.ones_like(t)
 
 
@@ -129,13 +105,13 @@ def weighted(
     scaled: Callable[[Network], Network],
 ) -> Objective:
     """The error of the prediction, weighted, with the times it drew."""
-    weight_of = choose("weighting", weighting, WEIGHTINGS)
+    weight_of = runner.choose("weighting", weighting, WEIGHTINGS)
 
     def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t, weight = training_times(schedule, weighting, key_t, len(x_0))
         how = {"target": prediction, "weighting": weight_of}
-        return t, weight * denoising_loss(key, scaled(network), schedule, x_0, t, **how)
+        return t, weight * losses.denoising_loss(key, scaled(network), schedule, x_0, t, **how)
 
     return objective
 
@@ -146,13 +122,13 @@ def build(config: Config, data: DataSet) -> Diffusion:
     Raises:
       ValueError: if the solver or the prediction cannot begin where the process ends.
     """
-    recipe, reverse = choose("process", config.process, RECIPES), config.reverse
+    recipe, reverse = runner.choose("process", config.process, RECIPES), config.reverse
     schedule = recipe.schedule(data.levels if isinstance(data.kind, Image) else 256)
     schedule = Shifted(schedule, config.shift) if config.shift else schedule
     name = recipe.prediction if config.prediction == "default" else config.prediction
-    prediction = choose("prediction", name, PREDICTIONS)
+    prediction = runner.choose("prediction", name, PREDICTIONS)
     name = recipe.solver if reverse.solver == "default" else reverse.solver
-    solver = choose("solver", name, SOLVERS)
+    solver = runner.choose("solver", name, SOLVERS)
     times = np.asarray(recipe.grid(schedule, reverse.sample_steps))
     nothing = denoiser(lambda x_t, t: x_t, schedule, prediction)
     check_sampling(solver, nothing, schedule, jnp.zeros((1, *data.shape)), times)
@@ -163,7 +139,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
     clip = isinstance(data.kind, Image) if reverse.clip_samples is None else reverse.clip_samples
     return Diffusion(
         data,
-        make_optimizer(config.train),
+        runner.make_optimizer(config.train),
         network,
         schedule,
         weighted(schedule, prediction, config.weighting, scaled),
@@ -179,7 +155,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
     )
 
 
-def _preset(data: Data, train: Train, net: Net, sampling: Sampling) -> Config:
+def _preset(data: runner.Data, train: runner.Train, net: Net, sampling: runner.Sampling) -> Config:
     """The DDPM's network and training, with some labels hidden so that it can be guided."""
     return Config(data, train, replace(net, unlabelled=0.1, conditional=True), sampling)
 
@@ -187,15 +163,15 @@ def _preset(data: Data, train: Train, net: Net, sampling: Sampling) -> Config:
 PRESETS = {name: _preset(*preset) for name, preset in diffusion.PRESETS.items()}
 _long = replace(PRESETS["cifar10"].train, steps=400_000)
 PRESETS["cifar10"] = replace(PRESETS["cifar10"], train=_long, flip=True)
-EXPERIMENT = Experiment(
+EXPERIMENT = runner.Experiment(
     "score_sde",
     __doc__,
     PRESETS,
     build,
-    pictures=(samples, film, density),
-    measures=(quality, likelihoods),
+    pictures=(runner.samples, film, density),
+    measures=(runner.quality, likelihoods),
     kinds=(Image, Points),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(runner.main(EXPERIMENT))

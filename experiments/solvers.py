@@ -20,13 +20,13 @@ from typing import Any
 import numpy as np
 
 from experiments import ddpm
-from experiments.diffusion import Diffusion
+from jaxgen import runner
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.plotting import save_rows
-from jaxgen.runner import Data, Need, Sampling, Study, Trained, main
+from jaxgen.systems.diffusion import Diffusion
 
 EVEN, QUADRATIC = 1.0, 2.0  # powers: quadratic times are closer to each other near the data
 Row = tuple[str, Solver, float, int]
@@ -45,11 +45,11 @@ COMPARED: list[Row] = [
 class Config:
     """Solvers of one DDPM."""
 
-    data: Data = field(default_factory=Data)
-    sampling: Sampling = field(default_factory=lambda: Sampling(2000, 250))
+    data: runner.Data = field(default_factory=runner.Data)
+    sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(2000, 250))
 
 
-def rows(trained: Trained[Diffusion]) -> dict[str, np.ndarray]:
+def rows(trained: runner.Trained[Diffusion]) -> dict[str, np.ndarray]:
     """For each solver its name and cost, and samples."""
     if "rows" not in trained.kept:
         schedule, found = trained.system.chain, {}
@@ -61,13 +61,13 @@ def rows(trained: Trained[Diffusion]) -> dict[str, np.ndarray]:
     return trained.kept["rows"]
 
 
-def picture(runs: dict[str, Trained[Diffusion]], config: Any, directory: Path) -> Path:
+def picture(runs: dict[str, runner.Trained[Diffusion]], config: Any, directory: Path) -> Path:
     """``solvers.png``: a row a solver, from the same ten noises."""
     shown = {name: x[:10] for name, x in rows(runs["ddpm"]).items()}
     return save_rows(directory / "solvers.png", shown)
 
 
-def table(runs: dict[str, Trained[Diffusion]], config: Any) -> list[Number]:
+def table(runs: dict[str, runner.Trained[Diffusion]], config: Any) -> list[Number]:
     """The Frechet distance and class agreement of each solver."""
     trained = runs["ddpm"]
     labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
@@ -76,14 +76,14 @@ def table(runs: dict[str, Trained[Diffusion]], config: Any) -> list[Number]:
     return compare(trained.data, trained.features, drawn, how)
 
 
-STUDY = Study(
+STUDY = runner.Study(
     "solvers",
     __doc__,
     {"digits": Config()},
-    {"ddpm": Need(ddpm.EXPERIMENT)},
+    {"ddpm": runner.Need(ddpm.EXPERIMENT)},
     pictures=(picture,),
     measures=(table,),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(STUDY))
+    raise SystemExit(runner.main(STUDY))

@@ -24,6 +24,7 @@ from flax import linen as nn
 from jax import Array
 from jax.scipy.stats import norm
 
+from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, to_unit
 from jaxgen.data.toy import DENSITIES
 from jaxgen.evaluation.latents import spherical_path
@@ -31,20 +32,6 @@ from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
 from jaxgen.models.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
 from jaxgen.plotting import save_grid
-from jaxgen.runner import (
-    Data,
-    Experiment,
-    Sampling,
-    System,
-    Train,
-    Trained,
-    choose,
-    main,
-    make_optimizer,
-    quality,
-    samples,
-)
-from jaxgen.runner.options import Count, Positive, measuring
 from jaxgen.training.step import Metrics, Now
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
@@ -55,9 +42,9 @@ LIKELIHOODS = ("bernoulli", "gaussian", "learned_gaussian", "logistic")
 class Likelihoods:
     """How well to measure the likelihood."""
 
-    importance_samples: Count = 500
+    importance_samples: runner.Count = 500
     """K of the importance-sampled log-likelihood."""
-    likelihood_images: Count = 1000
+    likelihood_images: runner.Count = 1000
     """Test examples whose log-likelihood is estimated."""
 
 
@@ -65,28 +52,28 @@ class Likelihoods:
 class Config:
     """VAE on images or points."""
 
-    data: Data = field(default_factory=Data)
-    train: Train = field(default_factory=Train)
-    sampling: Sampling = measuring(Sampling)
-    measured: Likelihoods = measuring(Likelihoods)
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
+    measured: Likelihoods = runner.measuring(Likelihoods)
     model: str = "mlp"
     """mlp or conv."""
-    latents: Count = 10
+    latents: runner.Count = 10
     """Dimensions of z."""
-    hidden: Count = 400
+    hidden: runner.Count = 400
     """Units of the hidden layers."""
     likelihood: str = "bernoulli"
     """bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic."""
-    std: Positive = 0.2
+    std: runner.Positive = 0.2
     """Of the gaussian likelihood."""
-    beta: Positive = 1.0
+    beta: runner.Positive = 1.0
     """Weight of the KL term."""
-    latent_samples: Count = 1
+    latent_samples: runner.Count = 1
     """Draws of z a training example."""
 
 
 @dataclass(frozen=True, eq=False)
-class Vae(System):
+class Vae(runner.System):
     """q(z|x) and p(x|z); images are binarized at random where the likelihood is of bits."""
 
     encoder: nn.Module
@@ -147,7 +134,7 @@ class Vae(System):
 def build(config: Config, data: DataSet) -> Vae:
     """The VAE of the options."""
     name, points = (
-        choose("likelihood", config.likelihood, LIKELIHOODS),
+        runner.choose("likelihood", config.likelihood, LIKELIHOODS),
         isinstance(data.kind, Points),
     )
     if points and name in ("bernoulli", "logistic"):
@@ -159,10 +146,10 @@ def build(config: Config, data: DataSet) -> Vae:
         "logistic": lambda: elbo.discretized_logistic(data.levels),
     }
     likelihood = likelihoods[name]()
-    encoder_type, decoder_type = choose("model", config.model, MODELS)
+    encoder_type, decoder_type = runner.choose("model", config.model, MODELS)
     return Vae(
         data,
-        make_optimizer(config.train),
+        runner.make_optimizer(config.train),
         encoder_type(config.latents, hidden=config.hidden),
         decoder_type(data.shape, maps=likelihood.maps, hidden=config.hidden),
         likelihood,
@@ -183,7 +170,7 @@ def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Arra
     return x, decode(encode(x).mean).mean
 
 
-def reconstructions(trained: Trained[Vae]) -> list[Path]:
+def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
     """``reconstructions.png``: original, reconstruction, original, ..."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -193,14 +180,14 @@ def reconstructions(trained: Trained[Vae]) -> list[Path]:
     return [save_grid(trained.directory / "reconstructions.png", pairs, 10)]
 
 
-def decoded(trained: Trained[Vae], z: Array) -> np.ndarray:
+def decoded(trained: runner.Trained[Vae], z: Array) -> np.ndarray:
     """Pictures of z ``[N, Z]``."""
     system = trained.system
     mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
     return trained.over("decoding", mean, np.asarray(z), size=100)
 
 
-def interpolations(trained: Trained[Vae]) -> list[Path]:
+def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
     """``interpolations.png``: the arcs between the codes of test images; the latent manifold."""
     if not isinstance(trained.data.kind, Image):
         return []
@@ -221,7 +208,7 @@ def interpolations(trained: Trained[Vae]) -> list[Path]:
 # --- measures ----------------------------------------------------------------------------------
 
 
-def bound(trained: Trained[Vae]) -> list[Number]:
+def bound(trained: runner.Trained[Vae]) -> list[Number]:
     """The ELBO of the test set, its terms, and the error of reconstructions."""
     batch, system = trained.test(), trained.system
     scale = "binarized at random" if system.binary else f"{trained.data.kind} at models' scale"
@@ -243,7 +230,7 @@ def bound(trained: Trained[Vae]) -> list[Number]:
     ]
 
 
-def log_likelihood(trained: Trained[Vae]) -> list[Number]:
+def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
     """log p(x) of test examples by importance sampling."""
     system, options = trained.system, trained.config.measured
     k = options.importance_samples
@@ -261,13 +248,13 @@ def log_likelihood(trained: Trained[Vae]) -> list[Number]:
 
 
 DIGITS = Config(
-    train=Train(
+    train=runner.Train(
         steps=12_000, batch=128, ema=0.995, steps_per_call=50, log_every=200, checkpoint_every=3000
     )
 )
 MNIST = Config(
-    data=Data("mnist"),
-    train=Train(
+    data=runner.Data("mnist"),
+    train=runner.Train(
         steps=8600, batch=128, ema=0.999, steps_per_call=20, log_every=100, checkpoint_every=2140
     ),
     latents=20,
@@ -276,25 +263,30 @@ POINTS = replace(DIGITS, likelihood="learned_gaussian", latents=2, hidden=200)
 PRESETS = {
     "digits": DIGITS,
     "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=Data("fashion_mnist")),
+    "fashion_mnist": replace(MNIST, data=runner.Data("fashion_mnist")),
     "cifar10": Config(
-        data=Data("cifar10"),
-        train=Train(steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000),
+        data=runner.Data("cifar10"),
+        train=runner.Train(
+            steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000
+        ),
         model="conv",
         latents=64,
         likelihood="logistic",
     ),
-    **{name: replace(POINTS, data=Data(name), sampling=Sampling(2048, 2048)) for name in DENSITIES},
+    **{
+        name: replace(POINTS, data=runner.Data(name), sampling=runner.Sampling(2048, 2048))
+        for name in DENSITIES
+    },
 }
-EXPERIMENT = Experiment(
+EXPERIMENT = runner.Experiment(
     "vae",
     __doc__,
     PRESETS,
     build,
-    pictures=(samples, reconstructions, interpolations),
-    measures=(bound, log_likelihood, quality),
+    pictures=(runner.samples, reconstructions, interpolations),
+    measures=(bound, log_likelihood, runner.quality),
     kinds=(Image, Points),
 )
 
 if __name__ == "__main__":
-    raise SystemExit(main(EXPERIMENT))
+    raise SystemExit(runner.main(EXPERIMENT))

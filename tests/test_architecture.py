@@ -17,6 +17,15 @@ LAYERS = {  # what each may import of the project
     "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},
     "jaxgen.plotting": {"data"},
     "jaxgen.runner": {"data", "training", "evaluation", "plotting"},
+    "jaxgen.systems": {
+        "runner",
+        "data",
+        "evaluation",
+        "models",
+        "diffusion",
+        "training",
+        "plotting",
+    },
 }
 
 

@@ -56,3 +56,8 @@ def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     norms = (b**2).sum(axis=1)[None, :]
     nearest = [((x**2).sum(1)[:, None] + norms - 2 * x @ b.T).min(axis=1) for x in _blocks(a)]
     return np.sqrt(np.maximum(np.concatenate(nearest), 0.0))
+
+
+def psnr(x: np.ndarray, truth: np.ndarray) -> float:
+    """10 log10(range^2 / mean squared error) in dB, of data in [-1, 1]."""
+    return float(10 * np.log10(4 / np.mean((x - truth) ** 2)))

@@ -42,6 +42,19 @@ def write_report(path: Path, numbers: list[Number]) -> None:
     path.write_text(json.dumps(rows, indent=2) + "\n")
 
 
+def over_seeds(groups: Mapping[str, list[list[Number]]]) -> list[Number]:
+    """Each number's mean and standard deviation over the runs of a group, by the group's name."""
+    rows = []
+    for name, runs in groups.items():
+        for same in zip(*runs, strict=True):
+            values = [number.value for number in same]
+            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            seeds = f"mean of {len(values)} seeds; " if len(values) > 1 else ""
+            title = f"{same[0].name}, {name}" if name else same[0].name
+            rows.append(Number(title, float(np.mean(values)), seeds + same[0].protocol, std))
+    return rows
+
+
 def print_report(numbers: list[Number], path: Path, console: Any) -> None:
     """Shows numbers with their protocols as a table, under the name of their file."""
     from rich.table import Table

@@ -5,7 +5,19 @@ that is there is opened by :func:`open_run`.
 """
 
 from jaxgen.runner.commands import main
-from jaxgen.runner.options import Data, Sampling, Train, make_ema_decay, make_optimizer
+from jaxgen.runner.options import (
+    Count,
+    Data,
+    Natural,
+    Positive,
+    Range,
+    Sampling,
+    Share,
+    Train,
+    make_ema_decay,
+    make_optimizer,
+    measuring,
+)
 from jaxgen.runner.pictures import samples
 from jaxgen.runner.quality import quality
 from jaxgen.runner.study import Need, Study
@@ -13,21 +25,7 @@ from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose
 from jaxgen.runner.trained import Trained, open_run
 
 __all__ = [
-    "Data",
-    "Experiment",
-    "Mistake",
-    "Need",
-    "Sampling",
-    "Study",
-    "System",
-    "Train",
-    "Trained",
-    "Weights",
-    "choose",
-    "main",
-    "make_ema_decay",
-    "make_optimizer",
-    "open_run",
-    "quality",
-    "samples",
-]
+    "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "Positive", "Range", "Sampling",
+    "Share", "Study", "System", "Train", "Trained", "Weights", "choose", "main", "make_ema_decay",
+    "make_optimizer", "measuring", "open_run", "quality", "samples",
+]  # fmt: skip

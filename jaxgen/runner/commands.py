@@ -22,7 +22,7 @@ import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.cache import keep_compiled
 from jaxgen.data.records import DataError, DataSet
 from jaxgen.data.sources import did_you_mean
-from jaxgen.evaluation.report import Number, print_report, write_report
+from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
 from jaxgen.runner.folders import (
@@ -37,7 +37,7 @@ from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.runner.trained import load_data, open_run
 from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
-from jaxgen.training.devices import tune_cpu
+from jaxgen.training.devices import OutOfMemory, tune_cpu
 from jaxgen.training.logging import console
 from jaxgen.training.loop import NonFiniteLoss, Preempted
 
@@ -57,7 +57,7 @@ def in_one_sentence(command: Callable[[], None]) -> int:
     """Runs a command, and turns whatever ends it into a sentence and an exit status."""
     try:
         command()
-    except (Mistake, DataError, NoCheckpoint, DamagedCheckpoint) as error:
+    except (Mistake, DataError, NoCheckpoint, DamagedCheckpoint, OutOfMemory) as error:
         return _failed(f"error: {error}", 2)
     except FloatingPointError as error:
         return _failed(f"error: {_first_operation(error)}", 3)
@@ -153,8 +153,8 @@ def look(
 ) -> None:
     """Samples, measures and diagnoses a run, or every member of a sweep."""
     members = sweeps.members(config)
-    numbers = []
-    for name, own in [(m.name, m.config) for m in members] or [(".", config)]:
+    groups: dict[str, list[list[Number]]] = {}
+    for name, group, own in [(m.name, m.group, m.config) for m in members] or [(".", "", config)]:
         how = {"experiment": experiment, "config": own, "data": data}
         trained = open_run(directory / name, run.checkpoint, **how)
         if "train" not in verbs:
@@ -162,13 +162,12 @@ def look(
         if "sample" in verbs:
             draw_pictures(experiment.pictures, trained)
         if "evaluate" in verbs:
-            numbers.append([n for measure in experiment.measures for n in measure(trained)])
+            numbers = [n for measure in experiment.measures for n in measure(trained)]
+            groups.setdefault(group, []).append(numbers)
         if "diagnose" in verbs:
             report(diagnose(trained), trained.directory / "diagnosis.json")
     if "evaluate" in verbs:
-        report(
-            sweeps.summary(members, numbers) if members else numbers[0], directory / "report.json"
-        )
+        report(over_seeds(groups), directory / "report.json")
 
 
 def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.linen import summary
 
 from jaxgen.data.pipeline import index_batches, read_batches
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_bars
-from jaxgen.runner.system import END, ONLY, System, Weights
+from jaxgen.runner.system import END, ONLY, Weights
 from jaxgen.runner.trained import Trained
-from jaxgen.training.diagnosis import gradient_noise, loss_by_time
+from jaxgen.training.diagnosis import (
+    called_networks,
+    gradient_noise,
+    loss_by_time,
+    network_table,
+)
 from jaxgen.training.logging import console, progress
 from jaxgen.training.step import Now, Turn
 
@@ -31,47 +35,14 @@ def diagnose(trained: Trained) -> list[Number]:
     weights = trained.weights
     weights = {ONLY: weights} if isinstance(weights, Weights) else weights
     one = jax.tree.map(lambda x: x[:1], batches[0])
-    for name, (module, args, kwargs) in networks(system, weights, one).items():
-        print(f"{name}, for one example{table(module, args, kwargs)}\n")
     numbers = []
     for turn in system.turns():
+        now = Now(END, weights[turn.player].memory, weights, train=False)
+        loss = partial(turn.loss, batch=one, key=jax.random.key(0), now=now)
+        for name, network in called_networks(loss, weights[turn.player].params).items():
+            print(f"{name}, for one example{network_table(network)}\n")
         numbers += noise(trained, turn, weights, batches)
     return numbers + over_time(trained, batches)
-
-
-def networks(system: System, weights: dict[str, Weights], batch: Any) -> dict[str, Any]:
-    """Every network that the losses of a batch call, with the shapes of its arguments."""
-    found: dict[str, Any] = {}
-
-    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
-        module = context.module
-        if context.method_name == "__call__" and not module.path:
-            shapes = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), args)
-            found.setdefault(type(module).__name__, (module.clone(), shapes, kwargs))
-        return call(*args, **kwargs)
-
-    with nn.intercept_methods(watch):
-        for turn in system.turns():
-            now = Now(END, weights[turn.player].memory, weights, train=False)
-            key = jax.random.key(0)
-            jax.eval_shape(
-                lambda w, b, t=turn, n=now: t.loss(w.params, b, key, n)[0],  # noqa: B023
-                weights[turn.player],
-                batch,
-            )
-    return found
-
-
-def table(module: nn.Module, args: Any, kwargs: Any) -> str:
-    """Parameters and operations by module."""
-    make = summary.tabulate(
-        module,
-        {"params": jax.random.key(0), "dropout": jax.random.key(1)},
-        depth=1,
-        compute_flops=True,
-        console_kwargs={"width": 120, "force_terminal": False},
-    )
-    return make(*args, **kwargs).rstrip()
 
 
 def noise(

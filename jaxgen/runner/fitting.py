@@ -25,18 +25,16 @@ from jaxgen.runner.trained import begin, build, players
 from jaxgen.training.checkpoints import Checkpoints, StorageError
 from jaxgen.training.devices import (
     Placement,
-    Pmapped,
-    Sharded,
     check_divisible,
-    compile_lowered,
-    memory_available,
-    memory_needed,
+    compile_to_fit,
     on_one_device,
+    placement_of,
     scan_steps,
 )
 from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit, preemption
+from jaxgen.training.stacked import StackedCheckpoints, StackedLogs, part
 from jaxgen.training.step import Players, Step, batches_of, make_turns
 
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
@@ -90,7 +88,7 @@ def stages_together(
             return each(lambda s, *parts: of(s).step(*parts, **kwargs), state, batch, key)
 
         def score(state: Players) -> np.ndarray:
-            found = [of(s).score(sweeps.part(state, m)) for m, s in enumerate(systems)]
+            found = [of(s).score(part(state, m)) for m, s in enumerate(systems)]
             return np.array(found)
 
         return Stage(
@@ -110,23 +108,13 @@ def make_placement(options: Train) -> Placement:
     Raises:
       Mistake: for an unknown kind, too many devices, or a batch or state they cannot share.
     """
-    choose("kind of parallelism", options.parallel, ("jit", "pmap"))
-    available, model = jax.devices(), options.model_devices
-    count = options.devices or len(available)
-    if count > len(available):
-        raise Mistake(f"there are {len(available)} devices, not {count}: lower --devices.")
-    if jax.process_count() > 1 and (options.parallel != "jit" or count < len(available)):
-        raise Mistake("several processes use jit and all devices: drop --parallel and --devices.")
-    if options.parallel != "jit" and model > 1:
-        raise Mistake("pmap keeps the state whole on every device: use --parallel jit.")
-    if count % model:
-        raise Mistake(f"--model-devices ({model}) does not divide the {count} devices.")
+    kind = choose("kind of parallelism", options.parallel, ("jit", "pmap"))
     try:
-        check_divisible(options.batch, count * options.accumulate)
+        check_divisible(options.batch, options.accumulate)
+        part = options.batch // options.accumulate
+        return placement_of(kind, options.devices, options.model_devices, part)
     except ValueError as error:
         raise Mistake(str(error)) from error
-    devices = tuple(available[:count])
-    return Pmapped(devices) if options.parallel == "pmap" else Sharded(devices, model)
 
 
 def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, run: Run) -> None:
@@ -151,7 +139,10 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
             held.enter_context(locked(directory))
             check_directory(directory, experiment, config, run)  # another may have come and gone
             write_config(directory, experiment, config)
-        checkpoints = held.enter_context(open_checkpoints(directory, experiment, config, members))
+            for member in members:
+                (directory / member.name).mkdir(exist_ok=True)
+                write_config(directory / member.name, experiment, member.config)
+        checkpoints = held.enter_context(open_checkpoints(directory, config, members))
         Fitting(stages, config, members, data, placement, checkpoints, directory, run).go(key)
 
 
@@ -172,7 +163,7 @@ class Fitting:
     members: tuple[sweeps.Member, ...]
     data: DataSet
     placement: Placement
-    checkpoints: Checkpoints | sweeps.MemberCheckpoints
+    checkpoints: Any
     directory: Path
     run: Run
 
@@ -260,7 +251,8 @@ class Fitting:
         """The state after step ``stop``, and the seconds spent waiting for data."""
         options, key = self.options, sweeps.fold(key, 3)
         ready = Waiting(self.batches(stage.batches, start))
-        saved = dataclasses.asdict(self.config)
+        saved: Any = [dataclasses.asdict(member.config) for member in self.members]
+        saved = saved or dataclasses.asdict(self.config)
 
         def checkpoint(done: int, state: Any) -> None:
             stored = self.placement.get_state(state)
@@ -288,34 +280,15 @@ class Fitting:
         return state, ready.seconds
 
     def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
-        """The compiled step, once it is known to fit into the memory of a device.
-
-        Raises:
-          Mistake: if it does not.
-        """
+        """The compiled step, once it is known to fit into the memory of a device."""
         step = step if self.options.steps_per_call == 1 else scan_steps(step)
         if self.run.debug_nans:  # which runs a step again, operation by operation
             return self.placement.compile(step, donate=False)
-        device = jax.local_devices()[0]
-        try:
-            lowered = self.placement.compile(step).lower(state, ready.first(), key)
-            program = compile_lowered(lowered)
-            needed = memory_needed(program)
-        except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
-                raise
-            program, needed = None, None
-        available = memory_available(device)
+        program, needed = compile_to_fit(self.placement.compile(step), state, ready.first(), key)
         if needed is not None:
             console.print(
-                f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
-                f"on each of {self.options.devices or jax.device_count()} devices"
-            )
-        if program is None or (needed is not None and needed > available):
-            raise Mistake(
-                f"a step does not fit into the {available / 2**30:.1f} GiB of a "
-                f"{device.device_kind}: lower --batch, or try --accumulate 2, --remat, --bfloat16 "
-                "or more --model-devices."
+                f"memory: a step needs {needed / 2**20:,.0f} MiB on each of "
+                f"{self.options.devices or jax.device_count()} devices"
             )
         return program
 
@@ -346,7 +319,7 @@ class Fitting:
         if jax.process_index() > 0:
             return NoLog()
         if self.members:
-            return sweeps.MemberLogs(self.directory, self.members, start)
+            return StackedLogs([self.directory / m.name for m in self.members], start)
         return MetricLog(self.directory, start)
 
     def draw_curves(self) -> None:
@@ -356,9 +329,12 @@ class Fitting:
                 save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"))
 
 
-def open_checkpoints(
-    directory: Path, experiment: Experiment, config: Any, members: tuple[sweeps.Member, ...]
-) -> Checkpoints | sweeps.MemberCheckpoints:
-    if members:
-        return sweeps.MemberCheckpoints(directory, experiment, members, config.train.keep)
-    return Checkpoints(directory / "checkpoints", config.train.keep)
+def open_checkpoints(directory: Path, config: Any, members: tuple[sweeps.Member, ...]) -> Any:
+    """The checkpoints of a run, or of all members of a sweep."""
+    folders = [directory / member.name / "checkpoints" for member in members]
+    keep = config.train.keep
+    return (
+        StackedCheckpoints(folders, keep)
+        if members
+        else Checkpoints(directory / "checkpoints", keep)
+    )

@@ -11,23 +11,16 @@ import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax import Array
-from jax.sharding import SingleDeviceSharding
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import did_you_mean
-from jaxgen.evaluation.report import Number
-from jaxgen.runner.folders import write_config
 from jaxgen.runner.options import is_measuring
-from jaxgen.runner.system import Experiment, Mistake, System
-from jaxgen.training.checkpoints import Checkpoints
-from jaxgen.training.logging import MetricLog
+from jaxgen.runner.system import Mistake, System
 
 
 @dataclass(frozen=True)
@@ -45,6 +38,11 @@ class Member:
     def settings(self) -> dict[str, float]:
         """All that sets it apart but the seed."""
         return {name: value for name, value in self.values.items() if name != "seed"}
+
+    @property
+    def group(self) -> str:
+        """What it has in common with those that differ in their seed alone."""
+        return ",".join(f"{name}={value:g}" for name, value in self.settings.items())
 
 
 def members(config: Any) -> tuple[Member, ...]:
@@ -149,91 +147,3 @@ def each_member(
             ) from error
 
     return each
-
-
-def part(stacked: Any, i: int) -> Any:
-    """Member i of stacked states."""
-    return jax.tree.map(lambda x: x[i], stacked)
-
-
-def summary(members: tuple[Member, ...], numbers: list[list[Number]]) -> list[Number]:
-    """Each number's mean and standard deviation over the seeds, a row for each setting."""
-    groups: dict[str, list[list[Number]]] = {}
-    for member, found in zip(members, numbers, strict=True):
-        name = ",".join(f"{k}={v:g}" for k, v in member.settings.items())
-        groups.setdefault(name, []).append(found)
-    rows = []
-    for name, group in groups.items():
-        for same in zip(*group, strict=True):
-            values = [number.value for number in same]
-            std = float(np.std(values, ddof=1)) if len(values) > 1 else None
-            seeds = f"mean of {len(values)} seeds; " if len(values) > 1 else ""
-            title = f"{same[0].name}, {name}" if name else same[0].name
-            rows.append(Number(title, float(np.mean(values)), seeds + same[0].protocol, std))
-    return rows
-
-
-class MemberCheckpoints:
-    """The checkpoints of each member, in its own directory, as one set of stacked states."""
-
-    def __init__(
-        self, directory: Path, experiment: Experiment, members: tuple[Member, ...], keep: int
-    ) -> None:
-        self.directory, self.experiment, self.members = directory, experiment, members
-        self._each = [Checkpoints(directory / m.name / "checkpoints", keep) for m in members]
-
-    def steps(self) -> list[int]:
-        """The steps of which every member has a checkpoint, rising."""
-        return sorted(set.intersection(*[set(each.steps()) for each in self._each]))
-
-    def save(self, step: int, state: Any, config: dict, score: Any) -> None:
-        del config  # each has its own
-        for i, (member, each) in enumerate(zip(self.members, self._each, strict=True)):
-            write_config(self.directory / member.name, self.experiment, member.config)
-            each.save(step, part(state, i), dataclasses.asdict(member.config), float(score[i]))
-
-    def restore(self, abstract: Callable[[int], Any], step: int | None = None) -> tuple[int, Any]:
-        """The step of which every member has a whole checkpoint, and the stacked states."""
-        here = SingleDeviceSharding(jax.local_devices()[0])
-
-        def one(step: int) -> Any:
-            return jax.tree.map(
-                lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype, sharding=here), abstract(step)
-            )
-
-        if step is None:
-            step = min(each.restore(one)[0] for each in self._each)
-        states = [each.restore(one, step)[1] for each in self._each]
-        stacked = jax.tree.map(lambda *parts: jnp.stack(parts), *states)
-        placed = jax.tree.map(lambda x, a: jax.device_put(x, a.sharding), stacked, abstract(step))
-        return step, placed
-
-    def drop_after(self, step: int) -> None:
-        for each in self._each:
-            each.drop_after(step)
-
-    def close(self) -> None:
-        for each in self._each:
-            each.close()
-
-    def __enter__(self) -> MemberCheckpoints:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        for each in self._each:
-            each.__exit__(*error)
-
-
-class MemberLogs:
-    """The metrics of each member, in its own directory."""
-
-    def __init__(self, directory: Path, members: tuple[Member, ...], start: int) -> None:
-        self._each = [MetricLog(directory / member.name, start) for member in members]
-
-    def write(self, step: int, metrics: Any) -> None:
-        for i, each in enumerate(self._each):
-            each.write(step, {name: values[i] for name, values in metrics.items()})
-
-    def close(self) -> None:
-        for each in self._each:
-            each.close()

@@ -345,6 +345,55 @@ def keep_freed_memory() -> bool:
     )
 
 
+class OutOfMemory(RuntimeError):
+    """Raised where a step does not fit into the memory of a device; says how it may."""
+
+
+def compile_to_fit(compiled: Any, *args: Any) -> tuple[Any, int | None]:
+    """The program of a jitted step for these arguments, and the bytes that a device needs for it.
+
+    Raises:
+      OutOfMemory: if a device has less.
+    """
+    device = jax.local_devices()[0]
+    program, needed, available = None, None, memory_available(device)
+    try:
+        program = compile_lowered(compiled.lower(*args))
+        needed = memory_needed(program)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+    if program is None or (needed is not None and needed > available):
+        raise OutOfMemory(
+            f"a step does not fit into the {available / 2**30:.1f} GiB of a {device.device_kind}: "
+            "lower --batch, or try --accumulate 2, --remat, --bfloat16 or more --model-devices."
+        )
+    return program, needed
+
+
+def placement_of(kind: str, count: int | None, model: int, batch: int) -> Placement:
+    """The placement on so many devices (all where None), of which ``model`` divide the state.
+
+    Raises:
+      ValueError: for too many devices, a kind that cannot, or a batch or state they cannot share.
+    """
+    available = jax.devices()
+    count = count or len(available)
+    if count > len(available):
+        raise ValueError(f"there are {len(available)} devices, not {count}: lower --devices.")
+    if jax.process_count() > 1 and (kind != "jit" or count < len(available)):
+        raise ValueError(
+            "several processes use jit and all devices: drop --parallel and --devices."
+        )
+    if kind != "jit" and model > 1:
+        raise ValueError("pmap keeps the state whole on every device: use --parallel jit.")
+    if count % model:
+        raise ValueError(f"--model-devices ({model}) does not divide the {count} devices.")
+    check_divisible(batch, count)
+    devices = tuple(available[:count])
+    return Pmapped(devices) if kind == "pmap" else Sharded(devices, model)
+
+
 def memory_needed(program: Any) -> int | None:
     """Bytes a device holds while a compiled program runs, by XLA's plan; None where it has none."""
     plan = program.memory_analysis()

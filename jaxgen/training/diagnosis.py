@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import linen as nn
+from flax.linen import summary
 from jax import Array
 
 from jaxgen.training.logging import console
@@ -91,6 +94,42 @@ def loss_by_time(times: np.ndarray, losses: np.ndarray, bins: int = 10) -> LossB
     order = np.array_split(np.argsort(times, kind="stable"), bins)
     rows = [(times[i].mean(), losses[i].mean(), losses[i].std()) for i in order]
     return LossByTime(*np.asarray(rows).T)
+
+
+class Called(NamedTuple):
+    """A network and the arguments that it was called with, of the same shapes."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def called_networks(function: Callable[..., Any], *args: Any) -> dict[str, Called]:
+    """The Flax networks that a function calls, by the names of their types; it is traced alone."""
+    found: dict[str, Called] = {}
+
+    def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
+        module = context.module
+        if context.method_name == "__call__" and not module.path:
+            zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), args)
+            found.setdefault(type(module).__name__, Called(module.clone(), zeros, kwargs))
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(watch):
+        jax.eval_shape(lambda *args: function(*args)[0], *args)
+    return found
+
+
+def network_table(network: Called) -> str:
+    """Parameters and operations of a network by module."""
+    make = summary.tabulate(
+        network.module,
+        {"params": jax.random.key(0), "dropout": jax.random.key(1)},
+        depth=1,
+        compute_flops=True,
+        console_kwargs={"width": 120, "force_terminal": False},
+    )
+    return make(*network.args, **network.kwargs).rstrip()
 
 
 def profiled(step: Callable, directory: Path, calls: int) -> Callable:

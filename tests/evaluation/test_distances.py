@@ -7,6 +7,7 @@ from jaxgen.evaluation.distances import (
     frechet_gaussians,
     kernel_distance,
     nearest_distances,
+    psnr,
 )
 
 RNG = np.random.default_rng(0)
@@ -65,3 +66,8 @@ def test_nearest_distances(shape):
     table = np.linalg.norm((a[:, None] - b[None]).reshape(1500, 7, -1), axis=-1)
     np.testing.assert_allclose(nearest_distances(a, b), table.min(axis=1), rtol=1e-6)
     np.testing.assert_allclose(nearest_distances(b, b), 0, atol=1e-6)
+
+
+def test_psnr_by_hand():
+    truth = np.zeros((2, 2, 2, 1))
+    assert psnr(truth + 0.2, truth) == pytest.approx(20.0)  # 10 log10(2^2 / 0.2^2)

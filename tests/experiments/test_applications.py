@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from experiments.applications import STUDY, Config, make_problems, psnr
+from experiments.applications import STUDY, Config, make_problems
 from jaxgen.diffusion.schedules import from_betas, linear_betas
 from jaxgen.runner import Mistake
 
@@ -79,8 +79,3 @@ def test_denoising_starts_at_the_level_of_its_noise():
     y = problem.measure(jax.random.key(0), jnp.zeros((1000, 8, 8, 1)))
     assert problem.start is not None
     assert float(problem.start(y).std()) == pytest.approx(float(sigma), rel=0.01)
-
-
-def test_psnr_by_hand():
-    truth = np.zeros((2, 2, 2, 1))
-    assert psnr(truth + 0.2, truth) == pytest.approx(20.0)  # 10 log10(2^2 / 0.2^2)

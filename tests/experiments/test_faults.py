@@ -223,7 +223,7 @@ def test_a_profile_is_a_trace_that_can_be_opened(command, steps, calls):
 
 
 def test_what_does_not_fit_is_told_before_the_first_step(command, monkeypatch):
-    monkeypatch.setattr("jaxgen.runner.fitting.memory_available", lambda device: 10_000)
+    monkeypatch.setattr("jaxgen.training.devices.memory_available", lambda device: 10_000)
     status, out, err = command("vae", "train --steps 4 --dir run --devices 1")
     assert status == 2
     assert "memory: a step needs" in out

@@ -8,9 +8,9 @@ import pytest
 from processes import arrays, mismatches
 
 from experiments import vae
-from jaxgen.evaluation.report import Number
+from jaxgen.evaluation.report import Number, over_seeds
 from jaxgen.runner import Mistake
-from jaxgen.runner.sweeps import Member, members, summary
+from jaxgen.runner.sweeps import Member, members
 from jaxgen.training.logging import read_metrics
 
 
@@ -46,11 +46,11 @@ def test_a_sweep_that_cannot_be_is_refused(word, message):
 
 
 def test_means_and_deviations_are_over_the_seeds():
-    found, numbers = [], []
+    groups = {}
     for seed, beta, value in [(0, 1, 2.0), (1, 1, 4.0), (0, 4, 5.0), (1, 4, 5.0)]:
-        found.append(Member({"seed": seed, "beta": beta}, None))
-        numbers.append([Number("elbo", value, "nats")])
-    low, high = summary(tuple(found), numbers)
+        group = Member({"seed": seed, "beta": beta}, None).group
+        groups.setdefault(group, []).append([Number("elbo", value, "nats")])
+    low, high = over_seeds(groups)
     assert (low.name, low.value) == ("elbo, beta=1", 3.0)
     np.testing.assert_allclose(low.std, np.sqrt(2))
     assert (high.name, high.value, high.std) == ("elbo, beta=4", 5.0, 0.0)

@@ -1,7 +1,7 @@
-"""The system of ``experiments.ddpm`` and ``experiments.score_sde``: a network of noisy data, with
-any schedule, objective, solver and guidance.
+"""A network of noisy data, with any schedule, objective, solver and guidance.
 
-It has no command of its own: those two are its options, and studies vary its parts.
+``experiments.ddpm`` and ``experiments.score_sde`` are its options, distillation trains students of
+it, and studies and cascades vary its parts.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen import runner
 from jaxgen.data.records import Image, Points, random_flip
 from jaxgen.data.toy import DENSITIES
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
@@ -27,8 +28,6 @@ from jaxgen.evaluation.likelihood import likelihood, ode_log_density
 from jaxgen.evaluation.report import Number
 from jaxgen.models.denoising import Denoising, Net
 from jaxgen.plotting import save_density, save_film, save_points_film
-from jaxgen.runner import Data, Sampling, System, Train, Trained
-from jaxgen.runner.options import Count, Range
 from jaxgen.runner.pictures import columns
 from jaxgen.training.step import Metrics, Now
 
@@ -40,23 +39,23 @@ HALF = 4.8  # of the square on which densities are drawn
 class Reverse:
     """How to go back from noise to data, and what to measure of it."""
 
-    sample_steps: Count = 50
+    sample_steps: runner.Count = 50
     """Steps; heun and predictor_corrector evaluate the network twice a step."""
     solver: str = "default"
     """ancestral, ddim (eta = 0), euler, heun, heun_churned, euler_maruyama, predictor_corrector,
     dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m or unipc (default: the process's own)."""
-    guidance: Annotated[float, Range(-1)] = 0.0
+    guidance: Annotated[float, runner.Range(-1)] = 0.0
     """Weight of classifier-free guidance; 0 is one evaluation of the network a step."""
     clip_samples: bool | None = None
     """Clip the estimates of x_0 to [-1, 1] (default: those of images)."""
-    bound_images: Count = 100
+    bound_images: runner.Count = 100
     """Test examples whose likelihood is measured."""
-    bound_times: Count = 100
+    bound_times: runner.Count = 100
     """Times at which the continuous bound of each is evaluated."""
 
 
 @dataclass(frozen=True, eq=False)
-class Diffusion(System):
+class Diffusion(runner.System):
     """A network of noisy data, and the way back from noise."""
 
     network: Denoising
@@ -154,7 +153,7 @@ class Diffusion(System):
 # --- pictures --------------------------------------------------------------------------------
 
 
-def film(trained: Trained[Diffusion]) -> Path:
+def film(trained: runner.Trained[Diffusion]) -> Path:
     """``film.gif``: the way from noise to samples, of about 50 frames."""
     points = isinstance(trained.data.kind, Points)
     given = trained.data.given(1000 if points else 3 * columns(trained))
@@ -168,7 +167,7 @@ def film(trained: Trained[Diffusion]) -> Path:
     return save_film(trained.directory / "film.gif", frames, columns(trained))
 
 
-def density(trained: Trained[Diffusion]) -> list[Path]:
+def density(trained: runner.Trained[Diffusion]) -> list[Path]:
     """``density.png``: of points in the plane, by the ODE, beside that of the data."""
     if trained.data.shape != (2,):
         return []
@@ -185,7 +184,9 @@ def density(trained: Trained[Diffusion]) -> list[Path]:
 # --- measures --------------------------------------------------------------------------------
 
 
-def log_density(trained: Trained[Diffusion], x: np.ndarray, tolerance: float = 1e-4) -> np.ndarray:
+def log_density(
+    trained: runner.Trained[Diffusion], x: np.ndarray, tolerance: float = 1e-4
+) -> np.ndarray:
     """log p of points ``[N, D]`` by the probability-flow ODE, in nats."""
     system = trained.system.continuous()
 
@@ -205,7 +206,7 @@ def first_time(system: Diffusion) -> float:
     return 0.01 if getattr(system.schedule, "end", 1.0) > 1 else 1e-3  # where time is sigma
 
 
-def likelihoods(trained: Trained[Diffusion]) -> list[Number]:
+def likelihoods(trained: runner.Trained[Diffusion]) -> list[Number]:
     """Bits a dimension of test images, by every method that serves the schedule; nats of points."""
     system, count = trained.system, trained.config.reverse.bound_images
     batch = trained.test(count)
@@ -226,7 +227,7 @@ def likelihoods(trained: Trained[Diffusion]) -> list[Number]:
 
 
 def bits(
-    trained: Trained[Diffusion],
+    trained: runner.Trained[Diffusion],
     system: Diffusion,
     name: str,
     method: str,
@@ -249,26 +250,26 @@ def bits(
 
 # --- measures of training and network, by data set --------------------------------------------
 
-Preset = tuple[Data, Train, Net, Sampling]
+Preset = tuple[runner.Data, runner.Train, Net, runner.Sampling]
 PRESETS: dict[str, Preset] = {
     "digits": (
-        Data(),
-        Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
+        runner.Data(),
+        runner.Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
         Net(),
-        Sampling(),
+        runner.Sampling(),
     ),
     "mnist": (
-        Data("mnist"),
-        Train(
+        runner.Data("mnist"),
+        runner.Train(
             steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
             log_every=100, checkpoint_every=2000,
         ),
         Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
-        Sampling(),
+        runner.Sampling(),
     ),
     "cifar10": (  # Ho et al. 2020, appendix B
-        Data("cifar10"),
-        Train(
+        runner.Data("cifar10"),
+        runner.Train(
             steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
             log_every=100, checkpoint_every=10_000,
         ),
@@ -276,16 +277,16 @@ PRESETS: dict[str, Preset] = {
             channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1,
             groups=32, conditional=False,
         ),
-        Sampling(samples=50_000, sample_batch=500),
+        runner.Sampling(samples=50_000, sample_batch=500),
     ),
 }  # fmt: skip
-PRESETS["fashion_mnist"] = (Data("fashion_mnist"), *PRESETS["mnist"][1:])
+PRESETS["fashion_mnist"] = (runner.Data("fashion_mnist"), *PRESETS["mnist"][1:])
 POINTS = (
-    Train(
+    runner.Train(
         steps=5000, batch=128, learning_rate=6e-3, warmup=100, decay="linear", clip=10.0,
         ema=0.995, steps_per_call=50, log_every=250, checkpoint_every=2500,
     ),
     Net(channels=128, blocks=3),
-    Sampling(samples=2048, sample_batch=2048),
+    runner.Sampling(samples=2048, sample_batch=2048),
 )  # fmt: skip
-PRESETS |= {name: (Data(name), *POINTS) for name in DENSITIES}
+PRESETS |= {name: (runner.Data(name), *POINTS) for name in DENSITIES}
