@@ -284,13 +284,7 @@ class Fitting:
         step = step if self.options.steps_per_call == 1 else scan_steps(step)
         if self.run.debug_nans:  # which runs a step again, operation by operation
             return self.placement.compile(step, donate=False)
-        program, needed = compile_to_fit(self.placement.compile(step), state, ready.first(), key)
-        if needed is not None:
-            console.print(
-                f"memory: a step needs {needed / 2**20:,.0f} MiB on each of "
-                f"{self.options.devices or jax.device_count()} devices"
-            )
-        return program
+        return compile_to_fit(self.placement.compile(step), state, ready.first(), key)
 
     def batches(self, count: int, start: int) -> Iterator[Any]:
         """Placed batches from step ``start`` on, ``count`` times ``--batch`` examples each.

@@ -25,6 +25,8 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jaxgen.training.logging import console
+
 AXIS = "batch"
 MODEL_AXIS = "model"
 YNN = "xla_cpu_experimental_ynn_fusion_type"  # what XLA on CPU leaves to YNNPACK
@@ -349,8 +351,8 @@ class OutOfMemory(RuntimeError):
     """Raised where a step does not fit into the memory of a device; says how it may."""
 
 
-def compile_to_fit(compiled: Any, *args: Any) -> tuple[Any, int | None]:
-    """The program of a jitted step for these arguments, and the bytes that a device needs for it.
+def compile_to_fit(compiled: Any, *args: Any) -> Any:
+    """The program of a jitted step for these arguments, which says what it needs of a device.
 
     Raises:
       OutOfMemory: if a device has less.
@@ -363,12 +365,17 @@ def compile_to_fit(compiled: Any, *args: Any) -> tuple[Any, int | None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+    if needed is not None:
+        console.print(
+            f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
+            "on each device"
+        )
     if program is None or (needed is not None and needed > available):
         raise OutOfMemory(
             f"a step does not fit into the {available / 2**30:.1f} GiB of a {device.device_kind}: "
             "lower --batch, or try --accumulate 2, --remat, --bfloat16 or more --model-devices."
         )
-    return program, needed
+    return program
 
 
 def placement_of(kind: str, count: int | None, model: int, batch: int) -> Placement:

@@ -29,18 +29,21 @@ def test_digits_are_scikit_learns():
 
 @pytest.mark.parametrize("name", toy.DENSITIES)
 def test_toy_densities_are_drawn_apart_and_known(name):
+    """Points are four times those of the density, and so its log density is less by 2 log 4."""
     data, again, density = load(name), load(name), toy.DENSITIES[name]
     parts = {"train": (data.train, 0), "validation": (data.validation, 2), "test": (data.test, 1)}
     assert [len(part) for part, _ in parts.values()] == [50_000, 5_000, 10_000]
     for part, seed in parts.values():
-        want = density.sample(np.random.default_rng(seed), len(part))
+        want = 4 * density.sample(np.random.default_rng(seed), len(part))
         np.testing.assert_array_equal(part["x"], want)
         assert not part["label"].any()
     np.testing.assert_array_equal(again.train["x"], data.train["x"])
     assert (data.shape, data.classes, data.kind.noun) == ((2,), 1, "points")
-    assert data.modes is density.modes
-    if data.log_prob:
-        assert data.log_prob(jnp.asarray(data.test["x"][:3])).shape == (3,)
+    if density.modes is not None:
+        np.testing.assert_array_equal(data.modes, 4 * density.modes)
+    x = jnp.asarray(data.test["x"][:3])
+    want = density.log_prob(x / 4) - 2 * np.log(4)
+    np.testing.assert_allclose(data.log_prob(x), want, rtol=1e-5)
 
 
 @pytest.mark.parametrize(

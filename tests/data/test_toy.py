@@ -156,4 +156,3 @@ def test_they_are_loaded_by_name_and_repeatable():
     a, b = (load("moons") for _ in range(2))
     np.testing.assert_array_equal(a.train.fetch(index)["x"], b.train.fetch(index)["x"])
     assert not np.array_equal(a.train.fetch(index)["x"], a.test.fetch(index)["x"])
-    assert a.log_prob is DENSITIES["moons"].log_prob
