@@ -73,7 +73,7 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
 
     short = ["--steps-per-call", "2", "--checkpoint-every", "4"]
     out = python("flow.py", "--steps", "8", *short)
-    assert "memory: a step needs" in out
+    assert "on each of 8 devices" in out
     assert "pictures: samples.png" in out
     assert "chamfer_distance" in out
     python("flow.py", "train", "--steps", "4", "--dir", "parts", *short)

@@ -366,9 +366,10 @@ def compile_to_fit(compiled: Any, *args: Any) -> Any:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
     if needed is not None:
+        count = len(jax.tree.leaves(args)[0].sharding.device_set)
         console.print(
             f"memory: a step needs {needed / 2**20:,.0f} MiB of {available / 2**20:,.0f} MiB "
-            "on each device"
+            f"on each of {count} devices"
         )
     if program is None or (needed is not None and needed > available):
         raise OutOfMemory(
