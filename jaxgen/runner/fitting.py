@@ -243,7 +243,9 @@ class Fitting:
     def begin(self, stage: Stage, key: Array, weights: Any) -> Any:
         """The placed state at the stage's first step."""
         key = sweeps.fold(key, 0)
-        return self.placement.init(stage.begin, key if weights is None else (key, weights))
+        if weights is None:
+            return self.placement.init(stage.begin, key)
+        return self.placement.init(stage.begin, (sweeps.fold(key, stage.start), weights))
 
     def fit(
         self, stage: Stage, state: Any, key: Array, start: int, stop: int, *, log: Any, **how: Any

@@ -28,6 +28,7 @@ def height(path):
     return Image.open(path).size[1]
 
 
+@pytest.mark.slow
 def test_score_sde_in_one_command(command):
     status, _, err = command("score_sde", "--steps 8 --dir run --guidance 1")
     assert status == 0, err
@@ -39,6 +40,64 @@ def test_score_sde_in_one_command(command):
     # an untrained network knows no more than which values pixels take, and a little less
     assert 1 < numbers["continuous_bound_bits_per_dimension"]["value"] < 12
     assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
+
+
+POINTS = (
+    "--batch 16 --steps 8 --steps-per-call 2 --log-every 4 --checkpoint-every 4 --samples 50 "
+    "--sample-batch 50 --devices 2 --dir run"
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "words"),
+    [
+        ("score_sde", "checkerboard", "--channels 8 --blocks 1 --sample-steps 4"),
+        pytest.param(
+            "ddpm", "swissroll", "--channels 8 --blocks 1 --sample-steps 4 --diffusion-steps 20",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("vae", "moons", "--hidden 8", marks=pytest.mark.slow),
+        pytest.param("gan", "8gaussians", "--channels 8", marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
+def test_points_in_one_command(command, name, data, words):
+    status, out, err = command(name, f"--data {data}", words, POINTS, tiny=False)
+    assert status == 0, err
+    numbers = report("run")
+    distances = {"chamfer_distance", "sliced_wasserstein"}
+    assert numbers.keys() >= {n for d in distances for n in (d, f"{d}_of_test")}
+    assert numbers.keys() >= {"mean_log_density", "outside_support"}
+    assert all(np.isfinite(n["value"]) for k, n in numbers.items() if "mean_log" not in k)
+    assert numbers["chamfer_distance"]["value"] > numbers["chamfer_distance_of_test"]["value"]
+    pictures = ["samples.png"]
+    if name in ("ddpm", "score_sde"):
+        pictures += ["film.gif", "density.png"]
+        assert "exact trace" in numbers["ode_log_likelihood"]["protocol"]
+    for picture in pictures:
+        assert picture in out
+        assert np.asarray(Image.open(Path("run", picture)).convert("L")).std() > 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", ["--network dit --channels 16 --heads 2", "--variance learned"])
+def test_other_networks_and_variances_are_options(command, words):
+    assert command("ddpm", "--steps 4 --dir run --devices 1", words)[0] == 0
+    assert np.isfinite(report("run")["bits_per_dimension"]["value"])
+
+
+@pytest.mark.slow
+def test_guidance_is_drawn_over_its_weight(command):
+    """One curve a measure; weight 0 is the model that is not guided."""
+    train = "--steps 4 --devices 1 --dir run --unlabelled 0.2"
+    assert command("score_sde", "train", train)[0] == 0
+    words = "--dir run --samples 20 --sample-batch 20 --weights -1 0 2 --out out"
+    status, out, err = command("guidance", words, tiny=False)
+    assert status == 0, err
+    assert "guidance.png, weights.png" in out
+    numbers = report("out")
+    for weight in ("-1", "0", "2"):
+        assert np.isfinite(numbers[f"frechet_distance, {weight}"]["value"])
+    assert height("out/weights.png") == 3 * height_of_a_row()
 
 
 @pytest.mark.slow

@@ -45,6 +45,17 @@ def test_ddpm_on_digits(command):
     assert seconds < 300
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_the_exercise_of_the_swiss_roll(command, seed):
+    """5000 updates of batch 128: 2048 samples nearer than 20, those of 50 steps of DDIM than 60."""
+    seconds = timed(command, "ddpm", f"--data swissroll --seed {seed} --devices 1 --dir run")
+    assert report("run")["chamfer_distance"] < 20
+    words = "evaluate --dir run --solver ddim --sample-steps 50"
+    assert command("ddpm", words, tiny=False)[0] == 0
+    assert report("run")["chamfer_distance"] < 60
+    assert seconds < 90
+
+
 def test_vae_on_digits(command):
     assert timed(command, "vae", "--devices 1 --dir run") < 180
     numbers = report("run")
