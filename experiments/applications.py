@@ -59,9 +59,9 @@ class Config:
     """Draws from p(x|y) for each of them."""
     restore_steps: runner.Count = 50
     """Steps of a restoration."""
-    zeta: runner.Positive = 0.05
+    zeta: runner.NonNegative = 0.05
     """Step size of diffusion posterior sampling (DPS)."""
-    noise: runner.Positive = 0.5
+    noise: runner.NonNegative = 0.5
     """Standard deviation of the noise to remove, for data in [-1, 1]."""
     jump: runner.Count = 5
     """RePaint: steps between returns to more noise."""

@@ -66,7 +66,7 @@ class Config:
     """Sampling steps of the teacher, a power of two."""
     guidance: float = 0.0
     """Weight of the teacher's classifier-free guidance, which the students learn."""
-    distillation_rate: runner.Positive = 1e-3
+    distillation_rate: runner.NonNegative = 1e-3
     """Learning rate at the start of a round; it falls to 0."""
 
 

@@ -64,9 +64,9 @@ class Config:
     """Units of the hidden layers."""
     likelihood: str = "bernoulli"
     """bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic."""
-    std: runner.Positive = 0.2
+    std: runner.NonNegative = 0.2
     """Of the gaussian likelihood."""
-    beta: runner.Positive = 1.0
+    beta: runner.NonNegative = 1.0
     """Weight of the KL term."""
     latent_samples: runner.Count = 1
     """Draws of z a training example."""

@@ -30,7 +30,7 @@ def test_the_snippets_train_and_sample():
         "x_0": jnp.ones((4, 3)),
         "x_T": jax.random.normal(key, (5, 3)),
     }
-    train, draw, guide, _, _ = SNIPPETS
+    train, draw, guide, *_ = SNIPPETS
     exec(train, names)
     assert names["state"].step == 1
     assert np.isfinite(names["metrics"]["loss"])
@@ -60,6 +60,9 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     """The README's file, from another directory, on eight devices: it trains, resumes to the bit,
     sweeps, draws and measures; and its run is opened."""
     (text,) = [snippet for snippet in SNIPPETS if "class Flow(System)" in snippet]
+    (more,) = [snippet for snippet in SNIPPETS if "def spread(trained)" in snippet]
+    text = text.replace("def build(", f"{more}\n\ndef build(")
+    text = text.replace("(samples,), (quality,)", "(samples, picture), (quality, spread)")
     (tmp_path / "flow.py").write_text(text)
     env = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
     env |= {"JAX_NUM_CPU_DEVICES": "8"}
@@ -74,7 +77,8 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     short = ["--steps-per-call", "2", "--checkpoint-every", "4"]
     out = python("flow.py", "--steps", "8", *short)
     assert "on each of 8 devices" in out
-    assert "pictures: samples.png" in out
+    assert "pictures: samples.png, clouds.png" in out
+    assert "of 1000 samples" in out
     assert "chamfer_distance" in out
     python("flow.py", "train", "--steps", "4", "--dir", "parts", *short)
     out = python("flow.py", "train", "--steps", "8", "--dir", "parts", "--resume")

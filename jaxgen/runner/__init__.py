@@ -4,12 +4,13 @@ A model of your own is a :class:`System` and an :class:`Experiment` that :func:`
 that is there is opened by :func:`open_run`.
 """
 
+from jaxgen.evaluation.report import Number
 from jaxgen.runner.commands import main
 from jaxgen.runner.options import (
     Count,
     Data,
     Natural,
-    Positive,
+    NonNegative,
     Range,
     Sampling,
     Share,
@@ -25,7 +26,7 @@ from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose
 from jaxgen.runner.trained import Trained, open_run
 
 __all__ = [
-    "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "Positive", "Range", "Sampling",
-    "Share", "Study", "System", "Train", "Trained", "Weights", "choose", "main", "make_ema_decay",
-    "make_optimizer", "measuring", "open_run", "quality", "samples",
+    "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "NonNegative", "Number", "Range",
+    "Sampling", "Share", "Study", "System", "Train", "Trained", "Weights", "choose", "main",
+    "make_ema_decay", "make_optimizer", "measuring", "open_run", "quality", "samples",
 ]  # fmt: skip

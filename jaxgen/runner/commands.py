@@ -23,10 +23,12 @@ from jaxgen.data.cache import keep_compiled
 from jaxgen.data.records import DataError, DataSet
 from jaxgen.data.sources import did_you_mean
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
+from jaxgen.runner.building import load_data
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
 from jaxgen.runner.folders import (
     check_directory,
+    check_trained,
     command_of,
     existing,
     module_of,
@@ -35,7 +37,7 @@ from jaxgen.runner.folders import (
 )
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake
-from jaxgen.runner.trained import load_data, open_run
+from jaxgen.runner.trained import open_run
 from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
 from jaxgen.training.devices import OutOfMemory, tune_cpu
 from jaxgen.training.logging import console
@@ -105,8 +107,10 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     console.print(f"results in {directory}")
     if "train" in verbs and jax.process_index() == 0:
         check_directory(directory, experiment, config, run)
-    elif "train" not in verbs and not (directory / "config.json").exists():
-        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+    elif "train" not in verbs:
+        if not (directory / "config.json").exists():
+            raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+        check_trained(directory, experiment, config)
     data = load_data(experiment, config.data)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
@@ -196,13 +200,14 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     """
     verbs, argv = take_verb(argv, VERBS, ALONE)
     preset, argv = _take(argv, "--preset")
-    name = preset or peek(argv, "--data") or experiment.default.data.data
-    if preset and preset not in experiment.presets:
+    if preset is not None and preset not in experiment.presets:
         raise Mistake(f"unknown preset '{preset}'{did_you_mean(preset, experiment.presets)}")
+    name = preset or peek(argv, "--data") or experiment.default.data.data
     default = experiment.presets.get(name, experiment.default)
     if "train" not in verbs or "--resume" in argv:
         directory = peek(argv, "--dir")
-        found = [Path(directory)] if directory else existing(experiment.name, name)
+        data = peek(argv, "--data") or default.data.data
+        found = [Path(directory)] if directory else existing(experiment.name, data)
         default = (read_config(found[-1], experiment) if found else None) or default
     description = (
         f"{experiment.about}\n\n"
@@ -252,7 +257,7 @@ def peek(argv: list[str], flag: str) -> str | None:
 
 def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
     """:func:`peek`, and the words without it."""
-    value = peek(argv, flag)
+    value = peek(argv, flag) if argv[-1:] != [flag] else ""  # which no preset is called
     if flag in argv:
         i = argv.index(flag)
         return value, argv[:i] + argv[i + 2 :]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -18,10 +19,10 @@ import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
+from jaxgen.runner.building import begin, build, players
 from jaxgen.runner.folders import check_directory, locked, write_config
 from jaxgen.runner.options import Run, Train, make_ema_decay
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
-from jaxgen.runner.trained import begin, build, players
 from jaxgen.training.checkpoints import Checkpoints, StorageError
 from jaxgen.training.devices import (
     Placement,
@@ -179,7 +180,13 @@ class Fitting:
         start, state = self.resume(key)
         steps, begun = self.options.steps, time.monotonic()
         if start >= steps:
+            console.print(f"nothing to train: step {start} is done, and --steps is {steps}")
             return
+        if (steps - start) % self.options.steps_per_call:
+            raise Mistake(
+                f"step {start} lies inside of a call of {self.options.steps_per_call} steps: go on "
+                "with --debug-nans, which makes them one by one, or train anew."
+            )
         log, waited = self.open_log(start), 0.0
         try:
             with progress("compiling", steps, start) as advance, preemption() as stopping:
@@ -252,6 +259,8 @@ class Fitting:
     ) -> tuple[Any, float]:
         """The state after step ``stop``, and the seconds spent waiting for data."""
         options, key = self.options, sweeps.fold(key, 3)
+        whole = self.config.train.steps_per_call  # checkpoints lie between calls, also where these
+        # are taken apart to find a NaN
         ready = Waiting(self.batches(stage.batches, start))
         saved: Any = [dataclasses.asdict(member.config) for member in self.members]
         saved = saved or dataclasses.asdict(self.config)
@@ -275,7 +284,7 @@ class Fitting:
             log=log,
             log_every=options.log_every,
             checkpoint=checkpoint,
-            checkpoint_every=options.checkpoint_every,
+            checkpoint_every=math.ceil(options.checkpoint_every / whole) * whole,
             max_skipped=options.max_skipped,
             **how,
         )

@@ -121,7 +121,10 @@ def _read(directory: Path) -> dict[str, Any] | None:
     path = directory / "config.json"
     if not path.exists():
         return None
-    values = json.loads(path.read_text())
+    try:
+        values = json.loads(path.read_text())
+    except json.JSONDecodeError as error:
+        raise Mistake(f"{path} is not whole ({error}): train anew with another --dir.") from error
     if not {"experiment", "module"} <= values.keys():
         raise Mistake(
             f"{directory} holds a run of an earlier version: train it anew with another --dir."
@@ -172,6 +175,16 @@ def check_directory(directory: Path, experiment: Experiment, config: Any, run: R
         raise Mistake(
             f"{directory} holds a run with other options ({'; '.join(different)}): "
             "resume it with its own, or give another --dir."
+        )
+
+
+def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
+    """Refuses to look at a run with other options than it was trained with."""
+    saved = read_config(directory, experiment)
+    different = [] if saved is None else sorted(differences(saved, config))
+    if different:
+        raise Mistake(
+            f"{directory} was trained with other options ({'; '.join(different)}): leave these out."
         )
 
 

@@ -26,7 +26,7 @@ class Range(NamedTuple):
 
 Count = Annotated[int, Range(1)]
 Natural = Annotated[int, Range(0)]
-Positive = Annotated[float, Range(0)]
+NonNegative = Annotated[float, Range(0)]
 Share = Annotated[float, Range(0, 1)]
 
 
@@ -65,7 +65,7 @@ class Train:
     """Updates in all."""
     batch: Count = 64
     """Examples a step, over all devices."""
-    learning_rate: Positive = 1e-3
+    learning_rate: NonNegative = 1e-3
     """Of Adam."""
     b1: Share = 0.9
     """Of Adam."""
@@ -74,7 +74,7 @@ class Train:
     decay: str = "none"
     """Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last
     step."""
-    weight_decay: Positive = 0.0
+    weight_decay: NonNegative = 0.0
     """Decoupled, times the learning rate; of kernels alone (AdamW)."""
     clip: Annotated[float | None, Range(0)] = None
     """Global norm to clip the gradient at."""

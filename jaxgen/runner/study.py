@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxgen.data.records import DataSet
 from jaxgen.evaluation.report import Number
+from jaxgen.runner.building import load_data
 from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
@@ -25,7 +26,7 @@ from jaxgen.runner.fitting import train
 from jaxgen.runner.folders import differences, existing, new_directory, read_config, write_json
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake
-from jaxgen.runner.trained import Trained, load_data, open_run
+from jaxgen.runner.trained import Trained, open_run
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import console
 

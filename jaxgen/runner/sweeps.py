@@ -19,7 +19,7 @@ from jax import Array
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import did_you_mean
-from jaxgen.runner.options import is_measuring
+from jaxgen.runner.options import check_ranges, is_measuring
 from jaxgen.runner.system import Mistake, System
 
 
@@ -63,11 +63,16 @@ def members(config: Any) -> tuple[Member, ...]:
         except ValueError as error:
             raise Mistake(f"--sweep takes NAME=VALUE,VALUE,..., not '{word}'.") from error
     alone = replace(config, train=replace(config.train, sweep=()))
-    return tuple(
-        Member(dict(values), override(alone, dict(values)))
-        for values in itertools.product(*axes)
-        if axes
-    )
+    grid = [dict(values) for values in itertools.product(*axes) if axes]
+    found = tuple(Member(values, override(alone, values)) for values in grid)
+    names = [member.name for member in found]
+    if len(set(names)) < len(names):
+        raise Mistake(
+            f"two members of the sweep are {max(names, key=names.count)}: let them differ."
+        )
+    for member in found:
+        check_ranges(member.config)
+    return found
 
 
 def sweepable(config: Any) -> dict[str, type]:

@@ -69,6 +69,7 @@ class System:
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics | Aux]:
         """What the network descends: values ``[B]``, and metrics whose means are plotted.
 
+        Images of a batch are bin numbers; ``self.data.kind.values`` makes of them what models see.
         A network with a memory answers ``Aux(metrics, memory)``. Where ``now.train`` is false
         the loss is measured, and the verb ``diagnose`` draws it over the metric ``t [B]``.
         """

@@ -14,14 +14,13 @@ import numpy as np
 from jax import Array
 
 from jaxgen.data.records import Batch, DataSet, some
-from jaxgen.data.sources import load
 from jaxgen.evaluation.features import FeatureSpace, feature_space
+from jaxgen.runner.building import abstract_state, build, load_data, stage_at
 from jaxgen.runner.folders import experiment_in, read_config
 from jaxgen.runner.options import Sampling
-from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.runner.system import Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.rows import OverRows
-from jaxgen.training.step import Players, init_players
 
 S = TypeVar("S", bound=System)
 TESTED = 100_000  # examples of a large test set that are measured
@@ -136,49 +135,6 @@ def _equal(a: Batch, b: Batch) -> bool:
     return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
-def stage_at(system: System, step: int) -> System:
-    """The stage of a system that makes step ``step`` (from 1 on)."""
-    return next(stage for start, stage in reversed(system.stages()) if start < max(step, 1))
-
-
-def abstract_state(system: System, step: int) -> Players:
-    """The shapes and types of the state after so many steps, on the first device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    (_, first), *later = system.stages()
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda key: begin(first, key), key)
-    for start, stage in later:
-        if start < step:
-            grow = lambda key, weights, s=stage: players(s, s.grow(key, weights))  # noqa: E731
-            shapes = jax.eval_shape(grow, key, weights_of(shapes))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-
-
-def begin(system: System, key: Array) -> Players:
-    """The state at the first step."""
-    return players(system, system.init(key))
-
-
-def players(system: System, variables: Any) -> Players:
-    """The state at step 0, from the variables of the one network or of every player."""
-    return init_players({ONLY: variables} if "params" in variables else variables, system.turns())
-
-
-def load_data(experiment: Experiment, options: Any) -> DataSet:
-    """The data of the options.
-
-    Raises:
-      DataError: from the source.
-      Mistake: if the experiment does not take such data.
-    """
-    how = {("name" if k == "data" else k): v for k, v in vars(options).items()}
-    data = experiment.load(options) if experiment.load else load(**how)
-    if not isinstance(data.kind, experiment.kinds):
-        taken = " or ".join(kind.noun for kind in experiment.kinds)
-        raise Mistake(f"{experiment.name} takes {taken}, and {data.name} is {data.kind.noun}.")
-    return data
-
-
 def open_run(
     directory: Path | str,
     checkpoint: str | int = "last",
@@ -218,18 +174,3 @@ def open_run(
     system = stage_at(whole, step)
     weights = system.settled(weights_of(state))
     return Trained(system, weights, config, directory, step, key, sampling)
-
-
-def build(experiment: Experiment, config: Any, data: DataSet) -> System:
-    """The system of the options, once its shapes are known to fit together.
-
-    Raises:
-      Mistake: in place of what its parts raise.
-    """
-    try:
-        system = experiment.build(config, data)
-        for _, stage in system.stages()[:1]:
-            jax.eval_shape(lambda key: begin(stage, key), jax.random.key(0))  # noqa: B023
-    except (ValueError, AssertionError) as error:
-        raise Mistake(str(error)) from error
-    return system

@@ -26,6 +26,9 @@ CASES = {
     "devices": ("ddpm", "--devices 9 --batch 9", "there are 8 devices, not 9"),
     "points": ("distillation", "--data moons", "distillation takes images, and moons is points"),
     "text": ("vae", "--data text:words.txt", "vae takes images or points, and .* is text"),
+    "no preset": ("ddpm", "train --preset", "unknown preset ''"),
+    "twins": ("vae", "train --sweep seed=0,0", "two members of the sweep are seed=0"),
+    "member": ("vae", "train --sweep beta=1,-1", "--beta is at least 0, not -1"),
     "range": ("ddpm", "--batch 0", "--batch is at least 1, not 0"),
     "share": ("ddpm", "--ema 1.5", r"--ema is in 0\.\.1, not 1\.5"),
     "network": ("ddpm", "--network mlp", r"no network 'mlp' .*: there is unet or dit"),
@@ -78,6 +81,30 @@ def test_another_config_is_not_resumed_or_overwritten(command):
     assert status == 2
     assert "run holds a run with other options (beta is 1.0, not 2.0)" in err
     assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
+
+
+def test_a_run_is_not_looked_at_with_other_options_than_its_own(command):
+    """But with others of sampling and measuring; and what is not whole is said."""
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    before = {p: p.read_bytes() for p in Path("run").glob("*.*")}
+    for verb in ("sample", "evaluate", "diagnose"):
+        status, _, err = command("vae", verb, "--dir run --hidden 17", tiny=False)
+        assert status == 2
+        assert "trained with other options (hidden is 16, not 17): leave these out" in err
+    status, out, _ = command("vae", "train --steps 4 --dir run --resume")
+    assert status == 0
+    assert "nothing to train: step 4 is done, and --steps is 4" in out
+    assert {p: p.read_bytes() for p in Path("run").glob("*.*")} == before
+    Path("run/config.json").write_text("{")
+    status, _, err = command("vae", "sample --dir run", tiny=False)
+    assert status == 2
+    assert "config.json is not whole" in err
+
+
+def test_the_run_is_the_one_of_the_data_whatever_the_preset(command):
+    words = "--preset moons --data 8gaussians"
+    assert command("vae", f"train {words} --steps 4 --likelihood gaussian")[0] == 0
+    assert command("vae", f"train {words} --steps 8 --resume", tiny=False)[0] == 0
 
 
 def test_a_run_of_another_experiment_is_not_misread(command):

@@ -9,8 +9,8 @@ import pytest
 from experiments import ddpm, score_sde, vae
 from jaxgen.data.records import Arrays
 from jaxgen.data.sources import load
+from jaxgen.runner.building import begin
 from jaxgen.runner.system import weights_of
-from jaxgen.runner.trained import begin
 
 TINY = {"channels": 8, "multipliers": (1,), "groups": 4}
 
