@@ -114,13 +114,19 @@ class Gan(runner.System):
         Brock et al. 2019, appendix D: forward passes in training mode, on noise alone.
         """
 
-        def one(memory: Any, key: Array) -> tuple[Any, None]:
-            z = latents(key, self.batch)
-            return forward(self.generator, g.params, memory, z, Now(0, memory))[1], None
+        g = weights["generator"]
+        return {**weights, "generator": g._replace(memory=self._settle(g.params, g.memory))}
 
-        g, keys = weights["generator"], jax.random.split(jax.random.key(0), 50)
-        settle = jax.jit(lambda memory, keys: jax.lax.scan(one, memory, keys)[0])
-        return {**weights, "generator": g._replace(memory=settle(g.memory, keys))}
+    @cached_property
+    def _settle(self) -> Callable[[Any, Any], Any]:
+        def settle(params: Any, memory: Any) -> Any:
+            def one(memory: Any, key: Array) -> tuple[Any, None]:
+                z = latents(key, self.batch)
+                return forward(self.generator, params, memory, z, Now(0, memory))[1], None
+
+            return jax.lax.scan(one, memory, jax.random.split(jax.random.key(0), 50))[0]
+
+        return jax.jit(settle)
 
     def generate(self, weights: Any, z: Array) -> Array:
         """Examples of latents ``[N, Z]`` by the averaged generator."""

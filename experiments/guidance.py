@@ -33,6 +33,10 @@ class Config:
 
 def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[float, np.ndarray]:
     """The samples of every weight: one program, the weight being an argument."""
+    try:
+        trained.system.network.check_guidance(1.0)
+    except ValueError as error:
+        raise runner.Mistake(str(error)) from error
     if "rows" not in trained.kept:
         given, found = trained.data.given(config.sampling.samples), {}
         for w in config.weights:

@@ -211,7 +211,7 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
 def bound(trained: runner.Trained[Vae]) -> list[Number]:
     """The ELBO of the test set, its terms, and the error of reconstructions."""
     batch, system = trained.test(), trained.system
-    scale = "binarized at random" if system.binary else f"{trained.data.kind} at models' scale"
+    scale = "binarized at random" if system.binary else "at models' scale"
     _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
     elbos, ema = terms["reconstruction"] - terms["kl"], f"EMA of step {trained.step}"
     tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"

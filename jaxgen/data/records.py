@@ -258,9 +258,12 @@ def labels_in_turn(classes: int, count: int) -> Batch:
 
 def conditions_of(source: Source, names: tuple[str, ...], count: int) -> Batch:
     """The named arrays of ``count`` examples, spread over a source and repeated where it has fewer:
-    captions, sizes, pictures to translate."""
-    found = some(source, count)
-    index = np.arange(count) % len(found[names[0]])
+    captions, sizes, pictures to translate. Those of a smaller count are the first of a larger one.
+    """
+    size = len(source)
+    stride = next(k for k in range(round(0.618 * size), 2 * size + 2) if math.gcd(k, size) == 1)
+    found = source.fetch(np.arange(min(count, size)) * stride % size)
+    index = np.arange(count) % size
     return {name: found[name][index] for name in names}
 
 

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jax.core import Tracer
 
@@ -117,7 +118,7 @@ def _refuse_infinite_weight(schedule: Schedule, target: str | Target, weighting:
     with jax.ensure_compile_time_eval():
         t = jnp.asarray(end)
         weight = weighting(schedule, t) / own_error(target)(schedule, t)
-    if not isinstance(weight, Tracer) and not weight < 1e9:
+    if not isinstance(weight, Tracer) and not np.asarray(weight) < 1e9:
         raise ValueError(
             f"the weight of an error of {target} is infinite at the pure noise of this schedule: "
             "predict x_0, v, velocity or edm, or leave out the weighting."

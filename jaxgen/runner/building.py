@@ -25,6 +25,8 @@ def build(experiment: Experiment, config: Any, data: DataSet) -> System:
             jax.eval_shape(lambda key: begin(stage, key), jax.random.key(0))  # noqa: B023
     except (ValueError, AssertionError) as error:
         raise Mistake(str(error)) from error
+    if len(system.turns()) > 1 and type(system).score is System.score:
+        raise Mistake(f"the players of {experiment.name} have no one loss: give it a score.")
     return system
 
 
@@ -65,7 +67,12 @@ def load_data(experiment: Experiment, options: Any) -> DataSet:
     """
     how = {("name" if k == "data" else k): v for k, v in vars(options).items()}
     data = experiment.load(options) if experiment.load else load(**how)
-    if not isinstance(data.kind, experiment.kinds):
-        taken = " or ".join(kind.noun for kind in experiment.kinds)
-        raise Mistake(f"{experiment.name} takes {taken}, and {data.name} is {data.kind.noun}.")
+    check_kind(experiment.name, experiment.kinds, data)
     return data
+
+
+def check_kind(name: str, kinds: tuple[type, ...], data: DataSet) -> None:
+    """Refuses data of another kind than an experiment or a study takes."""
+    if not isinstance(data.kind, kinds):
+        taken = " or ".join(kind.noun for kind in kinds)
+        raise Mistake(f"{name} takes {taken}, and {data.name} is {data.kind.noun}.")

@@ -114,11 +114,6 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     data = load_data(experiment, config.data)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
-        if jax.process_count() > 1:
-            first = jax.process_index() == 0
-            jax.distributed.shutdown()  # what follows is work for one process
-            if not first:
-                return
     if verbs != ("train",):
         look(experiment, verbs, config, data, directory, run)
 
@@ -131,8 +126,8 @@ def prepare_jax() -> None:
 
 def join(run: Run, verbs: tuple[str, ...]) -> None:
     """Makes this one of several processes that train together."""
-    if "train" not in verbs or run.checkpoint != "last":
-        raise Mistake("several processes only train: sample and evaluate with one.")
+    if verbs != ("train",):
+        raise Mistake("several processes only train: say train, then sample and evaluate with one.")
     if run.dir is None:
         raise Mistake("several processes write to one directory: name it with --dir.")
     if run.coordinator == "auto":

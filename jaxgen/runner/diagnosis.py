@@ -22,7 +22,7 @@ from jaxgen.training.diagnosis import (
     network_table,
 )
 from jaxgen.training.logging import console, progress
-from jaxgen.training.step import Now, Turn
+from jaxgen.training.step import Now, TrainState, Turn
 
 DIAGNOSED = 16  # batches that are looked at
 
@@ -34,22 +34,26 @@ def diagnose(trained: Trained) -> list[Number]:
     batches = list(itertools.islice(read_batches(trained.data.train, index), DIAGNOSED))
     weights = trained.weights
     weights = {ONLY: weights} if isinstance(weights, Weights) else weights
+    states = {
+        name: TrainState(jnp.asarray(END), w.params, (), w.params, w.memory)
+        for name, w in weights.items()
+    }
     one = jax.tree.map(lambda x: x[:1], batches[0])
     numbers = []
     for turn in system.turns():
-        now = Now(END, weights[turn.player].memory, weights, train=False)
+        now = Now(END, states[turn.player].memory, states, train=False)
         loss = partial(turn.loss, batch=one, key=jax.random.key(0), now=now)
-        for name, network in called_networks(loss, weights[turn.player].params).items():
+        for name, network in called_networks(loss, states[turn.player].params).items():
             print(f"{name}, for one example{network_table(network)}\n")
-        numbers += noise(trained, turn, weights, batches)
+        numbers += noise(trained, turn, states, batches)
     return numbers + over_time(trained, batches)
 
 
 def noise(
-    trained: Trained, turn: Turn, weights: dict[str, Weights], batches: list[Any]
+    trained: Trained, turn: Turn, states: dict[str, TrainState], batches: list[Any]
 ) -> list[Number]:
     """The scale of the noise in one player's gradient."""
-    now = Now(END, weights[turn.player].memory, weights)
+    now = Now(END, states[turn.player].memory, states)
 
     def loss(params: Any, batch: Any, key: Any) -> Any:
         values, told = turn.loss(params, batch, key, now)
@@ -57,7 +61,7 @@ def noise(
 
     with progress("gradients", 1) as advance:
         key = jax.random.fold_in(trained.key, 10)
-        found = gradient_noise(loss, weights[turn.player].params, batches, key)
+        found = gradient_noise(loss, states[turn.player].params, batches, key)
         advance(1)
     size = len(jax.tree.leaves(batches[0])[0])
     how = f"{len(batches)} batches of {size} in 8 parts each, McCandlish et al. 2018"

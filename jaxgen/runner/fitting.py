@@ -20,7 +20,7 @@ from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
 from jaxgen.runner.building import begin, build, players
-from jaxgen.runner.folders import check_directory, locked, write_config
+from jaxgen.runner.folders import as_json, check_directory, locked, write_config
 from jaxgen.runner.options import Run, Train, make_ema_decay
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
 from jaxgen.training.checkpoints import Checkpoints, StorageError
@@ -77,30 +77,26 @@ def stages_together(
     for member in members:
         shared = str(member.settings)
         alone[shared] = alone.get(shared) or build(experiment, member.config, data)
-    systems = [alone[str(member.settings)] for member in members]
-    config = members[0].config
+    stages = [alone[str(member.settings)].stages() for member in members]
 
     def stage(i: int, start: int) -> Stage:
-        def of(system: System) -> Stage:
+        def of(system: System, config: Any) -> Stage:
             return stage_of(system.stages()[i][1], start, config)
 
         def step(state: Any, batch: Any, key: Array, axis_name: str | None = None) -> Any:
             kwargs = {} if axis_name is None else {"axis_name": axis_name}
-            return each(lambda s, *parts: of(s).step(*parts, **kwargs), state, batch, key)
+            run = lambda s, c, *parts: of(s, c).step(*parts, **kwargs)  # noqa: E731
+            return each(run, state, batch, key)
 
         def score(state: Players) -> np.ndarray:
-            found = [of(s).score(part(state, m)) for m, s in enumerate(systems)]
-            return np.array(found)
+            each_weights = [weights_of(part(state, m)) for m in range(len(members))]
+            return np.array([s[i][1].score(w) for s, w in zip(stages, each_weights, strict=True)])
 
-        return Stage(
-            start,
-            lambda seed: each(lambda s, part: of(s).begin(part), seed),
-            step,
-            score,
-            of(systems[0]).batches,
-        )
+        start_of = lambda s, c, seed: of(s, c).begin(seed)  # noqa: E731
+        batches = batches_of(stages[0][i][1].turns())
+        return Stage(start, lambda seed: each(start_of, seed), step, score, batches)
 
-    return [stage(i, start) for i, (start, _) in enumerate(systems[0].stages())]
+    return [stage(i, start) for i, (start, _) in enumerate(stages[0])]
 
 
 def make_placement(options: Train) -> Placement:
@@ -262,8 +258,7 @@ class Fitting:
         whole = self.config.train.steps_per_call  # checkpoints lie between calls, also where these
         # are taken apart to find a NaN
         ready = Waiting(self.batches(stage.batches, start))
-        saved: Any = [dataclasses.asdict(member.config) for member in self.members]
-        saved = saved or dataclasses.asdict(self.config)
+        saved: Any = [as_json(member.config) for member in self.members] or as_json(self.config)
 
         def checkpoint(done: int, state: Any) -> None:
             stored = self.placement.get_state(state)
@@ -286,6 +281,7 @@ class Fitting:
             checkpoint=checkpoint,
             checkpoint_every=math.ceil(options.checkpoint_every / whole) * whole,
             max_skipped=options.max_skipped,
+            last=options.steps,
             **how,
         )
         return state, ready.seconds

@@ -22,7 +22,7 @@ from jaxgen.training.checkpoints import NoCheckpoint, StorageError
 # What --resume may change: none of it alters a step that was already made.
 FREE_ON_RESUME = {
     "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
-    "max_skipped",
+    "max_skipped", "data_dir", "manual_dir",
 }  # fmt: skip
 
 
@@ -84,6 +84,11 @@ def write_config(directory: Path, experiment: Experiment, config: Any) -> None:
     """Writes the config and whose it is, at once or not at all."""
     whose = {"experiment": experiment.name, "module": module_of(experiment)}
     write_json(directory / "config.json", whose | dataclasses.asdict(config))
+
+
+def as_json(config: Any) -> dict[str, Any]:
+    """A config as it is kept in files."""
+    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -182,6 +187,7 @@ def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
     """Refuses to look at a run with other options than it was trained with."""
     saved = read_config(directory, experiment)
     different = [] if saved is None else sorted(differences(saved, config))
+    different = [d for d in different if not d.startswith("seed ")]  # that of sampling
     if different:
         raise Mistake(
             f"{directory} was trained with other options ({'; '.join(different)}): leave these out."

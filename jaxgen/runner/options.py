@@ -184,6 +184,8 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
                 value = from_dict(hints[f.name], value)
             elif isinstance(value, list):
                 value = tuple(value)
+            elif Path in (kind_of := hints[f.name], *typing.get_args(kind_of)) and value:
+                value = Path(value)
             known[f.name] = value
     return kind(**known)
 

@@ -15,7 +15,7 @@ SHOWN = 2000  # points of a cloud
 
 def columns(trained: Trained) -> int:
     """Of a grid of samples: one a class, where samples are drawn for classes."""
-    return trained.data.classes if trained.system.labelled else 10
+    return trained.data.classes if trained.system.labelled and trained.data.classes <= 20 else 10
 
 
 def samples(trained: Trained) -> Path:
@@ -32,5 +32,5 @@ def samples(trained: Trained) -> Path:
     x = trained.draw(SHOWN)
     real = some(trained.data.test, SHOWN)
     if x.ndim == 3:  # sets of points: all of them at once
-        x, real = x.reshape(-1, x.shape[-1]), {"x": real["x"][real["mask"]]}
+        x, real = x[trained.data.given(len(x))["mask"]], {"x": real["x"][real["mask"]]}
     return save_points(directory / "samples.png", {"data": real["x"], "samples": x})

@@ -9,9 +9,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgen.data.records import DataSet
+from jaxgen.data.records import DataSet, Image
 from jaxgen.evaluation.report import Number
-from jaxgen.runner.building import load_data
+from jaxgen.runner.building import check_kind, load_data
 from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
@@ -71,6 +71,7 @@ class Study:
     needs: Mapping[str, Need]
     pictures: tuple[Callable[[Runs, Any, Path], Any], ...] = ()
     measures: tuple[Callable[[Runs, Any], list[Number]], ...] = ()
+    kinds: tuple[type, ...] = (Image,)  # of data that it takes
 
     def run(self, argv: list[str]) -> None:
         """Trains what is lacking, draws and measures, as the verb and the options say."""
@@ -114,6 +115,8 @@ class Study:
             if own is not None and own.data not in loaded:
                 loaded[own.data] = load_data(need.experiment, own.data)
             data = loaded[own.data] if own is not None else None
+            if data is not None:
+                check_kind(self.name, self.kinds, data)
             how = {"experiment": need.experiment, "data": data}
             trained = open_run(directory, which.checkpoint, **how)
             sampling = getattr(config, "sampling", None)
@@ -128,8 +131,12 @@ def ready(need: Need, data: Any, words: str) -> Path:
     config = replace(config, data=data)
     check_ranges(config)
     for directory in reversed(existing(need.experiment.name, data.data)):
-        found = read_config(directory, need.experiment)
-        if found is not None and not list(differences(found, config)):
+        try:
+            found = read_config(directory, need.experiment)
+        except Mistake:  # a run of another version
+            continue
+        same = found is not None and found.train.steps == config.train.steps
+        if same and not list(differences(found, config)):
             with Checkpoints(directory / "checkpoints") as checkpoints:
                 if checkpoints.steps()[-1:] >= [config.train.steps]:
                     return directory

@@ -32,7 +32,7 @@ class Member:
 
     @property
     def name(self) -> str:
-        return ",".join(f"{name}={value:g}" for name, value in self.values.items())
+        return ",".join(f"{name}={value:.12g}" for name, value in self.values.items())
 
     @property
     def settings(self) -> dict[str, float]:
@@ -101,8 +101,13 @@ def override(config: Any, values: dict[str, Any]) -> Any:
 
 def measured(config: Any) -> set[str]:
     """The options that change nothing in training."""
-    sections = [getattr(config, f.name) for f in dataclasses.fields(config) if is_measuring(f)]
-    return {f.name for section in sections for f in dataclasses.fields(section)}
+    found: set[str] = set()
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if is_measuring(f):
+            section = dataclasses.fields(value) if dataclasses.is_dataclass(value) else (f,)
+            found |= {option.name for option in section}
+    return found
 
 
 def seeds(members: tuple[Member, ...]) -> tuple[int, ...]:
@@ -126,7 +131,7 @@ def fold(key: Array, data: int) -> Array:
 def each_member(
     build: Callable[[Any, DataSet], System], members: tuple[Member, ...], data: DataSet
 ) -> Callable[..., Any]:
-    """``each(do, *stacked)``: ``do(system of a member, its part of each argument)``, stacked.
+    """``each(do, *stacked)``: ``do(system, config, part of each argument)`` of a member, stacked.
 
     Options that training depends on are arguments of the compiled program.
 
@@ -142,7 +147,8 @@ def each_member(
 
     def each(do: Callable[..., Any], *stacked: Any) -> Any:
         def one(values: dict[str, Array], *parts: Any) -> Any:
-            return do(build(override(base, values), data), *parts)
+            config = override(base, values)
+            return do(build(config, data), config, *parts)
 
         try:
             return jax.vmap(one)(traced, *stacked)

@@ -147,7 +147,8 @@ class Diffusion(runner.System):
         """The same network on its chain."""
         if not isinstance(self.schedule, Interpolated):
             return self
-        return replace(self, schedule=self.chain, times=self.times * self.chain.steps)
+        times = np.round(self.times * self.chain.steps).astype(np.int32)
+        return replace(self, schedule=self.chain, times=times)
 
 
 # --- pictures --------------------------------------------------------------------------------

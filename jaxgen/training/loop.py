@@ -51,8 +51,9 @@ def fit(
     advance: Advance,
     max_skipped: int = 10,
     stopping: Callable[[int], bool] = lambda done: False,
+    last: int | None = None,
 ) -> Any:
-    """Runs steps ``start + 1 .. stop`` and returns the state.
+    """Runs steps ``start + 1 .. stop`` and returns the state; ``last`` is that of the whole run.
 
     Metrics stay on the device until a logging step, where those of every step since the last one
     are fetched together, checked and averaged: dispatch is never held up in between. ``checkpoint``
@@ -83,8 +84,8 @@ def fit(
         if saving:
             checkpoint(done, state)
         advance(steps_per_call)
-        if stopped and done < stop:
-            raise Preempted(f"stopped at step {done} of {stop}")
+        if stopped and done < (last or stop):
+            raise Preempted(f"stopped at step {done} of {last or stop}")
     return state
 
 

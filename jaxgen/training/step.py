@@ -32,7 +32,11 @@ OWN_METRICS = frozenset({"loss", "grad_norm", "update_norm", "param_norm", "skip
 
 
 class Aux(NamedTuple):
-    """What a loss with a memory returns beside its values: metrics, and the memory after."""
+    """What a loss with a memory returns beside its values: metrics, and the memory after.
+
+    The mean of the memory is taken over the devices of pmap and the parts of a batch; None leaves
+    it as it was.
+    """
 
     metrics: Metrics
     memory: Any
@@ -144,8 +148,7 @@ def descend(
     memory = aux.memory
     if axis_name is not None:
         grads, memory, metrics = lax.pmean((grads, memory, metrics), axis_name)
-    # the mean over parts or devices of a counter is a counter
-    memory = jax.tree.map(lambda new, old: new.astype(old.dtype), memory, state.memory)
+    memory = state.memory if memory is None else jax.tree.map(_as_before, memory, state.memory)
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
     grad_norm = optax.tree.norm(grads)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -166,6 +169,12 @@ def descend(
     }
     skipped = 1 - finite.astype(jnp.int32)
     return replace(new_state, step=state.step + 1), {**metrics, **norms, "skipped": skipped}
+
+
+def _as_before(new: Array, old: Array) -> Array:
+    """The mean over parts or devices of a counter is a counter."""
+    whole = jnp.issubdtype(old.dtype, jnp.integer)
+    return (jnp.round(new) if whole else new).astype(old.dtype)
 
 
 def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
@@ -296,7 +305,7 @@ def move(
 
     def loss(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
         values, told = turn.loss(params, batch, key, now)
-        metrics, memory = told if isinstance(told, Aux) else (told, player.memory)
+        metrics, memory = told if isinstance(told, Aux) else (told, None)
         return jnp.mean(values), Aux(jax.tree.map(jnp.mean, metrics), memory)
 
     moved, metrics = descend(player, loss, batch, key, turn.optimizer, axis_name=axis_name, **how)
@@ -363,8 +372,6 @@ def adam(
         rise = optax.linear_schedule(0.0, learning_rate, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup]) if decay != "none" else rise
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
-    if isinstance(weight_decay, (int, float)) and weight_decay == 0:
-        return optax.chain(clipping, optax.adam(schedule, b1=b1))
     kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
     return optax.chain(
         clipping,

@@ -58,7 +58,11 @@ def test_means_and_deviations_are_over_the_seeds():
 
 
 GRID = {
-    "vae": ("seed=0,1 beta=0.5,2", ["seed=1,beta=2"], "--seed 1 --beta 2"),
+    "vae": (
+        "seed=0,1 beta=0.5,2 ema=0.9,0.5",
+        ["seed=1,beta=2,ema=0.5"],
+        "--seed 1 --beta 2 --ema 0.5",
+    ),
     "ddpm": ("seed=0,1 learning_rate=1e-4,1e-3", ["seed=1,learning_rate=0.001"], "--seed 1"),
     "gan": ("seed=0,1 b1=0.5,0.9", ["seed=1,b1=0.5"], "--seed 1 --b1 0.5"),
     "score_sde": ("seed=0,1 guidance=0,1 --unlabelled 0.1", ["seed=1,guidance=1"], "--seed 1"),
@@ -93,7 +97,7 @@ def test_each_member_is_the_run_trained_alone(command, name):
         np.testing.assert_allclose([*a.values()], [*b.values()], rtol=5e-3, atol=1e-4)
     if name == "vae":
         others = {p.name for p in Path("sweep").iterdir() if p.is_dir()} - {member}
-        assert len(others) == 3
+        assert len(others) == 7
         assert all(mismatches(arrays(f"sweep/{o}", 8), many) for o in others)
 
 

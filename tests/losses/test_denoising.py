@@ -356,3 +356,13 @@ def test_the_discrete_bound_tends_to_the_continuous_one(key):
 
     total = jax.lax.map(term, jnp.arange(1, steps + 1)).sum()
     np.testing.assert_allclose(continuous, total, rtol=0.05)
+
+
+@pytest.mark.parametrize("weighting", [None, min_snr(), truncated_snr(), edm_weighting()])
+def test_a_weighting_at_pure_noise_is_the_same_inside_of_jit(key, weighting):
+    """Whether it is finite there is asked while the loss is traced."""
+    x_0, t = jnp.ones((4, 2)), jnp.linspace(0.1, 1.0, 4)
+    loss = lambda key: denoising_loss(
+        key, lambda x, t: x, FlowMatching(), x_0, t, target="velocity", weighting=weighting
+    )
+    np.testing.assert_allclose(jax.jit(loss)(key), loss(key), rtol=1e-5)

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from strangers import pool
 
+from jaxgen.data.records import Points
 from jaxgen.evaluation.points import sliced_wasserstein
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_points
@@ -29,4 +30,4 @@ NEEDS = {
     "slow": Need(pool.EXPERIMENT, "--learning-rate 1e-4"),
     "fast": Need(pool.EXPERIMENT, "--learning-rate 1e-2"),
 }
-STUDY = Study("rates", __doc__, {"moons": Config()}, NEEDS, (clouds,), (distances,))
+STUDY = Study("rates", __doc__, {"moons": Config()}, NEEDS, (clouds,), (distances,), (Points,))
