@@ -8,8 +8,8 @@ python -m experiments.ddpm --variance learned   # with L_hybrid (Nichol & Dhariw
 python -m experiments.ddpm --network dit --channels 96 --blocks 4 --heads 4
 python -m experiments.ddpm sample --solver heun # of the run just trained, in continuous time
 
-Expect, on digits with seed 0 on two CPU cores: 2 minutes; of 500 samples 98.6 % are the class asked
-for (SVM); Frechet distance 0.17 (test set 0.32); 3.17 bits a dimension (17 levels), 2.82 with a
+Expect, on digits with seed 0 on two CPU cores: 2 minutes; of 500 samples 99.4 % are the class asked
+for (SVM); Frechet distance 0.12 (test set 0.32); 3.17 bits a dimension (17 levels), 2.82 with a
 learned variance. The paper gives for its CIFAR-10 model FID 3.17 and 3.75 bits a dimension or less
 (256 levels).
 """

@@ -6,7 +6,7 @@ python -m experiments.gan --discriminator-steps 2
 python -m experiments.gan --data 8gaussians  # perceptrons, for points in the plane
 
 Expect, on digits with seed 0 on two CPU cores: 45 s, all ten classes among 500 samples, Frechet
-distance 0.35 (test set 0.32).
+distance 0.14 (of other 500 samples 0.10 to 0.26; test set 0.32).
 """
 
 from __future__ import annotations
