@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -9,8 +13,9 @@ from jax import Array
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
+from jaxgen.runner.options import make_ema_decay
 from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
-from jaxgen.training.step import Players, init_players
+from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
 
 
 def build(experiment: Experiment, config: Any, data: DataSet) -> System:
@@ -28,24 +33,6 @@ def build(experiment: Experiment, config: Any, data: DataSet) -> System:
     if len(system.turns()) > 1 and type(system).score is System.score:
         raise Mistake(f"the players of {experiment.name} have no one loss: give it a score.")
     return system
-
-
-def stage_at(system: System, step: int) -> System:
-    """The stage of a system that makes step ``step`` (from 1 on)."""
-    return next(stage for start, stage in reversed(system.stages()) if start < max(step, 1))
-
-
-def abstract_state(system: System, step: int) -> Players:
-    """The shapes and types of the state after so many steps, on the first device."""
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    (_, first), *later = system.stages()
-    key = jax.random.key(0)
-    shapes = jax.eval_shape(lambda key: begin(first, key), key)
-    for start, stage in later:
-        if start < step:
-            grow = lambda key, weights, s=stage: players(s, s.grow(key, weights))  # noqa: E731
-            shapes = jax.eval_shape(grow, key, weights_of(shapes))
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
 
 
 def begin(system: System, key: Array) -> Players:
@@ -76,3 +63,51 @@ def check_kind(name: str, kinds: tuple[type, ...], data: DataSet) -> None:
     if not isinstance(data.kind, kinds):
         taken = " or ".join(kind.noun for kind in kinds)
         raise Mistake(f"{name} takes {taken}, and {data.name} is {data.kind.noun}.")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One compiled program of a run: it makes the steps after ``start``."""
+
+    start: int
+    begin: Callable[[Any], Players]  # key, or (key, weights of the stage before) -> state
+    step: Step
+    score: Callable[[Players], Any]  # lower is better
+    batches: int  # that a step takes
+
+
+def stage_of(system: System, start: int, config: Any) -> Stage:
+    """A stage of a run that is trained alone."""
+
+    def grown(key_and_weights: Any) -> Players:
+        state = players(system, system.grow(*key_and_weights))
+        return dataclasses.replace(state, step=state.step + start)
+
+    return Stage(
+        start,
+        grown if start else lambda key: begin(system, key),
+        make_turns(system.turns(), make_ema_decay(config.train), config.train.accumulate),
+        lambda state: system.score(weights_of(state)),
+        batches_of(system.turns()),
+    )
+
+
+def stages_of(system: System, config: Any) -> list[Stage]:
+    """The stages of a run that is trained alone."""
+    return [stage_of(stage, start, config) for start, stage in system.stages()]
+
+
+def stage_at(starts: Sequence[int], step: int) -> int:
+    """Which of the stages that begin after these steps makes step ``step`` (from 1 on)."""
+    return max(i for i, start in enumerate(starts) if start < max(step, 1))
+
+
+def beginning(stages: Sequence[Stage], step: int, key: Array) -> tuple[Callable[[Any], Any], Any]:
+    """What begins the stage of a step, and an argument of the shape that it takes."""
+    argument: Any = key
+    for stage, after in itertools.pairwise(stages):
+        if after.start >= max(step, 1):
+            return stage.begin, argument
+        weights = jax.eval_shape(lambda seed, s=stage: weights_of(s.begin(seed)), argument)
+        argument = (key, weights)
+    return stages[-1].begin, argument

@@ -19,9 +19,9 @@ import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
-from jaxgen.runner.building import begin, build, players
+from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
 from jaxgen.runner.folders import as_json, check_directory, locked, write_config
-from jaxgen.runner.options import Run, Train, make_ema_decay
+from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
 from jaxgen.training.checkpoints import Checkpoints, StorageError
 from jaxgen.training.devices import (
@@ -36,36 +36,9 @@ from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit, preemption
 from jaxgen.training.stacked import StackedCheckpoints, StackedLogs, part
-from jaxgen.training.step import Players, Step, batches_of, make_turns
+from jaxgen.training.step import Players, Step, batches_of
 
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One compiled program of a run: it makes the steps after ``start``."""
-
-    start: int
-    begin: Callable[[Any], Players]  # key, or (key, weights of the stage before) -> state
-    step: Step
-    score: Callable[[Players], Any]  # lower is better
-    batches: int  # that a step takes
-
-
-def stage_of(system: System, start: int, config: Any) -> Stage:
-    """A stage of a run that is trained alone."""
-
-    def grown(key_and_weights: Any) -> Players:
-        state = players(system, system.grow(*key_and_weights))
-        return dataclasses.replace(state, step=state.step + start)
-
-    return Stage(
-        start,
-        grown if start else lambda key: begin(system, key),
-        make_turns(system.turns(), make_ema_decay(config.train), config.train.accumulate),
-        lambda state: system.score(weights_of(state)),
-        batches_of(system.turns()),
-    )
 
 
 def stages_together(
@@ -123,11 +96,7 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
     placement = make_placement(config.train)
     members = sweeps.members(config)
     system = build(experiment, config, data)
-    stages = (
-        stages_together(experiment, members, data)
-        if members
-        else [stage_of(stage, start, config) for start, stage in system.stages()]
-    )
+    stages = stages_together(experiment, members, data) if members else stages_of(system, config)
     key = sweeps.run_key(config, members)
     jax.eval_shape(stages[0].begin, key)  # what a sweep cannot take is told before a file is there
     check_calls(config.train, stages)
@@ -226,22 +195,12 @@ class Fitting:
         if not (self.run.resume and self.checkpoints.steps()):
             return 0, None
 
-        def abstract(step: int) -> Any:
-            i = max(i for i, stage in enumerate(self.stages) if stage.start < max(step, 1))
-            return self.placement.stored(*self.beginning(i, key))
-
-        start, state = self.checkpoints.restore(abstract)
+        start, state = self.checkpoints.restore(
+            lambda step: self.placement.stored(*beginning(self.stages, step, key))
+        )
         self.checkpoints.drop_after(start)
         console.print(f"resuming from step {start}")
         return start, self.placement.put_state(state)
-
-    def beginning(self, i: int, key: Array) -> tuple[Callable[[Any], Any], Any]:
-        """A function that begins stage i from what goes before it in shape, and its argument."""
-        if i == 0:
-            return self.stages[0].begin, key
-        before, seed = self.beginning(i - 1, key)
-        weights = jax.eval_shape(lambda seed: weights_of(before(seed)), seed)
-        return self.stages[i].begin, (key, weights)
 
     def begin(self, stage: Stage, key: Array, weights: Any) -> Any:
         """The placed state at the stage's first step."""

@@ -15,11 +15,12 @@ from jax import Array
 
 from jaxgen.data.records import Batch, DataSet, some
 from jaxgen.evaluation.features import FeatureSpace, feature_space
-from jaxgen.runner.building import abstract_state, build, load_data, stage_at
+from jaxgen.runner.building import beginning, build, load_data, stage_at, stages_of
 from jaxgen.runner.folders import experiment_in, read_config
 from jaxgen.runner.options import Sampling
 from jaxgen.runner.system import Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.devices import Sharded
 from jaxgen.training.rows import OverRows
 
 S = TypeVar("S", bound=System)
@@ -168,9 +169,12 @@ def open_run(
         raise Mistake(f"--checkpoint is last, best or a step, not '{which}'.")
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
         wanted = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
-        step, state = checkpoints.restore(lambda s: abstract_state(whole, s), wanted)
+        stages, alone = stages_of(whole, config), Sharded((jax.local_devices()[0],))
+        step, state = checkpoints.restore(
+            lambda step: alone.stored(*beginning(stages, step, jax.random.key(0))), wanted
+        )
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     sampling = getattr(config, "sampling", None) or Sampling()
-    system = stage_at(whole, step)
+    system = whole.stages()[stage_at([stage.start for stage in stages], step)][1]
     weights = system.settled(weights_of(state))
     return Trained(system, weights, config, directory, step, key, sampling)

@@ -43,8 +43,8 @@ def test_score_sde_in_one_command(command):
 
 
 POINTS = (
-    "--batch 16 --steps 8 --steps-per-call 2 --log-every 4 --checkpoint-every 4 --samples 50 "
-    "--sample-batch 50 --devices 2 --dir run"
+    "--batch 16 --steps 8 --warmup 0 --steps-per-call 2 --log-every 4 --checkpoint-every 4 "
+    "--samples 50 --sample-batch 50 --devices 2 --dir run"
 )
 
 
