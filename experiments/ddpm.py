@@ -119,7 +119,6 @@ def build(config: Config, data: DataSet) -> Diffusion:
     )
     network = denoising_network(config.net, data.shape, data.classes, 2 if learned else 1)
     network.check_guidance(reverse.guidance)
-    clip = isinstance(data.kind, Image) if reverse.clip_samples is None else reverse.clip_samples
     system = Diffusion(
         data,
         runner.make_optimizer(config.train),
@@ -130,7 +129,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
         schedules.respaced_times(schedule.steps, reverse.sample_steps),
         read=eps_and_nu if learned else lambda network: network,
         guidance=reverse.guidance,
-        clip=clip,
+        clip=reverse.clips(data),
         flip=config.flip,
         looped=config.train.looped,
         variance=samplers.VARIANCES.get(config.variance, posterior_variance),

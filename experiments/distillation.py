@@ -32,7 +32,7 @@ from jaxgen.diffusion.guidance import Weight
 from jaxgen.diffusion.process import diffuse
 from jaxgen.diffusion.samplers import consistency, ddim
 from jaxgen.diffusion.schedules import uniform_grid
-from jaxgen.evaluation.report import Number, compare
+from jaxgen.evaluation.report import Number
 from jaxgen.losses import distillation as losses
 from jaxgen.losses.denoising import squared_error
 from jaxgen.losses.times import stratified_times
@@ -215,8 +215,6 @@ def build(config: Config, data: DataSet) -> Distillation:
 
 def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
     """Samples of the teacher at falling numbers of steps, then of the student of each."""
-    if "rows" in trained.kept:
-        return trained.kept["rows"]
     system, config, weights = trained.system, trained.config, trained.weights
     networks = weights.memory.get("networks")
     each = [weights.params]  # the teacher, and the student of every round that was begun
@@ -232,23 +230,19 @@ def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
             name = f"{'student' if student else 'teacher'}, {n}"
             of = trained.with_weights(runner.Weights(params, {}), system.drawing(n, student))
             found[name] = of.draw()
-    trained.kept["rows"] = found
     return found
 
 
 def picture(trained: runner.Trained[Distillation]) -> Path:
     """``distillation.png``: teacher and students from the same noise."""
-    shown = {name: x[:10] for name, x in rows(trained).items()}
+    shown = {name: x[:10] for name, x in trained.once("rows", lambda: rows(trained)).items()}
     return save_rows(trained.directory / "distillation.png", shown)
 
 
 def table(trained: runner.Trained[Distillation]) -> list[Number]:
     """The Frechet distance and class agreement of teacher and students."""
-    data = trained.data
-    labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
-    drawn = {name: (x, labels) for name, x in rows(trained).items()}
     how = f"steps, {trained.config.method} distillation, EMA"
-    return compare(data, trained.features, drawn, how)
+    return runner.compared(trained, trained.once("rows", lambda: rows(trained)), how)
 
 
 TEACHERS = score_sde.PRESETS

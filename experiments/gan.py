@@ -142,8 +142,11 @@ class Gan(runner.System):
 
     @cached_property
     def _sampler(self) -> OverRows:
-        draw = lambda weights, key, given: self.sample(key, weights, given)  # noqa: E731
-        return OverRows(draw, jax.local_devices()[:1])
+        return self.sampler(jax.local_devices()[:1])
+
+    @cached_property
+    def _real_features(self) -> np.ndarray:
+        return features_of(self.data, feature_space(self.data), self.data.train, 10_000)
 
     def score(self, weights: Any) -> float:
         """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points."""
@@ -151,10 +154,8 @@ class Gan(runner.System):
         x = self._sampler(self.settled(weights), key, given, SCORED)
         if isinstance(self.data.kind, Points):
             return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
-        space = feature_space(self.data)
-        return frechet_distance(
-            space.features(x), features_of(self.data, space, self.data.train, 10_000)
-        )
+        features = feature_space(self.data).features(x)
+        return frechet_distance(features, self._real_features)
 
 
 def latents(key: Array, count: int) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments import score_sde
 from jaxgen import runner
-from jaxgen.evaluation.report import Number, compare
+from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_lines, save_rows
 from jaxgen.systems.diffusion import Diffusion
 
@@ -31,27 +31,25 @@ class Config:
     """Of guidance: -1 is the model without classes, 0 the one with them."""
 
 
-def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[float, np.ndarray]:
+def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, np.ndarray]:
     """The samples of every weight: one program, the weight being an argument."""
     try:
         trained.system.network.check_guidance(1.0)
     except ValueError as error:
         raise runner.Mistake(str(error)) from error
-    if "rows" not in trained.kept:
-        given, found = trained.data.given(config.sampling.samples), {}
-        for w in config.weights:
-            weight = np.full(len(given["label"]), w, np.float32)
-            found[w] = trained.draw(given={**given, "guidance": weight})
-        trained.kept["rows"] = found
-    return trained.kept["rows"]
+    given, found = trained.data.given(config.sampling.samples), {}
+    for w in config.weights:
+        weight = np.full(len(given["label"]), w, np.float32)
+        found[f"{w:g}"] = trained.draw(given={**given, "guidance": weight})
+    return found
 
 
 def table(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """The Frechet distance and class agreement of each weight."""
-    trained, count = runs["score_sde"], config.sampling.samples
-    named = {f"{w:g}": (x, trained.labels(count)) for w, x in rows(trained, config).items()}
+    trained = runs["score_sde"]
     how = f"weight of guidance, EMA of step {trained.step}"
-    return compare(trained.data, trained.features, named, how)
+    drawn = trained.once("rows", lambda: rows(trained, config))
+    return trained.once("table", lambda: runner.compared(trained, drawn, how))
 
 
 def curve(
@@ -64,7 +62,7 @@ def curve(
         for name in ("class_agreement", "frechet_distance")
     }
     label, at = "weight of guidance", np.array(config.weights)
-    shown = {f"{w:g}": x[:10] for w, x in rows(runs["score_sde"], config).items()}
+    shown = {w: x[:10] for w, x in runs["score_sde"].kept["rows"].items()}
     return [
         save_lines(directory / "guidance.png", at, lines, label),
         save_rows(directory / "weights.png", shown),

@@ -136,7 +136,6 @@ def build(config: Config, data: DataSet) -> Diffusion:
     network.check_guidance(reverse.guidance)
     variance = 0.5 if isinstance(data.kind, Image) else float(np.var(some(data.train, 10_000)["x"]))
     scaled = partial(scaled_network, schedule=schedule, variance=variance)
-    clip = isinstance(data.kind, Image) if reverse.clip_samples is None else reverse.clip_samples
     return Diffusion(
         data,
         runner.make_optimizer(config.train),
@@ -148,7 +147,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
         prediction,
         scaled,
         guidance=reverse.guidance,
-        clip=clip,
+        clip=reverse.clips(data),
         flip=config.flip,
         looped=config.train.looped,
         bound_times=reverse.bound_times,

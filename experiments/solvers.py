@@ -24,7 +24,7 @@ from jaxgen import runner
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
 from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
-from jaxgen.evaluation.report import Number, compare
+from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_rows
 from jaxgen.systems.diffusion import Diffusion
 
@@ -51,29 +51,26 @@ class Config:
 
 def rows(trained: runner.Trained[Diffusion]) -> dict[str, np.ndarray]:
     """For each solver its name and cost, and samples."""
-    if "rows" not in trained.kept:
-        schedule, found = trained.system.chain, {}
-        for name, solver, power, steps in COMPARED:
-            times = respaced_times(schedule.steps, steps, power=power)
-            drawn = trained.but(schedule=schedule, solver=solver, times=times).draw()
-            found[f"{name}, {evaluations(solver, schedule, times)}"] = drawn
-        trained.kept["rows"] = found
-    return trained.kept["rows"]
+    schedule, found = trained.system.chain, {}
+    for name, solver, power, steps in COMPARED:
+        times = respaced_times(schedule.steps, steps, power=power)
+        drawn = trained.but(schedule=schedule, solver=solver, times=times).draw()
+        found[f"{name}, {evaluations(solver, schedule, times)}"] = drawn
+    return found
 
 
 def picture(runs: dict[str, runner.Trained[Diffusion]], config: Any, directory: Path) -> Path:
     """``solvers.png``: a row a solver, from the same ten noises."""
-    shown = {name: x[:10] for name, x in rows(runs["ddpm"]).items()}
+    trained = runs["ddpm"]
+    shown = {name: x[:10] for name, x in trained.once("rows", lambda: rows(trained)).items()}
     return save_rows(directory / "solvers.png", shown)
 
 
 def table(runs: dict[str, runner.Trained[Diffusion]], config: Any) -> list[Number]:
     """The Frechet distance and class agreement of each solver."""
     trained = runs["ddpm"]
-    labels = trained.labels(trained.sampling.samples) if trained.system.labelled else None
-    drawn = {name: (x, labels) for name, x in rows(trained).items()}
     how = f"network evaluations, EMA of step {trained.step}"
-    return compare(trained.data, trained.features, drawn, how)
+    return runner.compared(trained, trained.once("rows", lambda: rows(trained)), how)
 
 
 STUDY = runner.Study(

@@ -108,8 +108,6 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     if "train" in verbs and jax.process_index() == 0:
         check_directory(directory, experiment, config, run)
     elif "train" not in verbs:
-        if not (directory / "config.json").exists():
-            raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
         check_trained(directory, experiment, config)
     data = load_data(experiment, config.data)
     if "train" in verbs:

@@ -113,6 +113,7 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
 
 
 def check_calls(options: Train, stages: list[Stage]) -> None:
+    """Refuses a number of steps, in all or before a stage, that is no number of whole calls."""
     for steps in (options.steps, *(stage.start for stage in stages)):
         if steps % options.steps_per_call:
             raise Mistake(

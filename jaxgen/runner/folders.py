@@ -186,7 +186,9 @@ def check_directory(directory: Path, experiment: Experiment, config: Any, run: R
 def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
     """Refuses to look at a run with other options than it was trained with."""
     saved = read_config(directory, experiment)
-    different = [] if saved is None else sorted(differences(saved, config))
+    if saved is None:
+        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
+    different = sorted(differences(saved, config))
     different = [d for d in different if not d.startswith("seed ")]  # that of sampling
     if different:
         raise Mistake(

@@ -37,6 +37,7 @@ def measuring(kind: Callable[[], T]) -> T:
 
 
 def is_measuring(f: dataclasses.Field) -> bool:
+    """Whether a field of a config is such a section."""
     return bool(f.metadata.get("measuring"))
 
 
@@ -154,17 +155,15 @@ def check_ranges(options: Any) -> None:
     """
     hints = typing.get_type_hints(type(options), include_extras=True)
     for f in dataclasses.fields(options):
-        value = getattr(options, f.name)
+        value: Any = getattr(options, f.name)
         if dataclasses.is_dataclass(value):
             check_ranges(value)
-        for low, high in (m for m in getattr(hints[f.name], "__metadata__", ()) if is_range(m)):
+            continue
+        told = getattr(hints[f.name], "__metadata__", ())
+        for low, high in (m for m in told if isinstance(m, Range)):
             if value is not None and not low <= value <= high:
                 least = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
                 raise Mistake(f"--{f.name.replace('_', '-')} is {least}, not {value:g}.")
-
-
-def is_range(value: Any) -> bool:
-    return isinstance(value, Range)
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:

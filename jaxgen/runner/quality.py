@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import numpy as np
+
 from jaxgen.data.records import Image, Points
 from jaxgen.evaluation.points import point_numbers
-from jaxgen.evaluation.report import Number, sample_numbers
+from jaxgen.evaluation.report import Number, compare, sample_numbers
 from jaxgen.runner.trained import Trained
 
 
@@ -17,3 +21,10 @@ def quality(trained: Trained) -> list[Number]:
     if isinstance(data.kind, Points) and x.ndim == 2:
         return point_numbers(data, x, trained.how)
     return []
+
+
+def compared(trained: Trained, rows: Mapping[str, np.ndarray], how: str) -> list[Number]:
+    """A table of samplers: the Frechet distance and class agreement of each row's images."""
+    labelled = trained.system.labelled
+    drawn = {name: (x, trained.labels(len(x)) if labelled else None) for name, x in rows.items()}
+    return compare(trained.data, trained.features, drawn, how)

@@ -111,6 +111,7 @@ def measured(config: Any) -> set[str]:
 
 
 def seeds(members: tuple[Member, ...]) -> tuple[int, ...]:
+    """The seed of each member."""
     return tuple(member.config.train.seed for member in members)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -99,6 +99,11 @@ class System:
     def how(self) -> str:
         """How samples are drawn, for the protocols of measures."""
         return ""
+
+    def sampler(self, devices: Sequence[Any]) -> OverRows:
+        """:meth:`sample` over the conditions of any number of examples."""
+        draw = lambda weights, key, given: self.sample(key, weights, given)  # noqa: E731
+        return OverRows(draw, devices)
 
     def settled(self, weights: Any) -> Any:
         """The weights that are sampled with, made once of those of a checkpoint."""

@@ -70,10 +70,7 @@ class Trained(Generic[S]):
 
     @cached_property
     def _sampler(self) -> OverRows:
-        system = self.system
-        return OverRows(
-            lambda weights, key, given: system.sample(key, weights, given), self._devices
-        )
+        return self.system.sampler(self._devices)
 
     def draw(self, count: int | None = None, given: Batch | None = None) -> np.ndarray:
         """Samples ``[count, ...]``, for the conditions of the data set or those ``given``.
@@ -99,6 +96,12 @@ class Trained(Generic[S]):
     def _sample(self, given: Batch, first: int = 0) -> np.ndarray:
         key, size = jax.random.fold_in(self.key, 0), self.sampling.sample_batch
         return self._sampler(self.weights, key, given, size, activity="sampling", first=first)
+
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What ``make()`` answers, made at the first call: pictures and measures share it."""
+        if name not in self.kept:
+            self.kept[name] = make()
+        return self.kept[name]
 
     def labels(self, count: int) -> np.ndarray | None:
         """The classes that the samples were drawn for, where there are such."""

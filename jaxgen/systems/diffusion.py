@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, random_flip
+from jaxgen.data.records import DataSet, Image, Points, random_flip
 from jaxgen.data.toy import DENSITIES
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
@@ -52,6 +52,10 @@ class Reverse:
     """Test examples whose likelihood is measured."""
     bound_times: runner.Count = 100
     """Times at which the continuous bound of each is evaluated."""
+
+    def clips(self, data: DataSet) -> bool:
+        """Whether the estimates of x_0 are clipped."""
+        return isinstance(data.kind, Image) if self.clip_samples is None else self.clip_samples
 
 
 @dataclass(frozen=True, eq=False)

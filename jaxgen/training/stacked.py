@@ -59,11 +59,6 @@ class StackedCheckpoints:
         for each in self._each:
             each.drop_after(step)
 
-    def close(self) -> None:
-        """Waits for the saves under way, and ends."""
-        for each in self._each:
-            each.close()
-
     def __enter__(self) -> StackedCheckpoints:
         return self
 
