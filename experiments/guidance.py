@@ -27,8 +27,8 @@ class Config:
 
     data: runner.Data = field(default_factory=runner.Data)
     sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(1000, 250))
+    # Of guidance: -1 is the model without classes, 0 the one with them.
     weights: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
-    """Of guidance: -1 is the model without classes, 0 the one with them."""
 
 
 def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, np.ndarray]:

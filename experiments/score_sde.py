@@ -19,27 +19,25 @@ and 2.33 with 99 evaluations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, some
-from jaxgen.diffusion.parameterization import Network, Target, denoiser, edm, scaled_network
+from jaxgen.diffusion.parameterization import Target, denoiser, edm, scaled_network
 from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import check_sampling
-from jaxgen.diffusion.schedules import ContinuousSchedule, Shifted, Sigma
+from jaxgen.diffusion.schedules import Shifted
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses import denoising as losses
-from jaxgen.losses import times
 from jaxgen.models.denoising import Net, denoising_network
 from jaxgen.systems import diffusion
-from jaxgen.systems.diffusion import Diffusion, Objective, Reverse, density, film, likelihoods
+from jaxgen.systems.diffusion import Diffusion, Reverse, density, film, likelihoods
+from jaxgen.systems.objectives import weighted
 
 PREDICTIONS: dict[str, str | Target] = {n: n for n in ("eps", "x_0", "v", "score", "velocity")}
 PREDICTIONS["edm"] = edm()
@@ -51,7 +49,7 @@ WEIGHTINGS: dict[str, losses.Weighting | None] = {
     "sigmoid": losses.sigmoid_weighting(),
     "edm": losses.edm_weighting(),
 }
-PER_TIME = ("likelihood", "sigmoid")  # those that are integrated over time, so it must be uniform
+INTEGRATED = ("likelihood", "sigmoid")  # those that are so over time
 
 
 @dataclass(frozen=True)
@@ -63,57 +61,13 @@ class Config:
     net: Net = field(default_factory=Net)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     reverse: Reverse = runner.measuring(Reverse)
-    process: str = "cosine"
-    """cosine, linear, vp, sub_vp, ve, flow or edm."""
-    prediction: str = "default"
-    """eps, x_0, v, score, velocity or edm (default: the process's own)."""
+    process: str = "cosine"  # cosine, linear, vp, sub_vp, ve, flow or edm.
+    prediction: str = "default"  # eps, x_0, v, score, velocity or edm (default: the process's own).
+    # own (1 on the error of the prediction), likelihood, min_snr, truncated_snr, sigmoid, edm.
     weighting: str = "own"
-    """own (1 on the error of the prediction), likelihood, min_snr, truncated_snr, sigmoid, edm."""
+    # Added to the log-SNR at every time; 2 log(64/size) for images of another size.
     shift: float = 0.0
-    """Added to the log-SNR at every time; 2 log(64/size) for images of another size."""
-    flip: bool = False
-    """Mirror training images at random."""
-
-
-def training_times(
-    schedule: ContinuousSchedule, weighting: str, key: Array, batch: int
-) -> tuple[Array, Array]:
-    """Times ``[B]`` and the weights that make up for how they were drawn.
-
-    Stratified over [0, 1]. Where time is sigma: log-normal noise levels, or for a weighting that
-    asks for uniform times even ones in log(sigma), divided by their density.
-    """
-    if not in_sigma(schedule):
-        t = times.stratified_times(key, batch, low=1e-3)
-        return t, jnp.ones_like(t)
-    if weighting in PER_TIME:
-        t = times.log_uniform_times(key, batch, schedule)
-        return t, 1 / times.log_uniform_density(t, schedule)
-    t = times.log_normal_times(key, batch, schedule)
-    return t, jnp.ones_like(t)
-
-
-def in_sigma(schedule: ContinuousSchedule) -> bool:
-    """Whether time is the noise itself, and has no end."""
-    return isinstance(schedule.schedule if isinstance(schedule, Shifted) else schedule, Sigma)
-
-
-def weighted(
-    schedule: ContinuousSchedule,
-    prediction: str | Target,
-    weighting: str,
-    scaled: Callable[[Network], Network],
-) -> Objective:
-    """The error of the prediction, weighted, with the times it drew."""
-    weight_of = runner.choose("weighting", weighting, WEIGHTINGS)
-
-    def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
-        key_t, key = jax.random.split(key)
-        t, weight = training_times(schedule, weighting, key_t, len(x_0))
-        how = {"target": prediction, "weighting": weight_of}
-        return t, weight * losses.denoising_loss(key, scaled(network), schedule, x_0, t, **how)
-
-    return objective
+    flip: bool = False  # Mirror training images at random.
 
 
 def build(config: Config, data: DataSet) -> Diffusion:
@@ -127,6 +81,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
     schedule = Shifted(schedule, config.shift) if config.shift else schedule
     name = recipe.prediction if config.prediction == "default" else config.prediction
     prediction = runner.choose("prediction", name, PREDICTIONS)
+    weighting = runner.choose("weighting", config.weighting, WEIGHTINGS)
     name = recipe.solver if reverse.solver == "default" else reverse.solver
     solver = runner.choose("solver", name, SOLVERS)
     times = np.asarray(recipe.grid(schedule, reverse.sample_steps))
@@ -141,7 +96,7 @@ def build(config: Config, data: DataSet) -> Diffusion:
         runner.make_optimizer(config.train),
         network,
         schedule,
-        weighted(schedule, prediction, config.weighting, scaled),
+        weighted(schedule, prediction, weighting, scaled, config.weighting in INTEGRATED),
         solver,
         times,
         prediction,
@@ -154,14 +109,20 @@ def build(config: Config, data: DataSet) -> Diffusion:
     )
 
 
-def _preset(data: runner.Data, train: runner.Train, net: Net, sampling: runner.Sampling) -> Config:
+def _preset(train: runner.Train, net: Net, sampling: runner.Sampling, **how: Any) -> Config:
     """The DDPM's network and training, with some labels hidden so that it can be guided."""
-    return Config(data, train, replace(net, unlabelled=0.1, conditional=True), sampling)
+    net = replace(net, unlabelled=0.1, conditional=True)
+    return Config(train=train, net=net, sampling=sampling, **how)
 
 
-PRESETS = {name: _preset(*preset) for name, preset in diffusion.PRESETS.items()}
-_long = replace(PRESETS["cifar10"].train, steps=400_000)
-PRESETS["cifar10"] = replace(PRESETS["cifar10"], train=_long, flip=True)
+_long = replace(diffusion.CIFAR10[0], steps=400_000)
+PRESETS = runner.by_data(
+    digits=_preset(*diffusion.DIGITS),
+    mnist=_preset(*diffusion.MNIST),
+    fashion_mnist=_preset(*diffusion.MNIST),
+    cifar10=_preset(_long, *diffusion.CIFAR10[1:], flip=True),
+    points=_preset(*diffusion.POINTS),
+)
 EXPERIMENT = runner.Experiment(
     "score_sde",
     __doc__,

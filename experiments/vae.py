@@ -11,41 +11,24 @@ log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
-from typing import Any
-
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import linen as nn
-from jax import Array
-from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import DataSet, Image, Points, to_unit
-from jaxgen.data.toy import DENSITIES
-from jaxgen.evaluation.latents import spherical_path
-from jaxgen.evaluation.report import Number
+from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.losses import elbo
 from jaxgen.models.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
-from jaxgen.plotting import save_grid
-from jaxgen.training.step import Metrics, Now
+from jaxgen.systems.vae import (
+    Likelihoods,
+    Vae,
+    bound,
+    interpolations,
+    log_likelihood,
+    reconstructions,
+)
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 LIKELIHOODS = ("bernoulli", "gaussian", "learned_gaussian", "logistic")
-
-
-@dataclass(frozen=True)
-class Likelihoods:
-    """How well to measure the likelihood."""
-
-    importance_samples: runner.Count = 500
-    """K of the importance-sampled log-likelihood."""
-    likelihood_images: runner.Count = 1000
-    """Test examples whose log-likelihood is estimated."""
 
 
 @dataclass(frozen=True)
@@ -56,79 +39,14 @@ class Config:
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     measured: Likelihoods = runner.measuring(Likelihoods)
-    model: str = "mlp"
-    """mlp or conv."""
-    latents: runner.Count = 10
-    """Dimensions of z."""
-    hidden: runner.Count = 400
-    """Units of the hidden layers."""
+    model: str = "mlp"  # mlp or conv.
+    latents: runner.Count = 10  # Dimensions of z.
+    hidden: runner.Count = 400  # Units of the hidden layers.
+    # bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic.
     likelihood: str = "bernoulli"
-    """bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic."""
-    std: runner.NonNegative = 0.2
-    """Of the gaussian likelihood."""
-    beta: runner.NonNegative = 1.0
-    """Weight of the KL term."""
-    latent_samples: runner.Count = 1
-    """Draws of z a training example."""
-
-
-@dataclass(frozen=True, eq=False)
-class Vae(runner.System):
-    """q(z|x) and p(x|z); images are binarized at random where the likelihood is of bits."""
-
-    encoder: nn.Module
-    decoder: nn.Module
-    likelihood: elbo.Likelihood
-    latents: int
-    binary: bool
-    beta: float = 1.0
-    draws: int = 1  # of z an example
-
-    def init(self, key: Array) -> Any:
-        key_encoder, key_decoder = jax.random.split(key)
-        x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, self.latents))
-        encoder, decoder = self.encoder.init(key_encoder, x), self.decoder.init(key_decoder, z)
-        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
-
-    def coder(self, params: Any) -> tuple[elbo.Encoder, elbo.Decoder]:
-        """x -> q(z|x) and z -> p(x|z)."""
-
-        def encode(x: Array) -> Any:
-            return self.encoder.apply({"params": params["encoder"]}, x)
-
-        def decode(z: Array) -> Any:
-            maps: Any = self.decoder.apply({"params": params["decoder"]}, z)
-            return self.likelihood.density(maps)
-
-        return encode, decode
-
-    def prepare(self, key: Array, x: Any) -> Array:
-        """Examples at the scale of the likelihood: bits drawn at random, or as models see them."""
-        if not self.binary:
-            return self.data.kind.values(x)
-        return jax.random.bernoulli(key, to_unit(x, self.data.levels)).astype(jnp.float32)
-
-    def shown(self, x: Any) -> Array:
-        """The scale of the likelihood as that of models."""
-        return 2 * x - 1 if self.binary else x
-
-    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
-        key_data, key_z = jax.random.split(key)
-        x, draws = self.prepare(key_data, batch["x"]), self.draws if now.train else 1
-        terms = elbo.elbo_terms(key_z, *self.coder(params), x, samples=draws)
-        return -terms.elbo(self.beta), {"reconstruction": terms.reconstruction, "kl": terms.kl}
-
-    def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        key_z, key_x = jax.random.split(key)
-        p_x = self.decode(weights, jax.random.normal(key_z, (len(given["label"]), self.latents)))
-        return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
-
-    def decode(self, weights: Any, z: Array) -> Any:
-        """p(x|z)."""
-        return self.coder(weights.params)[1](z)
-
-    def how(self) -> str:
-        return "p(x|z)" if isinstance(self.data.kind, Points) else "means of p(x|z), z of the prior"
+    std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
+    beta: runner.NonNegative = 1.0  # Weight of the KL term.
+    latent_samples: runner.Count = 1  # Draws of z a training example.
 
 
 def build(config: Config, data: DataSet) -> Vae:
@@ -160,124 +78,33 @@ def build(config: Config, data: DataSet) -> Vae:
     )
 
 
-# --- pictures of images ------------------------------------------------------------------------
-
-
-def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
-    """Examples and the means of p(x|mean of z), at the scale of the likelihood."""
-    x = system.prepare(key, batch["x"])
-    encode, decode = system.coder(weights.params)
-    return x, decode(encode(x).mean).mean
-
-
-def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
-    """``reconstructions.png``: original, reconstruction, original, ..."""
-    if not isinstance(trained.data.kind, Image):
-        return []
-    rows = partial(reconstruct, trained.system)
-    pairs = np.stack(trained.over("reconstructions", rows, trained.test(50), key=1), axis=1)
-    pairs = np.asarray(trained.system.shown(pairs)).reshape(-1, *trained.data.shape)
-    return [save_grid(trained.directory / "reconstructions.png", pairs, 10)]
-
-
-def decoded(trained: runner.Trained[Vae], z: Array) -> np.ndarray:
-    """Pictures of z ``[N, Z]``."""
-    system = trained.system
-    mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
-    return trained.over("decoding", mean, np.asarray(z), size=100)
-
-
-def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
-    """``interpolations.png``: the arcs between the codes of test images; the latent manifold."""
-    if not isinstance(trained.data.kind, Image):
-        return []
-    system, batch = trained.system, trained.test(20)
-    encode, _ = system.coder(trained.weights.params)
-    means = encode(system.prepare(trained.key, batch["x"])).mean
-    half = len(means) // 2
-    path = spherical_path(means[:half], means[half : 2 * half], 10).swapaxes(0, 1)
-    between = decoded(trained, path.reshape(-1, system.latents))
-    files = [save_grid(trained.directory / "interpolations.png", between, 10)]
-    if system.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
-        quantiles = norm.ppf(jnp.linspace(0.025, 0.975, 20))
-        z = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1).reshape(-1, 2)
-        files.append(save_grid(trained.directory / "manifold.png", decoded(trained, z), 20))
-    return files
-
-
-# --- measures ----------------------------------------------------------------------------------
-
-
-def bound(trained: runner.Trained[Vae]) -> list[Number]:
-    """The ELBO of the test set, its terms, and the error of reconstructions."""
-    batch, system = trained.test(), trained.system
-    scale = "binarized at random" if system.binary else "at models' scale"
-    _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
-    elbos, ema = terms["reconstruction"] - terms["kl"], f"EMA of step {trained.step}"
-    tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"
-
-    def error(weights: Any, key: Array, batch: Any) -> Array:
-        x, mean = reconstruct(system, weights, key, batch)
-        return jnp.mean((x - mean) ** 2, axis=tuple(range(1, x.ndim)))
-
-    errors = trained.over("reconstructions", error, batch, key=3, size=250)
-    how = f"mean squared error an entry, mean of p(x|mean of z), {len(errors)} test examples, {ema}"
-    return [
-        Number("elbo", float(elbos.mean()), tested),
-        Number("reconstruction", float(terms["reconstruction"].mean()), tested),
-        Number("kl", float(terms["kl"].mean()), tested),
-        Number("reconstruction_error", float(errors.mean()), how),
-    ]
-
-
-def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
-    """log p(x) of test examples by importance sampling."""
-    system, options = trained.system, trained.config.measured
-    k = options.importance_samples
-
-    def estimate(weights: Any, key: Array, batch: Any) -> Array:
-        key_data, key_z = jax.random.split(key)
-        x, coder = system.prepare(key_data, batch["x"]), system.coder(weights.params)
-        chunk = math.gcd(k, 10)
-        return elbo.importance_log_likelihood(key_z, *coder, x, samples=k, chunk=chunk)
-
-    batch = trained.test(options.likelihood_images)
-    nats = trained.over("likelihood", estimate, batch, key=4, size=250)
-    how = f"nats an example, {k} importance samples, {len(nats)} test examples"
-    return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
-
-
 DIGITS = Config(
     train=runner.Train(
         steps=12_000, batch=128, ema=0.995, steps_per_call=50, log_every=200, checkpoint_every=3000
     )
 )
 MNIST = Config(
-    data=runner.Data("mnist"),
     train=runner.Train(
         steps=8600, batch=128, ema=0.999, steps_per_call=20, log_every=100, checkpoint_every=2140
     ),
     latents=20,
 )
-POINTS = replace(DIGITS, likelihood="learned_gaussian", latents=2, hidden=200)
-PRESETS = {
-    "digits": DIGITS,
-    "mnist": MNIST,
-    "fashion_mnist": replace(MNIST, data=runner.Data("fashion_mnist")),
-    "cifar10": Config(
-        data=runner.Data("cifar10"),
-        train=runner.Train(
-            steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000
-        ),
-        model="conv",
-        latents=64,
-        likelihood="logistic",
-    ),
-    **{
-        name: replace(POINTS, data=runner.Data(name), sampling=runner.Sampling(2048, 2048))
-        for name in DENSITIES
-    },
-}
+CIFAR10 = Config(
+    train=runner.Train(steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000),
+    model="conv",
+    latents=64,
+    likelihood="logistic",
+)
+POINTS = replace(
+    DIGITS,
+    likelihood="learned_gaussian",
+    latents=2,
+    hidden=200,
+    sampling=runner.Sampling(2048, 2048),
+)
+PRESETS = runner.by_data(
+    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, cifar10=CIFAR10, points=POINTS
+)
 EXPERIMENT = runner.Experiment(
     "vae",
     __doc__,

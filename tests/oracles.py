@@ -14,6 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+# Of programs that run long: tests compile without optimization, see conftest.
+WELL = {"xla_backend_optimization_level": 1}
+
 
 @dataclass(frozen=True)
 class Gaussian:
@@ -31,13 +34,14 @@ class Gaussian:
         return -0.5 * (np.einsum("bi,ij,bj->b", d, np.linalg.inv(self.cov), d) + logdet)
 
     def denoiser(self, schedule):
-        """E[x_0|x_t] by the conditioning formula of jointly normal variables."""
-        mean, cov = jnp.asarray(self.mean, jnp.float32), jnp.asarray(self.cov, jnp.float32)
+        """E[x_0|x_t] by the conditioning of jointly normal variables, in the axes of ``cov``."""
+        values, axes = (jnp.asarray(v, jnp.float32) for v in np.linalg.eigh(self.cov))
+        mean = jnp.asarray(self.mean, jnp.float32)
 
         def one(x_t, t):
             alpha, sigma = schedule(t)
-            gain = alpha * cov @ jnp.linalg.inv(alpha**2 * cov + sigma**2 * jnp.eye(len(mean)))
-            return mean + gain @ (x_t - alpha * mean)
+            gain = alpha * values / (alpha**2 * values + sigma**2)
+            return mean + (gain * ((x_t - alpha * mean) @ axes)) @ axes.T
 
         return jax.vmap(one)
 
@@ -78,7 +82,7 @@ class Mixture:
             difference = x_t[None, :] - alpha * means
             logits = jnp.log(weights) - 0.5 * (difference**2 / variance).sum(-1)
             conditional = means + alpha * std**2 / variance * difference
-            return jax.nn.softmax(logits) @ conditional
+            return (jax.nn.softmax(logits)[:, None] * conditional).sum(axis=0)
 
         return jax.vmap(one)
 
@@ -120,6 +124,8 @@ class FullMixture:
         given = means[:, None] + jnp.einsum(
             "kij,kbj->kbi", axes, alpha * values[:, None] / variance * y
         )
+        if len(self.weights) == 1:
+            return given[0]
         return (jax.nn.softmax(log_p, axis=0)[:, :, None] * given).sum(axis=0)
 
 

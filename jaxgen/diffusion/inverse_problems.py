@@ -16,6 +16,7 @@ weights that sum to one keep the data's ([-1, 1] stays [-1, 1]).
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import chex
@@ -24,10 +25,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from jaxgen.diffusion.guidance import add_to_score
+from jaxgen.diffusion.guidance import add_to_score, inpaint
 from jaxgen.diffusion.parameterization import Denoiser, with_x_0, x_0_in
 from jaxgen.diffusion.process import Level, Schedule, expand, transition_variance
-from jaxgen.diffusion.samplers import Solver, ancestral, sample
+from jaxgen.diffusion.samplers import Solver, ancestral, resampling, resampling_times, sample
+from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
 from jaxgen.distributions import sum_event
 
 Operator = Callable[[Array], Array]  # x [B, ...] -> y [B, ...]
@@ -164,6 +166,56 @@ class Problem(NamedTuple):
         return sample(key, self.condition(denoise, y), schedule, x_t, self.times, self.solver)
 
 
+def inpainting(times: np.ndarray, mask: Array, jump: int, repeats: int) -> Problem:
+    """What lies where ``mask [1, H, W, 1]`` is 0, by RePaint (Lugmayr et al. 2022)."""
+    return Problem(
+        partial(masked, mask=mask),
+        0.0,
+        "RePaint",
+        lambda denoise, y: inpaint(denoise, y, mask),
+        resampling_times(times, jump, repeats),
+        resampling(ancestral()),
+    )
+
+
+def denoising(schedule: DiscreteSchedule, noise: float, steps: int) -> Problem:
+    """y is x_t of the time whose sigma_t/alpha_t is nearest to ``noise``: the chain goes on."""
+    level = schedule(jnp.arange(1, schedule.steps + 1))
+    ratio = np.asarray(level.sigma / level.alpha)
+    first = 1 + int(np.abs(ratio - noise).argmin())
+    return Problem(
+        identity,
+        float(ratio[first - 1]),
+        f"ancestral sampling from t = {first}",
+        lambda denoise, y: denoise,
+        respaced_times(first, min(first, steps)),
+        start=lambda y: schedule(jnp.asarray(first)).alpha * y,
+    )
+
+
+def super_resolution(
+    schedule: DiscreteSchedule, times: np.ndarray, factor: int, zeta: float
+) -> Problem:
+    """From means of squares of ``factor`` pixels a side, by DPS of step size ``zeta``."""
+    by = partial(downsample, factor=factor)
+    show = lambda y: y.repeat(factor, axis=1).repeat(factor, axis=2)  # noqa: E731
+    return Problem(by, 0.0, "DPS", _dps(schedule, by, zeta), times, show=show)
+
+
+def deblurring(
+    schedule: DiscreteSchedule, times: np.ndarray, kernel: np.ndarray, noise: float, zeta: float
+) -> Problem:
+    """From a blurred image with noise, by DPS of step size ``zeta``."""
+    by = partial(blur, kernel=jnp.asarray(kernel))
+    return Problem(by, noise, "DPS", _dps(schedule, by, zeta), times)
+
+
+def _dps(
+    schedule: DiscreteSchedule, operator: Operator, zeta: float
+) -> Callable[[Denoiser, Array], Denoiser]:
+    return lambda denoise, y: diffusion_posterior_sampling(denoise, schedule, y, operator, zeta)
+
+
 # --- operators -------------------------------------------------------------------------------
 
 
@@ -198,7 +250,7 @@ def grayscale(x: Array) -> Array:
     return 0.299 * red + 0.587 * green + 0.114 * blue
 
 
-def blur(x: Array, kernel: Array) -> Array:
+def blur(x: Array, kernel: Array | np.ndarray) -> Array:
     """The circular convolution with a kernel, channel by channel, ``[B, H, W, C]``: deblurring.
 
     ``kernel`` is ``[K, L]``, or ``[K]`` for one that is separable and the same in both directions;

@@ -22,34 +22,22 @@ from jaxgen.models.unet import UNet
 class Net:
     """The network."""
 
-    network: str = "default"
-    """unet, dit or mlp (default: unet for images, mlp for points)."""
-    channels: int = 32
-    """Of the U-Net's first level; the width of the others."""
-    multipliers: tuple[int, ...] = (1, 1)
-    """Channel factors, one a level of the U-Net."""
-    blocks: int = 1
-    """Residual blocks a level; of a DiT or a perceptron in all."""
-    attention: tuple[int, ...] = (4,)
-    """Heights of the U-Net's feature maps with self-attention."""
-    heads: int = 1
-    """Of every attention."""
-    patch: int = 2
-    """Side of the squares that are a DiT's tokens."""
-    dropout: float = 0.0
-    """In the residual blocks of the U-Net."""
-    groups: int = 8
-    """Of the U-Net's group norms."""
+    network: str = "default"  # unet, dit or mlp (default: unet for images, mlp for points).
+    channels: int = 32  # Of the U-Net's first level; the width of the others.
+    multipliers: tuple[int, ...] = (1, 1)  # Channel factors, one a level of the U-Net.
+    blocks: int = 1  # Residual blocks a level; of a DiT or a perceptron in all.
+    attention: tuple[int, ...] = (4,)  # Heights of the U-Net's feature maps with self-attention.
+    heads: int = 1  # Of every attention.
+    patch: int = 2  # Side of the squares that are a DiT's tokens.
+    dropout: float = 0.0  # In the residual blocks of the U-Net.
+    groups: int = 8  # Of the U-Net's group norms.
+    # The embedding scales and shifts the group norms instead of being added.
     scale_shift: bool = False
-    """The embedding scales and shifts the group norms instead of being added."""
-    conditional: bool = True
-    """Condition on the class."""
+    conditional: bool = True  # Condition on the class.
+    # Share of training examples whose class is hidden, for classifier-free guidance.
     unlabelled: float = 0.0
-    """Share of training examples whose class is hidden, for classifier-free guidance."""
-    bfloat16: bool = False
-    """Compute in bfloat16; parameters stay float32."""
-    remat: bool = False
-    """Compute activations again for the gradient instead of keeping them."""
+    bfloat16: bool = False  # Compute in bfloat16; parameters stay float32.
+    remat: bool = False  # Compute activations again for the gradient instead of keeping them.
 
 
 @dataclass(frozen=True)

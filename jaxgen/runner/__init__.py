@@ -15,6 +15,7 @@ from jaxgen.runner.options import (
     Sampling,
     Share,
     Train,
+    by_data,
     make_ema_decay,
     make_optimizer,
     measuring,
@@ -27,6 +28,7 @@ from jaxgen.runner.trained import Trained, open_run
 
 __all__ = [
     "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "NonNegative", "Number", "Range",
-    "Sampling", "Share", "Study", "System", "Train", "Trained", "Weights", "choose", "compared",
-    "main", "make_ema_decay", "make_optimizer", "measuring", "open_run", "quality", "samples",
+    "Sampling", "Share", "Study", "System", "Train", "Trained", "Weights", "by_data", "choose",
+    "compared", "main", "make_ema_decay", "make_optimizer", "measuring", "open_run", "quality",
+    "samples",
 ]  # fmt: skip

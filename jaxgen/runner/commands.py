@@ -7,6 +7,7 @@ after saving, to be resumed; 130 interrupted.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import sys
 import traceback
@@ -18,25 +19,16 @@ from typing import Any
 import jax
 import tyro
 
-import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.cache import keep_compiled
 from jaxgen.data.records import DataError, DataSet
 from jaxgen.data.sources import did_you_mean
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
+from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import load_data
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
-from jaxgen.runner.folders import (
-    check_directory,
-    check_trained,
-    command_of,
-    existing,
-    module_of,
-    read_config,
-    run_directory,
-)
 from jaxgen.runner.options import Run, check_ranges
-from jaxgen.runner.system import Experiment, Mistake
+from jaxgen.runner.system import Experiment, Mistake, choose
 from jaxgen.runner.trained import open_run
 from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
 from jaxgen.training.devices import OutOfMemory, tune_cpu
@@ -102,13 +94,13 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
         join(run, verbs)
     jax.config.update("jax_debug_nans", run.debug_nans)
     fresh = "train" in verbs and not run.resume
-    directory = run_directory(experiment.name, config, run, fresh)
+    directory = folders.run_directory(experiment.name, config, run, fresh)
     console.print(f"jaxgen {experiment.name}: {', '.join(verbs)} on {config.data.data}")
     console.print(f"results in {directory}")
     if "train" in verbs and jax.process_index() == 0:
-        check_directory(directory, experiment, config, run)
+        folders.check_directory(directory, experiment, config, run)
     elif "train" not in verbs:
-        check_trained(directory, experiment, config)
+        folders.check_trained(directory, experiment, config)
     data = load_data(experiment, config.data)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
@@ -192,23 +184,25 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     and is not begun anew, its own config takes the preset's place.
     """
     verbs, argv = take_verb(argv, VERBS, ALONE)
-    preset, argv = _take(argv, "--preset")
-    if preset is not None and preset not in experiment.presets:
-        raise Mistake(f"unknown preset '{preset}'{did_you_mean(preset, experiment.presets)}")
-    name = preset or peek(argv, "--data") or experiment.default.data.data
+    first, _ = early(argv, "--data", "--dir")
+    of, argv = early(argv, "--preset")
+    if of.preset is not None:
+        choose("preset", of.preset, experiment.presets)
+    name = of.preset or first.data or experiment.default.data.data
     default = experiment.presets.get(name, experiment.default)
     if "train" not in verbs or "--resume" in argv:
-        directory = peek(argv, "--dir")
-        data = peek(argv, "--data") or default.data.data
-        found = [Path(directory)] if directory else existing(experiment.name, data)
-        default = (read_config(found[-1], experiment) if found else None) or default
+        known = folders.existing(experiment.name, first.data or default.data.data)
+        known = [Path(first.dir)] if first.dir else known
+        if known and folders.is_run(known[-1]):
+            default = folders.read_config(known[-1], experiment)
     description = (
         f"{experiment.about}\n\n"
         f"Usage: [{'|'.join(VERBS + ALONE)}] [options]; without a verb, the first three in order. "
         f"--preset NAME starts from the options for {', '.join(experiment.presets)} (default: the "
         "one named as --data)."
     )
-    config, run = read_options(default, Run(), argv, command_of(module_of(experiment)), description)
+    prog = folders.command_of(folders.module_of(experiment))
+    config, run = read_options(default, Run(), argv, prog, description)
     return verbs, config, run
 
 
@@ -238,20 +232,9 @@ def take_verb(
     return (argv[0],), argv[1:]
 
 
-def peek(argv: list[str], flag: str) -> str | None:
-    """The value of ``flag value`` or ``flag=value``."""
-    for i, word in enumerate(argv):
-        if word == flag and i + 1 < len(argv):
-            return argv[i + 1]
-        if word.startswith(f"{flag}="):
-            return word.partition("=")[2]
-    return None
-
-
-def _take(argv: list[str], flag: str) -> tuple[str | None, list[str]]:
-    """:func:`peek`, and the words without it."""
-    value = peek(argv, flag) if argv[-1:] != [flag] else ""  # which no preset is called
-    if flag in argv:
-        i = argv.index(flag)
-        return value, argv[:i] + argv[i + 2 :]
-    return value, [word for word in argv if not word.startswith(f"{flag}=")]
+def early(argv: list[str], *flags: str) -> tuple[argparse.Namespace, list[str]]:
+    """The values of options that decide the defaults of others, and the words without them."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for flag in flags:
+        parser.add_argument(flag, nargs="?", const="")
+    return parser.parse_known_args(argv)

@@ -15,12 +15,7 @@ from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_bars
 from jaxgen.runner.system import END, ONLY, Weights
 from jaxgen.runner.trained import Trained
-from jaxgen.training.diagnosis import (
-    called_networks,
-    gradient_noise,
-    loss_by_time,
-    network_table,
-)
+from jaxgen.training.diagnosis import called_networks, gradient_noise, loss_by_time, network_table
 from jaxgen.training.logging import console, progress
 from jaxgen.training.step import Now, TrainState, Turn
 

@@ -15,23 +15,15 @@ import jax
 import numpy as np
 from jax import Array
 
-import jaxgen.runner.sweeps as sweeps
 from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
+from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
-from jaxgen.runner.folders import as_json, check_directory, locked, write_config
 from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
+from jaxgen.training import devices
 from jaxgen.training.checkpoints import Checkpoints, StorageError
-from jaxgen.training.devices import (
-    Placement,
-    check_divisible,
-    compile_to_fit,
-    on_one_device,
-    placement_of,
-    scan_steps,
-)
 from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit, preemption
@@ -72,7 +64,7 @@ def stages_together(
     return [stage(i, start) for i, (start, _) in enumerate(stages[0])]
 
 
-def make_placement(options: Train) -> Placement:
+def make_placement(options: Train) -> devices.Placement:
     """The devices of a run.
 
     Raises:
@@ -80,9 +72,9 @@ def make_placement(options: Train) -> Placement:
     """
     kind = choose("kind of parallelism", options.parallel, ("jit", "pmap"))
     try:
-        check_divisible(options.batch, options.accumulate)
+        devices.check_divisible(options.batch, options.accumulate)
         part = options.batch // options.accumulate
-        return placement_of(kind, options.devices, options.model_devices, part)
+        return devices.placement_of(kind, options.devices, options.model_devices, part)
     except ValueError as error:
         raise Mistake(str(error)) from error
 
@@ -102,12 +94,13 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
     check_calls(config.train, stages)
     with ExitStack() as held:
         if jax.process_index() == 0:
-            held.enter_context(locked(directory))
-            check_directory(directory, experiment, config, run)  # another may have come and gone
-            write_config(directory, experiment, config)
+            held.enter_context(folders.locked(directory))
+            # another may have come and gone
+            folders.check_directory(directory, experiment, config, run)
+            folders.write_config(directory, experiment, config)
             for member in members:
                 (directory / member.name).mkdir(exist_ok=True)
-                write_config(directory / member.name, experiment, member.config)
+                folders.write_config(directory / member.name, experiment, member.config)
         checkpoints = held.enter_context(open_checkpoints(directory, config, members))
         Fitting(stages, config, members, data, placement, checkpoints, directory, run).go(key)
 
@@ -129,7 +122,7 @@ class Fitting:
     config: Any
     members: tuple[sweeps.Member, ...]
     data: DataSet
-    placement: Placement
+    placement: devices.Placement
     checkpoints: Any
     directory: Path
     run: Run
@@ -163,7 +156,7 @@ class Fitting:
                     if state is None:
                         state = self.begin(stage, key, None)
                     elif stage.start == start:
-                        before = on_one_device(self.placement.get_state(state))
+                        before = devices.on_one_device(self.placement.get_state(state))
                         weights = jax.device_get(weights_of(before))  # bound to no device
                         state = self.begin(stage, key, weights)
                     how = {"advance": advance, "stopping": stopping, "log": log}
@@ -218,11 +211,12 @@ class Fitting:
         whole = self.config.train.steps_per_call  # checkpoints lie between calls, also where these
         # are taken apart to find a NaN
         ready = Waiting(self.batches(stage.batches, start))
-        saved: Any = [as_json(member.config) for member in self.members] or as_json(self.config)
+        saved: Any = [folders.as_json(m.config) for m in self.members]
+        saved = saved or folders.as_json(self.config)
 
         def checkpoint(done: int, state: Any) -> None:
             stored = self.placement.get_state(state)
-            score = stage.score(on_one_device(stored))
+            score = stage.score(devices.on_one_device(stored))
             log.write(done, {"validation": score})
             self.checkpoints.save(done, stored, saved, score)
 
@@ -248,10 +242,10 @@ class Fitting:
 
     def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
         """The compiled step, once it is known to fit into the memory of a device."""
-        step = step if self.options.steps_per_call == 1 else scan_steps(step)
+        step = step if self.options.steps_per_call == 1 else devices.scan_steps(step)
         if self.run.debug_nans:  # which runs a step again, operation by operation
             return self.placement.compile(step, donate=False)
-        return compile_to_fit(self.placement.compile(step), state, ready.first(), key)
+        return devices.compile_to_fit(self.placement.compile(step), state, ready.first(), key)
 
     def batches(self, count: int, start: int) -> Iterator[Any]:
         """Placed batches from step ``start`` on, ``count`` times ``--batch`` examples each.

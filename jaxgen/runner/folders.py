@@ -8,14 +8,14 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from jaxgen.runner.options import Run, from_dict, is_measuring
+from jaxgen.runner.options import Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint, StorageError
 
@@ -98,15 +98,19 @@ def write_json(path: Path, values: dict) -> None:
     os.replace(part, path)
 
 
-def read_config(directory: Path, experiment: Experiment) -> Any | None:
-    """The config of the run in a directory; None where there is no run.
+def is_run(directory: Path) -> bool:
+    """Whether a run was begun there."""
+    return (directory / "config.json").exists()
+
+
+def read_config(directory: Path, experiment: Experiment) -> Any:
+    """The config of the run in a directory.
 
     Raises:
+      NoCheckpoint: where there is no run.
       Mistake: if it is a run of another experiment, or of a version with other options.
     """
     values = _read(directory)
-    if values is None:
-        return None
     name, module = values.pop("experiment"), values.pop("module")
     if name != experiment.name:
         raise Mistake(
@@ -122,10 +126,10 @@ def read_config(directory: Path, experiment: Experiment) -> Any | None:
         ) from error
 
 
-def _read(directory: Path) -> dict[str, Any] | None:
+def _read(directory: Path) -> dict[str, Any]:
     path = directory / "config.json"
-    if not path.exists():
-        return None
+    if not is_run(directory):
+        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
     try:
         values = json.loads(path.read_text())
     except json.JSONDecodeError as error:
@@ -144,10 +148,7 @@ def experiment_in(directory: Path) -> Experiment:
       NoCheckpoint: where there is no run.
       Mistake: where that module is not found.
     """
-    values = _read(directory)
-    if values is None:
-        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
-    where = values["module"]
+    where = _read(directory)["module"]
     try:
         if not where.endswith(".py"):
             return importlib.import_module(where).EXPERIMENT
@@ -168,14 +169,13 @@ def experiment_in(directory: Path) -> Experiment:
 
 def check_directory(directory: Path, experiment: Experiment, config: Any, run: Run) -> None:
     """Refuses to train over another run, before anything is compiled or overwritten."""
-    saved = read_config(directory, experiment)
-    if saved is None:
+    if not is_run(directory):
         if run.resume:
             raise NoCheckpoint(f"no run to resume in {directory}: leave out --resume.")
         return
+    different = differences(read_config(directory, experiment), config)
     if not run.resume:
         raise Mistake(f"{directory} already holds a run: add --resume, or give another --dir.")
-    different = sorted(differences(saved, config))
     if different:
         raise Mistake(
             f"{directory} holds a run with other options ({'; '.join(different)}): "
@@ -185,10 +185,7 @@ def check_directory(directory: Path, experiment: Experiment, config: Any, run: R
 
 def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
     """Refuses to look at a run with other options than it was trained with."""
-    saved = read_config(directory, experiment)
-    if saved is None:
-        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
-    different = sorted(differences(saved, config))
+    different = differences(read_config(directory, experiment), config)
     different = [d for d in different if not d.startswith("seed ")]  # that of sampling
     if different:
         raise Mistake(
@@ -196,18 +193,16 @@ def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
         )
 
 
-def differences(theirs: Any, ours: Any) -> Iterator[str]:
+def differences(theirs: Any, ours: Any) -> list[str]:
     """What sets two configs apart that a run could not go on with."""
     # not the steps where the rate decays to 0 at them
-    free = FREE_ON_RESUME - ({"steps"} if getattr(ours, "decay", "none") != "none" else set())
-    for f in dataclasses.fields(ours):
-        a, b = getattr(theirs, f.name), getattr(ours, f.name)
-        if is_measuring(f) or f.name in free:
-            continue
-        if dataclasses.is_dataclass(b):
-            yield from differences(a, b)
-        elif a != b:
-            yield f"{f.name} is {a}, not {b}"
+    free = FREE_ON_RESUME - ({"steps"} if ours.train.decay != "none" else set())
+    pairs = zip(options_of(theirs), options_of(ours), strict=True)
+    return sorted(
+        f"{a.name} is {a.value}, not {b.value}"
+        for a, b in pairs
+        if a.value != b.value and not (a.measuring or a.name in free)
+    )
 
 
 @contextmanager

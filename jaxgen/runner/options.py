@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import optax
 
+from jaxgen.data.toy import DENSITIES
 from jaxgen.runner.system import Mistake
 from jaxgen.training.step import Decay, adam, half_life_decay
 
@@ -36,76 +37,53 @@ def measuring(kind: Callable[[], T]) -> T:
     return field(default_factory=kind, metadata={"measuring": True})
 
 
-def is_measuring(f: dataclasses.Field) -> bool:
-    """Whether a field of a config is such a section."""
-    return bool(f.metadata.get("measuring"))
-
-
 @dataclass(frozen=True)
 class Data:
     """Which data."""
 
+    # digits; a toy density (8gaussians, moons, swissroll, checkerboard); folder:PATH, pairs:PATH,
+    # domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set of tensorflow-datasets.
     data: str = "digits"
-    """digits; a toy density (8gaussians, moons, swissroll, checkerboard); folder:PATH, pairs:PATH,
-    domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set of tensorflow-datasets."""
+    # Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets).
     data_dir: str | None = None
-    """Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets)."""
-    manual_dir: str | None = None
-    """A folder with the set's original files."""
+    manual_dir: str | None = None  # A folder with the set's original files.
+    # Crop and resize images to this many pixels a side.
     image_size: Annotated[int | None, Range(1)] = None
-    """Crop and resize images to this many pixels a side."""
-    length: Count = 128
-    """Bytes in an example of text."""
+    length: Count = 128  # Bytes in an example of text.
 
 
 @dataclass(frozen=True)
 class Train:
     """How to train."""
 
-    steps: Count = 2000
-    """Updates in all."""
-    batch: Count = 64
-    """Examples a step, over all devices."""
-    learning_rate: NonNegative = 1e-3
-    """Of Adam."""
-    b1: Share = 0.9
-    """Of Adam."""
-    warmup: Natural = 0
-    """Steps of linear warm-up."""
+    steps: Count = 2000  # Updates in all.
+    batch: Count = 64  # Examples a step, over all devices.
+    learning_rate: NonNegative = 1e-3  # Of Adam.
+    b1: Share = 0.9  # Of Adam.
+    warmup: Natural = 0  # Steps of linear warm-up.
+    # Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last step.
     decay: str = "none"
-    """Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last
-    step."""
-    weight_decay: NonNegative = 0.0
-    """Decoupled, times the learning rate; of kernels alone (AdamW)."""
-    clip: Annotated[float | None, Range(0)] = None
-    """Global norm to clip the gradient at."""
-    ema: Share = 0.99
-    """Decay of the moving average of the parameters."""
+    weight_decay: NonNegative = 0.0  # Decoupled, times the learning rate; of kernels alone (AdamW).
+    clip: Annotated[float | None, Range(0)] = None  # Global norm to clip the gradient at.
+    ema: Share = 0.99  # Decay of the moving average of the parameters.
+    # In examples, in place of --ema: what was learned so long ago counts half. It is shorter in the
+    # beginning, a twentieth of the examples seen.
     ema_half_life: Annotated[float | None, Range(0)] = None
-    """In examples, in place of --ema: what was learned so long ago counts half. It is shorter in
-    the beginning, a twentieth of the examples seen."""
-    seed: Natural = 0
-    """Of initialization, data order, noise and sampling."""
+    seed: Natural = 0  # Of initialization, data order, noise and sampling.
+    # Parts of a batch whose gradients are taken one after the other, to save memory.
     accumulate: Count = 1
-    """Parts of a batch whose gradients are taken one after the other, to save memory."""
-    parallel: str = "jit"
-    """jit (sharded over the devices) or pmap."""
-    devices: Annotated[int | None, Range(1)] = None
-    """How many devices to use (default: all)."""
+    parallel: str = "jit"  # jit (sharded over the devices) or pmap.
+    devices: Annotated[int | None, Range(1)] = None  # How many devices to use (default: all).
+    # Devices that divide parameters and optimizer state among them (FSDP).
     model_devices: Count = 1
-    """Devices that divide parameters and optimizer state among them (FSDP)."""
-    steps_per_call: Count = 1
-    """Steps in one dispatch; for dense networks, and on accelerators."""
-    log_every: Count = 50
-    """Steps between rows of metrics."""
-    checkpoint_every: Count = 500
-    """Steps between checkpoints."""
-    keep: Count = 3
-    """How many of the latest checkpoints to keep, beside the best."""
+    steps_per_call: Count = 1  # Steps in one dispatch; for dense networks, and on accelerators.
+    log_every: Count = 50  # Steps between rows of metrics.
+    checkpoint_every: Count = 500  # Steps between checkpoints.
+    keep: Count = 3  # How many of the latest checkpoints to keep, beside the best.
+    # Stop after so many steps in a row whose loss or gradient was not finite.
     max_skipped: Count = 10
-    """Stop after so many steps in a row whose loss or gradient was not finite."""
+    # Train several runs in one program: seed=0,1,2 learning_rate=1e-3,2e-3 is six.
     sweep: tuple[str, ...] = ()
-    """Train several runs in one program: seed=0,1,2 learning_rate=1e-3,2e-3 is six."""
 
     @property
     def looped(self) -> bool:
@@ -117,53 +95,71 @@ class Train:
 class Sampling:
     """How many samples to draw."""
 
-    samples: Count = 500
-    """Samples to measure."""
-    sample_batch: Count = 100
-    """Samples at a time on a device."""
+    samples: Count = 500  # Samples to measure.
+    sample_batch: Count = 100  # Samples at a time on a device.
 
 
 @dataclass(frozen=True)
 class Run:
     """Which run."""
 
+    # The run's directory (default: a new one, runs/NAME-DATA-001; for sample, evaluate and --resume
+    # the newest such).
     dir: Path | None = None
-    """The run's directory (default: a new one, runs/NAME-DATA-001; for sample, evaluate and
-    --resume the newest such)."""
-    resume: bool = False
-    """Go on with the run in the directory, from its last checkpoint."""
-    checkpoint: str = "last"
-    """Which checkpoint to sample from and evaluate: last, best or a step."""
-    debug_nans: bool = False
-    """Stop at the first operation that answers NaN, and name it (slow)."""
-    profile: bool = False
-    """Write a trace of ten steps that TensorBoard and Perfetto open."""
+    resume: bool = False  # Go on with the run in the directory, from its last checkpoint.
+    checkpoint: str = "last"  # Which checkpoint to sample from and evaluate: last, best or a step.
+    debug_nans: bool = False  # Stop at the first operation that answers NaN, and name it (slow).
+    profile: bool = False  # Write a trace of ten steps that TensorBoard and Perfetto open.
+    # HOST:PORT of the first of several processes that train together, or auto where the cluster
+    # says it (SLURM, TPU pods, Kubernetes, MPI).
     coordinator: str | None = None
-    """HOST:PORT of the first of several processes that train together, or auto where the cluster
-    says it (SLURM, TPU pods, Kubernetes, MPI)."""
-    num_processes: Annotated[int | None, Range(1)] = None
-    """How many processes train together."""
-    process_id: Annotated[int | None, Range(0)] = None
-    """Which of them this is, from 0."""
+    num_processes: Annotated[int | None, Range(1)] = None  # How many processes train together.
+    process_id: Annotated[int | None, Range(0)] = None  # Which of them this is, from 0.
 
 
-def check_ranges(options: Any) -> None:
-    """Holds every option of a (nested) config to the range in its type.
+def by_data(**configs: T) -> dict[str, T]:
+    """Presets by the name of the data that each is for; ``points`` are all toy densities."""
+    presets: dict[str, Any] = {}
+    for name, config in configs.items():
+        for data in DENSITIES if name == "points" else (name,):
+            options: Any = config
+            presets[data] = replace(options, data=replace(options.data, data=data))
+    return presets
+
+
+class Option(NamedTuple):
+    """One option of a config, of whatever section."""
+
+    name: str
+    value: Any
+    range: Range | None
+    measuring: bool  # it changes nothing in training
+
+
+def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
+    """All options of a (nested) config."""
+    hints = typing.get_type_hints(type(config), include_extras=True)
+    for f in dataclasses.fields(config):
+        value, looked_at = getattr(config, f.name), measuring or "measuring" in f.metadata
+        if dataclasses.is_dataclass(value):
+            yield from options_of(value, looked_at)
+        else:
+            told = getattr(hints[f.name], "__metadata__", ())
+            ranges = [m for m in told if isinstance(m, Range)]
+            yield Option(f.name, value, ranges[0] if ranges else None, looked_at)
+
+
+def check_ranges(config: Any) -> None:
+    """Holds every option to the range in its type.
 
     Raises:
       Mistake: naming the option and its range.
     """
-    hints = typing.get_type_hints(type(options), include_extras=True)
-    for f in dataclasses.fields(options):
-        value: Any = getattr(options, f.name)
-        if dataclasses.is_dataclass(value):
-            check_ranges(value)
-            continue
-        told = getattr(hints[f.name], "__metadata__", ())
-        for low, high in (m for m in told if isinstance(m, Range)):
-            if value is not None and not low <= value <= high:
-                least = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
-                raise Mistake(f"--{f.name.replace('_', '-')} is {least}, not {value:g}.")
+    for name, value, allowed, _ in options_of(config):
+        if value is not None and allowed and not allowed.low <= value <= allowed.high:
+            low, high = allowed
+            least = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
+            raise Mistake(f"--{name.replace('_', '-')} is {least}, not {value:g}.")
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:

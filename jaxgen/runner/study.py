@@ -11,23 +11,23 @@ from typing import Any
 
 from jaxgen.data.records import DataSet, Image
 from jaxgen.evaluation.report import Number
+from jaxgen.runner import folders
 from jaxgen.runner.building import check_kind, load_data
 from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
+    early,
     parse,
-    peek,
     prepare_jax,
     read_options,
     report,
     take_verb,
 )
 from jaxgen.runner.fitting import train
-from jaxgen.runner.folders import differences, existing, new_directory, read_config, write_json
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.runner.trained import Trained, open_run
-from jaxgen.training.checkpoints import Checkpoints
+from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
@@ -45,15 +45,12 @@ class Need:
 class Which:
     """Which runs."""
 
+    # The runs to look at, one for each that is needed (default: the newest that fits; one that is
+    # lacking is trained first).
     dir: tuple[Path, ...] = ()
-    """The runs to look at, one for each that is needed (default: the newest that fits; one that is
-    lacking is trained first)."""
-    train: str = ""
-    """Options for the runs that are trained, in quotes."""
-    out: Path | None = None
-    """Where results go (default: runs/STUDY-of-RUN)."""
-    checkpoint: str = "last"
-    """Which checkpoint to look at: last, best or a step."""
+    train: str = ""  # Options for the runs that are trained, in quotes.
+    out: Path | None = None  # Where results go (default: runs/STUDY-of-RUN).
+    checkpoint: str = "last"  # Which checkpoint to look at: last, best or a step.
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,8 +73,8 @@ class Study:
     def run(self, argv: list[str]) -> None:
         """Trains what is lacking, draws and measures, as the verb and the options say."""
         verbs, argv = take_verb(argv, VERBS)
-        data = peek(argv, "--data") or ""
-        default = self.presets.get(data, next(iter(self.presets.values())))
+        first, _ = early(argv, "--data")
+        default = self.presets.get(first.data, next(iter(self.presets.values())))
         about = (
             f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
         )
@@ -97,7 +94,7 @@ class Study:
         out.mkdir(parents=True, exist_ok=True)
         console.print(f"results in {out}")
         about_runs = {name: str(run.directory) for name, run in runs.items()}
-        write_json(out / "study.json", {"runs": about_runs} | dataclasses.asdict(config))
+        folders.write_json(out / "study.json", {"runs": about_runs} | dataclasses.asdict(config))
         if "sample" in verbs:
             draw_pictures(self.pictures, runs, config, out)
         if "evaluate" in verbs:
@@ -111,12 +108,9 @@ class Study:
         loaded: dict[Any, DataSet] = {}
         for i, (name, need) in enumerate(self.needs.items()):
             directory = which.dir[i] if which.dir else ready(need, config.data, which.train)
-            own = read_config(directory, need.experiment)
-            if own is not None and own.data not in loaded:
-                loaded[own.data] = load_data(need.experiment, own.data)
-            data = loaded[own.data] if own is not None else None
-            if data is not None:
-                check_kind(self.name, self.kinds, data)
+            own = folders.read_config(directory, need.experiment).data
+            loaded[own] = data = loaded.get(own) or load_data(need.experiment, own)
+            check_kind(self.name, self.kinds, data)
             how = {"experiment": need.experiment, "data": data}
             trained = open_run(directory, which.checkpoint, **how)
             sampling = getattr(config, "sampling", None)
@@ -130,20 +124,20 @@ def ready(need: Need, data: Any, words: str) -> Path:
     _, config, _ = parse(need.experiment, argv)
     config = replace(config, data=data)
     check_ranges(config)
-    for directory in reversed(existing(need.experiment.name, data.data)):
+    for directory in reversed(folders.existing(need.experiment.name, data.data)):
         try:
-            found = read_config(directory, need.experiment)
-        except Mistake:  # a run of another version
+            found = folders.read_config(directory, need.experiment)
+        except (Mistake, NoCheckpoint):  # of another version, or not begun
             continue
-        same = found is not None and found.train.steps == config.train.steps
-        if same and not list(differences(found, config)):
+        same = found.train.steps == config.train.steps
+        if same and not folders.differences(found, config):
             with Checkpoints(directory / "checkpoints") as checkpoints:
                 if checkpoints.steps()[-1:] >= [config.train.steps]:
                     return directory
             break
     else:
-        directory = new_directory(need.experiment.name, data.data)
+        directory = folders.new_directory(need.experiment.name, data.data)
     console.print(f"{need.experiment.name} is trained first, in {directory}")
-    resume = (directory / "config.json").exists()
+    resume = folders.is_run(directory)
     train(need.experiment, config, load_data(need.experiment, data), directory, Run(resume=resume))
     return directory

@@ -19,7 +19,7 @@ from jax import Array
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import did_you_mean
-from jaxgen.runner.options import check_ranges, is_measuring
+from jaxgen.runner.options import check_ranges, options_of
 from jaxgen.runner.system import Mistake, System
 
 
@@ -77,14 +77,7 @@ def members(config: Any) -> tuple[Member, ...]:
 
 def sweepable(config: Any) -> dict[str, type]:
     """The seed and every option that is a real number, with its type."""
-    found: dict[str, type] = {"seed": int}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if dataclasses.is_dataclass(value):
-            found |= {name: kind for name, kind in sweepable(value).items() if kind is float}
-        elif isinstance(value, float):
-            found[f.name] = float
-    return found
+    return {"seed": int} | {o.name: float for o in options_of(config) if isinstance(o.value, float)}
 
 
 def override(config: Any, values: dict[str, Any]) -> Any:
@@ -97,17 +90,6 @@ def override(config: Any, values: dict[str, Any]) -> Any:
         elif dataclasses.is_dataclass(value):
             changed[f.name] = override(value, values)
     return replace(config, **changed)
-
-
-def measured(config: Any) -> set[str]:
-    """The options that change nothing in training."""
-    found: set[str] = set()
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if is_measuring(f):
-            section = dataclasses.fields(value) if dataclasses.is_dataclass(value) else (f,)
-            found |= {option.name for option in section}
-    return found
 
 
 def seeds(members: tuple[Member, ...]) -> tuple[int, ...]:
@@ -140,10 +122,11 @@ def each_member(
       Mistake: if a swept option decides what is computed, and so cannot be an argument.
     """
     base = members[0].config
+    measuring = {option.name for option in options_of(base) if option.measuring}
     traced = {
         name: jnp.array([member.values[name] for member in members], jnp.float32)
         for name in members[0].settings
-        if name not in measured(base)
+        if name not in measuring
     }
 
     def each(do: Callable[..., Any], *stacked: Any) -> Any:

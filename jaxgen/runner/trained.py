@@ -19,7 +19,7 @@ from jaxgen.runner.building import beginning, build, load_data, stage_at, stages
 from jaxgen.runner.folders import experiment_in, read_config
 from jaxgen.runner.options import Sampling
 from jaxgen.runner.system import Experiment, Mistake, System, weights_of
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.devices import Sharded
 from jaxgen.training.rows import OverRows
 
@@ -163,8 +163,6 @@ def open_run(
     directory = Path(directory)
     experiment = experiment or experiment_in(directory)
     config = config or read_config(directory, experiment)
-    if config is None:
-        raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
     data = data or load_data(experiment, config.data)
     whole = build(experiment, config, data)
     which = str(checkpoint)

@@ -18,7 +18,6 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, random_flip
-from jaxgen.data.toy import DENSITIES
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
 from jaxgen.diffusion.process import known_level, posterior_variance
@@ -29,9 +28,9 @@ from jaxgen.evaluation.report import Number
 from jaxgen.models.denoising import Denoising, Net
 from jaxgen.plotting import save_density, save_film, save_points_film
 from jaxgen.runner.pictures import columns
+from jaxgen.systems.objectives import Objective
 from jaxgen.training.step import Metrics, Now
 
-Objective = Callable[[Array, Network, Array], tuple[Array, Array]]  # (key, network, x_0) -> t, loss
 HALF = 4.8  # of the square on which densities are drawn
 
 
@@ -39,19 +38,17 @@ HALF = 4.8  # of the square on which densities are drawn
 class Reverse:
     """How to go back from noise to data, and what to measure of it."""
 
+    # Steps; heun and predictor_corrector evaluate the network twice a step.
     sample_steps: runner.Count = 50
-    """Steps; heun and predictor_corrector evaluate the network twice a step."""
+    # ancestral, ddim (eta = 0), euler, heun, heun_churned, euler_maruyama, predictor_corrector,
+    # dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m or unipc (default: the process's own).
     solver: str = "default"
-    """ancestral, ddim (eta = 0), euler, heun, heun_churned, euler_maruyama, predictor_corrector,
-    dpm_solver_2m, dpm_solver_2m_sde, dpm_solver_3m or unipc (default: the process's own)."""
+    # Weight of classifier-free guidance; 0 is one evaluation of the network a step.
     guidance: Annotated[float, runner.Range(-1)] = 0.0
-    """Weight of classifier-free guidance; 0 is one evaluation of the network a step."""
+    # Clip the estimates of x_0 to [-1, 1] (default: those of images).
     clip_samples: bool | None = None
-    """Clip the estimates of x_0 to [-1, 1] (default: those of images)."""
-    bound_images: runner.Count = 100
-    """Test examples whose likelihood is measured."""
-    bound_times: runner.Count = 100
-    """Times at which the continuous bound of each is evaluated."""
+    bound_images: runner.Count = 100  # Test examples whose likelihood is measured.
+    bound_times: runner.Count = 100  # Times at which the continuous bound of each is evaluated.
 
     def clips(self, data: DataSet) -> bool:
         """Whether the estimates of x_0 are clipped."""
@@ -255,38 +252,32 @@ def bits(
 
 # --- measures of training and network, by data set --------------------------------------------
 
-Preset = tuple[runner.Data, runner.Train, Net, runner.Sampling]
-PRESETS: dict[str, Preset] = {
-    "digits": (
-        runner.Data(),
-        runner.Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
-        Net(),
-        runner.Sampling(),
+Preset = tuple[runner.Train, Net, runner.Sampling]
+DIGITS: Preset = (
+    runner.Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
+    Net(),
+    runner.Sampling(),
+)
+MNIST: Preset = (
+    runner.Train(
+        steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
+        log_every=100, checkpoint_every=2000,
     ),
-    "mnist": (
-        runner.Data("mnist"),
-        runner.Train(
-            steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
-            log_every=100, checkpoint_every=2000,
-        ),
-        Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
-        runner.Sampling(),
+    Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
+    runner.Sampling(),
+)  # fmt: skip
+CIFAR10: Preset = (  # Ho et al. 2020, appendix B
+    runner.Train(
+        steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
+        log_every=100, checkpoint_every=10_000,
     ),
-    "cifar10": (  # Ho et al. 2020, appendix B
-        runner.Data("cifar10"),
-        runner.Train(
-            steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
-            log_every=100, checkpoint_every=10_000,
-        ),
-        Net(
-            channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1,
-            groups=32, conditional=False,
-        ),
-        runner.Sampling(samples=50_000, sample_batch=500),
+    Net(
+        channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
+        conditional=False,
     ),
-}  # fmt: skip
-PRESETS["fashion_mnist"] = (runner.Data("fashion_mnist"), *PRESETS["mnist"][1:])
-POINTS = (
+    runner.Sampling(samples=50_000, sample_batch=500),
+)  # fmt: skip
+POINTS: Preset = (
     runner.Train(
         steps=5000, batch=128, learning_rate=6e-3, warmup=100, decay="linear", clip=10.0,
         ema=0.995, steps_per_call=50, log_every=250, checkpoint_every=2500,
@@ -294,4 +285,3 @@ POINTS = (
     Net(channels=128, blocks=3),
     runner.Sampling(samples=2048, sample_batch=2048),
 )  # fmt: skip
-PRESETS |= {name: (runner.Data(name), *POINTS) for name in DENSITIES}

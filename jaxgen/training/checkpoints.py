@@ -6,7 +6,14 @@ its arrays, and one that cannot be read or has another is left for the one befor
 
 from __future__ import annotations
 
+import gc
 import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -89,6 +96,33 @@ def _set_unreadable_aside(directory: Path) -> dict[int, str]:
     return damaged
 
 
+@contextmanager
+def _without_echoes() -> Generator[None]:
+    """Reads of arrays that a failed one leaves behind say so each, in pages; one sentence will do.
+
+    Their callbacks come from threads of the storage library, and find the event loop closed.
+    """
+    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
+    level = logger.level
+
+    def hear(unraisable: Any) -> None:
+        if "Event loop is closed" not in str(unraisable.exc_value):
+            hook(unraisable)
+
+    logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = hear
+    try:
+        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+            yield
+    except Exception:
+        gc.collect()
+        time.sleep(0.2)
+        raise
+    finally:
+        logger.setLevel(level)
+        sys.unraisablehook = hook
+
+
 class Checkpoints:
     """The checkpoints of one run: state, data position, config, and a validation score.
 
@@ -164,7 +198,8 @@ class Checkpoints:
             raise NoCheckpoint(f"{wanted} in {self.directory} (there: {steps or 'none'}).")
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                state = self._read(abstract, candidate)
+                with _without_echoes():
+                    state = self._read(abstract, candidate)
             except Exception as error:  # whatever the readers of damaged files raise
                 damaged[candidate] = _reason(error)
                 continue

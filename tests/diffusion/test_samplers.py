@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Gaussian, Mixture, ancestral_gaussian_moments
+from oracles import WELL, Gaussian, Mixture, ancestral_gaussian_moments
 
 from jaxgen.diffusion.process import posterior_mean
 from jaxgen.diffusion.samplers import (
@@ -33,7 +33,7 @@ LINEAR = from_betas(linear_betas())
 N = 20_000
 
 
-@functools.partial(jax.jit, static_argnums=(1, 4, 5))
+@functools.partial(jax.jit, static_argnums=(1, 4, 5), compiler_options=WELL)
 def run(key, denoise, schedule, times, variance, shape):
     key_start, key = jax.random.split(key)
     x_T = jax.random.normal(key_start, shape)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import Mixture
+from oracles import WELL, Mixture
 
 from jaxgen.diffusion.process import posterior_mean, transition_variance
 from jaxgen.diffusion.samplers import ancestral, ddim, evaluations, sample
@@ -79,7 +79,7 @@ SOLVERS = {
 }
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=(1, 2), compiler_options=WELL)
 def draw(key, name, shape, data):
     schedule, times, solver = SOLVERS[name]
     if isinstance(schedule, VE):  # clean data are not on its curve

@@ -9,13 +9,13 @@ over.
 
 import functools
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from oracles import FullMixture
+from oracles import WELL, FullMixture
 
 from jaxgen.diffusion.guidance import classifier, classifier_free, clip_x_0, in_interval, inpaint
 from jaxgen.diffusion.inverse_problems import identity, posterior_sampling, pseudoinverse_variance
@@ -199,26 +199,36 @@ def impossible(schedule, solver, variant, prediction):
 # --- cells in one program ------------------------------------------------------------------------
 
 
+@jax.jit
+def all_levels(t):
+    """alpha and sigma of every schedule, traced once for all that ask at such times."""
+    levels = [schedule(t) for schedule in CONTINUOUS.values()]
+    return [jnp.stack(values) for values in zip(*levels, strict=True)]
+
+
+@jax.jit
+def all_times(log_snr):
+    return jnp.stack([schedule.time(log_snr) for schedule in CONTINUOUS.values()])
+
+
 @jax.tree_util.register_dataclass
 @dataclass
 class Chosen:
-    """One of several continuous schedules, by its index."""
+    """One of the continuous schedules, by its index."""
 
     index: jax.Array
-    among: tuple = field(metadata={"static": True})
 
     def __call__(self, t):
-        levels = [schedule(t) for schedule in self.among]
-        return Level(*(jnp.stack(values)[self.index] for values in zip(*levels, strict=True)))
+        return Level(*(values[self.index] for values in all_levels(t)))
 
     def time(self, log_snr):
-        return jnp.stack([schedule.time(log_snr) for schedule in self.among])[self.index]
+        return all_times(log_snr)[self.index]
 
 
 def together(discrete):
     """All schedules of a kind as one, whose first axis is mapped over."""
     if not discrete:
-        return Chosen(jnp.arange(len(CONTINUOUS)), tuple(CONTINUOUS.values()))
+        return Chosen(jnp.arange(len(CONTINUOUS)))
     return jax.tree.map(lambda *tables: np.stack(tables), *DISCRETE.values())
 
 
@@ -305,7 +315,7 @@ def drawn(name, discrete, others):
 
     for_variants = jax.vmap(draw, (None, None, 0))
     for_grids = jax.vmap(for_variants, (None, 0, None))
-    for_schedules = jax.jit(jax.vmap(for_grids, (0, 0, None)))
+    for_schedules = jax.jit(jax.vmap(for_grids, (0, 0, None)), compiler_options=WELL)
     variants = jnp.asarray(list(VARIANTS.values()))
     x, x_T = for_schedules(together(discrete), jnp.asarray(times), variants)
     return np.asarray(x, np.float64), np.asarray(x_T, np.float64)

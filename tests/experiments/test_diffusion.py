@@ -9,14 +9,16 @@ import pytest
 from PIL import Image
 from processes import arrays
 
-from experiments.distillation import FIRST, PRESETS, rounds_of
-from experiments.score_sde import WEIGHTINGS, training_times
+from experiments.distillation import PRESETS, rounds_of
+from experiments.score_sde import WEIGHTINGS
 from experiments.solvers import COMPARED
 from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import evaluations
 from jaxgen.diffusion.schedules import Sigma
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses.distillation import neighbours
+from jaxgen.systems.distillation import FIRST
+from jaxgen.systems.objectives import training_times
 from jaxgen.training.logging import read_metrics
 
 
@@ -234,7 +236,7 @@ def test_every_step_of_a_student_goes_from_noise_to_data(n, last):
 def test_the_times_of_edm_serve_weightings_that_are_integrated_over_time(key, name):
     """The mean of weight times w(t) f(t) is the integral of w f over sigma in [0.002, 80]."""
     schedule, weighting = Sigma(), WEIGHTINGS[name]
-    t, weight = training_times(schedule, name, key, 200_000)
+    t, weight = training_times(key, 200_000, schedule, True)
     f = lambda t: 1 / (1 + t)
     got = np.mean(weight * weighting(schedule, t) * f(t))
     sigma = np.geomspace(0.002, 80, 20_001)
