@@ -41,7 +41,11 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield node.module
+            modules = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
+            yield from modules or {node.module}
+
+
+NAMES = {name_of(path) for path in MODULES}
 
 
 @pytest.mark.parametrize("path", MODULES, ids=name_of)
