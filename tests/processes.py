@@ -1,5 +1,6 @@
 """Experiments as processes of their own, to be killed, stopped and joined."""
 
+import json
 import os
 import socket
 import subprocess
@@ -28,6 +29,18 @@ TINY = {
     "gan": "--channels 8 --samples 20 --discriminator-steps 2",
 }
 COMMON = "--batch 16 --log-every 2 --checkpoint-every 4"
+
+
+def results(directory):
+    """The folder of a run or study with the results that were made last."""
+    return max(Path(directory).glob("step-*"), key=lambda path: path.stat().st_mtime_ns)
+
+
+def report(directory):
+    """The report that was made last, by the names of its numbers."""
+    rows = json.loads((results(directory) / "report.json").read_text())
+    return {number["name"]: number for number in rows}
+
 
 ROOT = Path(__file__).parents[1]
 

@@ -77,7 +77,7 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     short = ["--steps-per-call", "2", "--checkpoint-every", "4"]
     out = python("flow.py", "--steps", "8", *short)
     assert "on each of 8 devices" in out
-    assert "pictures: samples.png, clouds.png" in out
+    assert "pictures: samples.png, samples.npz, clouds.png" in out
     assert "of 1000 samples" in out
     assert "chamfer_distance" in out
     python("flow.py", "train", "--steps", "4", "--dir", "parts", *short)

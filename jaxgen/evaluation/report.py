@@ -39,6 +39,7 @@ class Number:
 def write_report(path: Path, numbers: list[Number]) -> None:
     """Writes numbers with their protocols as JSON."""
     rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in numbers]
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")
 
 

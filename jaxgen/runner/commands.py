@@ -143,20 +143,22 @@ def look(
     """Samples, measures and diagnoses a run, or every member of a sweep."""
     members = sweeps.members(config)
     groups: dict[str, list[list[Number]]] = {}
+    table = directory / "report.json"
     for name, group, own in [(m.name, m.group, m.config) for m in members] or [(".", "", config)]:
         how = {"experiment": experiment, "config": own, "data": data}
         trained = open_run(directory / name, run.checkpoint, **how)
-        if "train" not in verbs:
-            console.print(f"checkpoint of step {trained.step}")
+        console.print(f"results of step {trained.step} in {trained.results}")
         if "sample" in verbs:
             draw_pictures(experiment.pictures, trained)
         if "evaluate" in verbs:
             numbers = [n for measure in experiment.measures for n in measure(trained)]
             groups.setdefault(group, []).append(numbers)
+            write_report(trained.results / "report.json", numbers)
+            table = directory / trained.made_by / "report.json"
         if "diagnose" in verbs:
-            report(diagnose(trained), trained.directory / "diagnosis.json")
+            report(diagnose(trained), trained.results / "diagnosis.json")
     if "evaluate" in verbs:
-        report(over_seeds(groups), directory / "report.json")
+        report(over_seeds(groups), table)
 
 
 def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:

@@ -80,7 +80,7 @@ def over_time(trained: Trained, batches: list[Any]) -> list[Number]:
     if "t" not in metrics:
         return []
     by_time = loss_by_time(metrics["t"], losses)
-    save_bars(trained.directory / "loss_by_time.png", *by_time, labels=("t", "loss of an example"))
+    save_bars(trained.results / "loss_by_time.png", *by_time, labels=("t", "loss of an example"))
     console.print("pictures: loss_by_time.png")
     each = len(losses) // len(by_time.time)
     return [

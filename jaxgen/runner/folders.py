@@ -7,15 +7,16 @@ import importlib
 import importlib.util
 import json
 import os
+import re
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import filelock
 
-from jaxgen.runner.options import Run, from_dict, options_of
+from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint, StorageError
 
@@ -96,6 +97,12 @@ def write_json(path: Path, values: dict) -> None:
     part = path.with_suffix(".json.part")
     part.write_text(json.dumps(values, indent=2, default=str) + "\n")
     os.replace(part, path)
+
+
+def results_name(step: int, options: Iterable[Option], usual: Mapping[str, Any]) -> str:
+    """What made the results: the step, and the options that are not as usual."""
+    unusual = [f"{o.name}={o.value}" for o in options if o.value != usual[o.name]]
+    return re.sub(r"[^\w.,=+-]+", "_", ",".join([f"step-{step}", *unusual]))[:200]
 
 
 def is_run(directory: Path) -> bool:

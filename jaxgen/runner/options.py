@@ -149,6 +149,11 @@ def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
             yield Option(f.name, value, ranges[0] if ranges else None, looked_at)
 
 
+def values_of(config: Any) -> dict[str, Any]:
+    """Each option's value by its name."""
+    return {option.name: option.value for option in options_of(config)}
+
+
 def check_ranges(config: Any) -> None:
     """Holds every option to the range in its type.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data.records import Image, Tokens, some
+from jaxgen.data.records import Image, Tokens, some, to_bytes
 from jaxgen.plotting import save_grid, save_points
 from jaxgen.runner.trained import Trained
 
@@ -18,19 +18,23 @@ def columns(trained: Trained) -> int:
     return trained.data.classes if trained.system.labelled and trained.data.classes <= 20 else 10
 
 
-def samples(trained: Trained) -> Path:
-    """``samples.png``: a grid of images, or points beside those of the data; ``samples.txt``."""
-    kind, directory = trained.data.kind, trained.directory
+def samples(trained: Trained) -> list[Path]:
+    """``samples.png``: a grid of images, or points beside those of the data; ``samples.txt``; and
+    ``samples.npz`` with all that were drawn, ``x`` (images uint8 0..255), and their conditions."""
+    kind, x = trained.data.kind, trained.draw()
+    given = trained.data.given(len(x))
+    table = trained.results / "samples.npz"
+    np.savez_compressed(table, x=to_bytes(x) if isinstance(kind, Image) else x, **given)
     if isinstance(kind, Image):
         wide = columns(trained)
-        return save_grid(directory / "samples.png", trained.draw(10 * wide), wide)
+        return [save_grid(trained.results / "samples.png", x[: 10 * wide], wide), table]
     if isinstance(kind, Tokens):
-        path = directory / "samples.txt"
-        texts = [kind.decode(x) for x in np.asarray(trained.draw(10))]
+        path = trained.results / "samples.txt"
+        texts = [kind.decode(tokens) for tokens in np.asarray(x[:10])]
         path.write_text(("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n")
-        return path
-    x = trained.draw(SHOWN)
-    real = some(trained.data.test, SHOWN)
+        return [path, table]
+    x, real = x[:SHOWN], some(trained.data.test, SHOWN)
     if x.ndim == 3:  # sets of points: all of them at once
-        x, real = x[trained.data.given(len(x))["mask"]], {"x": real["x"][real["mask"]]}
-    return save_points(directory / "samples.png", {"data": real["x"], "samples": x})
+        x, real = x[given["mask"][:SHOWN]], {"x": real["x"][real["mask"]]}
+    clouds = {"data": real["x"], "samples": x}
+    return [save_points(trained.results / "samples.png", clouds), table]

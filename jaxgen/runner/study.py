@@ -24,7 +24,7 @@ from jaxgen.runner.commands import (
     take_verb,
 )
 from jaxgen.runner.fitting import train
-from jaxgen.runner.options import Run, check_ranges
+from jaxgen.runner.options import Run, check_ranges, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.runner.trained import Trained, open_run
 from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
@@ -90,7 +90,10 @@ class Study:
         if verbs == ("train",):
             return
         looked_at = "+".join(run.directory.name for run in runs.values())
+        step, usual = max(run.step for run in runs.values()), values_of(default)
+        own = [o for o in options_of(config) if o.name not in values_of(config.data)]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
+        out = out / folders.results_name(step, own, usual)
         out.mkdir(parents=True, exist_ok=True)
         console.print(f"results in {out}")
         about_runs = {name: str(run.directory) for name, run in runs.items()}

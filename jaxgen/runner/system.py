@@ -150,3 +150,7 @@ class Experiment:
     @property
     def default(self) -> Any:
         return next(iter(self.presets.values()))
+
+    def preset(self, data: str) -> Any:
+        """The options for a data set."""
+        return self.presets.get(data, self.default)

@@ -16,8 +16,8 @@ from jax import Array
 from jaxgen.data.records import Batch, DataSet, some
 from jaxgen.evaluation.features import FeatureSpace, feature_space
 from jaxgen.runner.building import beginning, build, load_data, stage_at, stages_of
-from jaxgen.runner.folders import experiment_in, read_config
-from jaxgen.runner.options import Sampling
+from jaxgen.runner.folders import experiment_in, read_config, results_name
+from jaxgen.runner.options import Sampling, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.devices import Sharded
@@ -35,6 +35,7 @@ class Trained(Generic[S]):
     weights: Any
     config: Any
     directory: Path
+    made_by: str  # names the results: step, and options of sampling and measuring
     step: int
     key: Array
     sampling: Sampling
@@ -49,6 +50,13 @@ class Trained(Generic[S]):
         """How samples are drawn, for protocols."""
         how = self.system.how()
         return f"EMA of step {self.step}" + (f", {how}" if how else "")
+
+    @cached_property
+    def results(self) -> Path:
+        """The folder for pictures and numbers, made when it is asked for."""
+        path = self.directory / self.made_by
+        path.mkdir(parents=True, exist_ok=True)
+        return path
 
     @property
     def features(self) -> FeatureSpace:
@@ -162,7 +170,8 @@ def open_run(
     """
     directory = Path(directory)
     experiment = experiment or experiment_in(directory)
-    config = config or read_config(directory, experiment)
+    own = read_config(directory, experiment)
+    config = config or own
     data = data or load_data(experiment, config.data)
     whole = build(experiment, config, data)
     which = str(checkpoint)
@@ -178,4 +187,7 @@ def open_run(
     sampling = getattr(config, "sampling", None) or Sampling()
     system = whole.stages()[stage_at([stage.start for stage in stages], step)][1]
     weights = system.settled(weights_of(state))
-    return Trained(system, weights, config, directory, step, key, sampling)
+    usual = values_of(experiment.preset(config.data.data)) | {"seed": own.train.seed}
+    looks = [o for o in options_of(config) if o.measuring or o.name == "seed"]
+    made_by = results_name(step, looks, usual)
+    return Trained(system, weights, config, directory, made_by, step, key, sampling)

@@ -163,10 +163,10 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
     path = np.asarray(draw(jax.random.fold_in(trained.key, 2), trained.weights))
     frames = np.concatenate([path[:: max(1, len(path) // 50)], path[-1:]])
     if points:
-        return save_points_film(trained.directory / "film.gif", frames)
+        return save_points_film(trained.results / "film.gif", frames)
     # Where noise is large, each frame is shown at the scale of its own noise.
     frames = frames / np.maximum(1, frames.std(axis=(1, 2, 3, 4), keepdims=True))
-    return save_film(trained.directory / "film.gif", frames, columns(trained))
+    return save_film(trained.results / "film.gif", frames, columns(trained))
 
 
 def density(trained: runner.Trained[Diffusion]) -> list[Path]:
@@ -180,7 +180,7 @@ def density(trained: runner.Trained[Diffusion]) -> list[Path]:
         panels["data"] = np.exp(trained.data.log_prob(jnp.asarray(x)))
     panels["model"] = np.exp(log_density(trained, x, tolerance=1e-3))
     panels = {name: np.asarray(p).reshape(len(side), len(side)) for name, p in panels.items()}
-    return [save_density(trained.directory / "density.png", panels, HALF)]
+    return [save_density(trained.results / "density.png", panels, HALF)]
 
 
 # --- measures --------------------------------------------------------------------------------

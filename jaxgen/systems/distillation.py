@@ -157,7 +157,7 @@ def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
 def picture(trained: runner.Trained[Distillation]) -> Path:
     """``distillation.png``: teacher and students from the same noise."""
     shown = {name: x[:10] for name, x in trained.once("rows", lambda: rows(trained)).items()}
-    return save_rows(trained.directory / "distillation.png", shown)
+    return save_rows(trained.results / "distillation.png", shown)
 
 
 def table(trained: runner.Trained[Distillation]) -> list[Number]:

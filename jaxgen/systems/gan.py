@@ -152,7 +152,7 @@ def walks(trained: runner.Trained[Gan]) -> list[Path]:
     draw = lambda z: trained.over("latents", generate, np.asarray(z), size=100)  # noqa: E731
     path = spherical_path(jnp.asarray(z[:10]), jnp.asarray(z[10:20]), 10).swapaxes(0, 1)
     between = draw(path.reshape(-1, LATENTS))
-    files = [save_grid(trained.directory / "interpolations.png", between, 10)]
+    files = [save_grid(trained.results / "interpolations.png", between, 10)]
     if trained.features.classify is None:
         return files
     classes = trained.features.classify(draw(z))
@@ -167,5 +167,5 @@ def walks(trained: runner.Trained[Gan]) -> list[Path]:
             analogy(*map(jnp.asarray, (a, b, c))),
         ]
     if rows:
-        files.append(save_grid(trained.directory / "arithmetic.png", draw(np.stack(rows)), 4))
+        files.append(save_grid(trained.results / "arithmetic.png", draw(np.stack(rows)), 4))
     return files

@@ -111,7 +111,7 @@ def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
     rows = partial(reconstruct, trained.system)
     pairs = np.stack(trained.over("reconstructions", rows, trained.test(50), key=1), axis=1)
     pairs = np.asarray(trained.system.shown(pairs)).reshape(-1, *trained.data.shape)
-    return [save_grid(trained.directory / "reconstructions.png", pairs, 10)]
+    return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
 
 
 def decoded(trained: runner.Trained[Vae], z: Array) -> np.ndarray:
@@ -131,11 +131,11 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
     half = len(means) // 2
     path = spherical_path(means[:half], means[half : 2 * half], 10).swapaxes(0, 1)
     between = decoded(trained, path.reshape(-1, system.latents))
-    files = [save_grid(trained.directory / "interpolations.png", between, 10)]
+    files = [save_grid(trained.results / "interpolations.png", between, 10)]
     if system.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
         quantiles = norm.ppf(jnp.linspace(0.025, 0.975, 20))
         z = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1).reshape(-1, 2)
-        files.append(save_grid(trained.directory / "manifold.png", decoded(trained, z), 20))
+        files.append(save_grid(trained.results / "manifold.png", decoded(trained, z), 20))
     return files
 
 

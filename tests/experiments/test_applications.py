@@ -1,13 +1,11 @@
 """The applications of a diffusion model: the command, and its problems."""
 
-import json
-from pathlib import Path
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from processes import report, results
 
 from experiments.applications import STUDY, Config, make_problems
 from jaxgen.diffusion.schedules import from_betas, linear_betas
@@ -24,17 +22,13 @@ TINY = (
 PROBLEMS = ("inpainting", "denoising", "super_resolution", "deblurring")
 
 
-def report(directory):
-    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
-
-
 @pytest.mark.slow
 def test_one_command_draws_and_measures_everything(command):
     words = f"{TINY} --train '{MODEL}' --out run"
     status, out, err = command("applications", words, tiny=False)
     assert status == 0, err
     for name in PROBLEMS:
-        assert np.asarray(Image.open(f"run/{name}.png").convert("L")).std() > 5
+        assert np.asarray(Image.open(results("run") / f"{name}.png").convert("L")).std() > 5
         assert f"{name}.png" in out
     numbers = report("run")
     for name in PROBLEMS:

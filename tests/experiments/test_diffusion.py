@@ -1,13 +1,12 @@
 """The experiments built on diffusion, in a tiny form."""
 
-import json
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
-from processes import arrays
+from processes import arrays, report, results
 
 from experiments.distillation import PRESETS, rounds_of
 from experiments.score_sde import WEIGHTINGS
@@ -20,10 +19,6 @@ from jaxgen.losses.distillation import neighbours
 from jaxgen.systems.distillation import FIRST
 from jaxgen.systems.objectives import training_times
 from jaxgen.training.logging import read_metrics
-
-
-def report(directory):
-    return {n["name"]: n for n in json.loads(Path(directory, "report.json").read_text())}
 
 
 def height(path):
@@ -41,7 +36,7 @@ def test_score_sde_in_one_command(command):
     assert "probability-flow ODE" in numbers["ode_bits_per_dimension"]["protocol"]
     # an untrained network knows no more than which values pixels take, and a little less
     assert 1 < numbers["continuous_bound_bits_per_dimension"]["value"] < 12
-    assert {p.name for p in Path("run").glob("*.*")} >= {"samples.png", "film.gif"}
+    assert {p.name for p in results("run").glob("*.*")} >= {"samples.png", "film.gif"}
 
 
 POINTS = (
@@ -77,7 +72,7 @@ def test_points_in_one_command(command, name, data, words):
         assert "exact trace" in numbers["ode_log_likelihood"]["protocol"]
     for picture in pictures:
         assert picture in out
-        assert np.asarray(Image.open(Path("run", picture)).convert("L")).std() > 5
+        assert np.asarray(Image.open(results("run") / picture).convert("L")).std() > 5
 
 
 @pytest.mark.slow
@@ -99,7 +94,7 @@ def test_guidance_is_drawn_over_its_weight(command):
     numbers = report("out")
     for weight in ("-1", "0", "2"):
         assert np.isfinite(numbers[f"frechet_distance, {weight}"]["value"])
-    assert height("out/weights.png") == 3 * height_of_a_row()
+    assert height(results("out") / "weights.png") == 3 * height_of_a_row()
 
 
 @pytest.mark.slow
@@ -108,7 +103,7 @@ def test_every_kind_of_process_trains_and_samples(command, process):
     words = f"--process {process} --weighting edm --devices 1 --dir run"
     assert command("score_sde", "train --steps 4", words)[0] == 0
     assert command("score_sde", "sample --dir run --solver dpm_solver_3m")[0] == 0
-    assert np.asarray(Image.open("run/samples.png").convert("L")).std() > 5
+    assert np.asarray(Image.open(results("run") / "samples.png").convert("L")).std() > 5
 
 
 def test_processes_and_solvers_fit_together():
@@ -173,7 +168,7 @@ def test_distillation_in_one_command(command):
     numbers = report("run")
     rows = ["teacher, 4", "teacher, 2", "teacher, 1", "student, 2", "student, 1"]
     assert {n.partition(", ")[2] for n in numbers} == set(rows)
-    assert height("run/distillation.png") == 5 * height_of_a_row()
+    assert height(results("run") / "distillation.png") == 5 * height_of_a_row()
     at_4, at_6, at_8 = arrays("run", 4), arrays("run", 6), arrays("run", 8)
     of = "['of']['model']"
     leaves = [leaf.removeprefix(f"{of}['ema']") for leaf in at_4 if leaf.startswith(f"{of}['ema']")]

@@ -1,17 +1,17 @@
 """The numbers the README gives: minutes long, run with ``pytest -m slow``."""
 
-import json
 import time
 from pathlib import Path
 
 import pytest
+from processes import report
 
 MNIST = Path(__file__).parents[3] / "shared" / "data" / "mnist"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 
-def report(directory):
-    return {n["name"]: n["value"] for n in json.loads(Path(directory, "report.json").read_text())}
+def values(directory):
+    return {name: number["value"] for name, number in report(directory).items()}
 
 
 def test_solvers_on_digits(command):
@@ -19,11 +19,10 @@ def test_solvers_on_digits(command):
     assert command("ddpm", "train --devices 1 --dir run", tiny=False)[0] == 0
     words = "evaluate --dir run --samples 2000 --sample-batch 500"
     assert command("solvers", words, tiny=False)[0] == 0
-    numbers = json.loads(Path("runs/solvers-of-run/report.json").read_text())
     distance = {
-        n["name"].removeprefix("frechet_distance, "): n["value"]
-        for n in numbers
-        if n["name"].startswith("frechet")
+        name.removeprefix("frechet_distance, "): value
+        for name, value in values("runs/solvers-of-run").items()
+        if name.startswith("frechet")
     }
     falling = [distance[f"DDIM, {steps}"] for steps in (10, 20, 50, 100)]
     assert falling == sorted(falling, reverse=True)
@@ -39,7 +38,7 @@ def timed(command, *words):
 
 def test_ddpm_on_digits(command):
     seconds = timed(command, "ddpm", "--devices 1 --dir run")
-    numbers = report("run")
+    numbers = values("run")
     assert numbers["svm_class_agreement"] >= 0.97
     assert numbers["nearest_training_image"] > 0.5 * numbers["nearest_training_image_of_test"]
     assert seconds < 300
@@ -49,26 +48,26 @@ def test_ddpm_on_digits(command):
 def test_the_exercise_of_the_swiss_roll(command, seed):
     """5000 updates of batch 128: 2048 samples nearer than 20, those of 50 steps of DDIM than 60."""
     seconds = timed(command, "ddpm", f"--data swissroll --seed {seed} --devices 1 --dir run")
-    assert report("run")["chamfer_distance"] < 20
+    assert values("run")["chamfer_distance"] < 20
     words = "evaluate --dir run --solver ddim --sample-steps 50"
     assert command("ddpm", words, tiny=False)[0] == 0
-    assert report("run")["chamfer_distance"] < 60
+    assert values("run")["chamfer_distance"] < 60
     assert seconds < 90
 
 
 def test_vae_on_digits(command):
     assert timed(command, "vae", "--devices 1 --dir run") < 180
-    numbers = report("run")
+    numbers = values("run")
     assert numbers["elbo"] < numbers["log_likelihood"]
 
 
 def test_gan_on_digits(command):
     assert timed(command, "gan", "--devices 1 --dir run") < 180
-    assert report("run")["classes_covered"] == 10
+    assert values("run")["classes_covered"] == 10
 
 
 @pytest.mark.skipif(not MNIST.is_dir(), reason="the real MNIST files are not here")
 def test_vae_on_mnist_through_tfds(command, tmp_path):
     words = f"--data mnist --manual-dir {MNIST} --data-dir {tmp_path}/tfds --devices 1 --dir run"
     timed(command, "vae", words)
-    assert report("run")["elbo"] >= -106  # a 400-unit MLP with 20 latents, 20 epochs
+    assert values("run")["elbo"] >= -106  # a 400-unit MLP with 20 latents, 20 epochs

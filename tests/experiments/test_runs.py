@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from processes import arrays
+from processes import arrays, report, results
 
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
@@ -29,18 +29,18 @@ def test_one_command_leaves_everything(command, name):
     assert status == 0
     run = Path(f"runs/{name}-digits-001")
     assert f"results in {run}" in out
-    files = {p.name for p in run.iterdir()}
-    expected = {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "curves.png"}
-    assert files >= expected | {"report.json"} | PICTURES[name]
+    files, made = {p.name for p in run.iterdir()}, results(run)
+    assert files >= {"checkpoints", "config.json", "metrics.jsonl", "tensorboard", "curves.png"}
+    assert {p.name for p in made.iterdir()} >= {"report.json", "samples.npz"} | PICTURES[name]
     for picture in PICTURES[name]:
         assert picture in out
-        assert np.asarray(Image.open(run / picture).convert("L")).std() > 5
-    report = {n["name"]: n for n in json.loads((run / "report.json").read_text())}
-    assert report.keys() >= NUMBERS[name] | {"frechet_distance", "nearest_training_image"}
-    for name_, number in report.items():
+        assert np.asarray(Image.open(made / picture).convert("L")).std() > 5
+    numbers = report(run)
+    assert numbers.keys() >= NUMBERS[name] | {"frechet_distance", "nearest_training_image"}
+    for name_, number in numbers.items():
         assert np.isfinite(number["value"])
         assert name_ in out
-    assert "EMA of step 8" in report["frechet_distance"]["protocol"]
+    assert "EMA of step 8" in numbers["frechet_distance"]["protocol"]
     assert json.loads((run / "config.json").read_text())["train"]["steps"] == 8
     rows = read_metrics(run / "metrics.jsonl")
     assert {row["step"] for row in rows} == {2, 4, 6, 8}
@@ -99,15 +99,22 @@ def test_verbs_one_by_one(command):
     status, out, _ = command("vae", "sample", tiny=False)
     assert status == 0
     assert "runs/vae-digits-002" in out
-    assert "checkpoint of step 8" in out
-    assert not Path("runs/vae-digits-002/manifold.png").exists()  # three latents, as it was trained
+    assert "results of step 8 in runs/vae-digits-002/step-8" in out
+    made = results("runs/vae-digits-002")
+    assert not (made / "manifold.png").exists()  # three latents, as it was trained
     status, out, _ = command(
         "vae", "evaluate --dir runs/vae-digits-001 --checkpoint 4 --samples 30", tiny=False
     )
     assert status == 0
     assert "30 samples" in out
-    assert Path("runs/vae-digits-001/report.json").exists()
-    assert command("vae", "sample --checkpoint best", tiny=False)[0] == 0
+    assert "samples=30" in results("runs/vae-digits-001").name
+    assert report("runs/vae-digits-001")
+    assert command("vae", "sample --checkpoint best --samples 7", tiny=False)[0] == 0
+    assert len(np.load(made / "samples.npz")["x"]) == 20  # the first ones are kept
+    with np.load(results("runs/vae-digits-002") / "samples.npz") as kept:
+        assert kept["x"].shape == (7, 8, 8, 1)
+        assert kept["x"].dtype == np.uint8
+        np.testing.assert_array_equal(kept["label"], np.arange(7))
 
 
 def test_the_best_checkpoint_is_kept(command):
@@ -129,8 +136,8 @@ def test_a_folder_of_images_with_odd_sizes_and_no_classes(command, tmp_path, nam
         Image.fromarray(x).save(tmp_path / f"{i:02}.png")
     status, _, err = command(name, f"--data folder:{tmp_path} --steps 4 --dir run")
     assert status == 0, err
-    assert "pixel PCA features" in Path("run/report.json").read_text()
-    assert Image.open("run/samples.png").mode == "RGB"
+    assert "pixel PCA features" in (results("run") / "report.json").read_text()
+    assert Image.open(results("run") / "samples.png").mode == "RGB"
 
 
 @pytest.mark.parametrize("name", ["vae", pytest.param("ddpm", marks=pytest.mark.slow)])
@@ -139,13 +146,14 @@ def test_a_model_can_be_diagnosed(command, name):
     status, out, err = command(name, "diagnose --dir run", tiny=False)
     assert status == 0, err
     assert "Total Parameters" in out
-    report = {n["name"]: n for n in json.loads(Path("run/diagnosis.json").read_text())}
-    noise = report["gradient_noise"]["value"] / report["gradient_signal"]["value"]
-    np.testing.assert_allclose(report["gradient_noise_scale"]["value"], noise)
+    rows = json.loads((results("run") / "diagnosis.json").read_text())
+    numbers = {number["name"]: number for number in rows}
+    noise = numbers["gradient_noise"]["value"] / numbers["gradient_signal"]["value"]
+    np.testing.assert_allclose(numbers["gradient_noise_scale"]["value"], noise)
     rows = read_metrics(Path("run/metrics.jsonl"))
     assert {"grad_norm", "param_norm", "update_norm", "skipped"} <= rows[0].keys()
     if name == "ddpm":
-        losses = [n["value"] for k, n in report.items() if k.startswith("loss, t = ")]
+        losses = [n["value"] for k, n in numbers.items() if k.startswith("loss, t = ")]
         assert len(losses) == 10
         np.testing.assert_allclose(losses, 1, rtol=0.3)  # a new network answers 0
-        assert np.asarray(Image.open("run/loss_by_time.png").convert("L")).std() > 5
+        assert np.asarray(Image.open(results("run") / "loss_by_time.png").convert("L")).std() > 5

@@ -1,11 +1,10 @@
 """Several runs in one program: each equals the run that is trained alone."""
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import arrays, mismatches
+from processes import arrays, mismatches, report
 
 from experiments import vae
 from jaxgen.evaluation.report import Number, over_seeds
@@ -106,12 +105,11 @@ def test_a_sweep_has_a_table_of_means_and_its_members_are_ordinary_runs(command)
     assert command("vae", f"train --steps 4 --dir sweep --sweep {GRID['vae'][0]}")[0] == 0
     status, _, err = command("vae", "evaluate --dir sweep --samples 20", tiny=False)
     assert status == 0, err
-    table = {n["name"]: n for n in json.loads(Path("sweep/report.json").read_text())}
+    table = report("sweep")
     elbo = {}
     for folder in Path("sweep").glob("seed=*"):
         assert command("vae", f"evaluate --dir sweep/{folder.name}", tiny=False)[0] == 0
-        report = json.loads((folder / "report.json").read_text())
-        elbo[folder.name] = next(n["value"] for n in report if n["name"] == "elbo")
+        elbo[folder.name] = report(folder)["elbo"]["value"]
     for beta in ("0.5", "2"):
         values = [v for k, v in elbo.items() if k.endswith(f"beta={beta}")]
         row = table[f"elbo, beta={beta}"]

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import arrays, mismatches
+from processes import arrays, mismatches, report, results
 
 from jaxgen.runner import main, open_run
 from jaxgen.training.logging import read_metrics
@@ -28,8 +28,8 @@ def run(tmp_path, monkeypatch, capsys):
     return command
 
 
-def report(directory):
-    return {n["name"]: n["value"] for n in json.loads(Path(directory, "report.json").read_text())}
+def values(directory):
+    return {name: number["value"] for name, number in report(directory).items()}
 
 
 def test_a_byte_model_goes_on_from_its_prompt(run):
@@ -41,7 +41,7 @@ def test_a_byte_model_goes_on_from_its_prompt(run):
     bits = [row["bits_per_byte"] for row in rows if "bits_per_byte" in row]
     assert bits[-1] < 0.3 < bits[0]
     run("byte_model", "sample --dir run --prompt fgha")
-    drawn = Path("run/samples.txt").read_text().split("\n\n" + "-" * 40 + "\n\n")
+    drawn = (results("run") / "samples.txt").read_text().split("\n\n" + "-" * 40 + "\n\n")
     assert len(drawn) == 10
     want = ("abcdefgh" * 5)[5:29]
     assert sum(text.strip() == want for text in drawn) >= 8
@@ -70,7 +70,7 @@ def test_a_memory_of_two_players_is_kept_and_resumed_to_the_bit(run):
     assert mismatches({"": pool}, {"": arrays("whole", 10)["['of']['critic']['memory']['pool']"]})
     run("pool", "sample --dir parts")
     run("pool", "evaluate --dir parts")
-    assert report("parts")["sliced_wasserstein"] > 0
+    assert values("parts")["sliced_wasserstein"] > 0
 
 
 def test_a_network_grows_and_is_resumed_after_it_grew(run):
@@ -97,7 +97,7 @@ def test_a_cascade_opens_the_run_that_it_goes_on_from(run):
     assert "name it with --base" in run("cascade", "train --dir fine", status=2)
     run("coarse", "train --dir coarse")
     run("cascade", "--base coarse --dir fine")
-    numbers = report("fine")
+    numbers = values("fine")
     assert numbers["modes_covered"] == 1
     assert numbers["outside_support"] < 0.05
     assert open_run("fine").draw(10).shape == (10, 2)  # which opens the other
@@ -110,8 +110,9 @@ def test_a_study_trains_the_run_that_is_lacking(run):
     assert "runs/pool-moons-001 " not in said
     out = Path("runs/rates-of-pool-moons-002+pool-moons-001")
     assert report(out).keys() == {"slow", "fast"}
-    assert (out / "clouds.png").exists()
-    assert json.loads((out / "study.json").read_text())["runs"]["fast"] == "runs/pool-moons-001"
+    assert (results(out) / "clouds.png").exists()
+    about = json.loads((results(out) / "study.json").read_text())
+    assert about["runs"]["fast"] == "runs/pool-moons-001"
     assert "trained first" not in run("rates", "evaluate")
     Path("runs/pool-moons-001/config.json").rename("kept")  # as if another had it
     assert "pool is trained first" in run("rates", "train")
