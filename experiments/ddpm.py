@@ -24,8 +24,8 @@ from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.diffusion import samplers, schedules
 from jaxgen.diffusion.process import posterior_variance
 from jaxgen.diffusion.solvers import SOLVERS
-from jaxgen.models.denoising import Net, denoising_network
 from jaxgen.systems import diffusion
+from jaxgen.systems.denoising import Net, denoising_network
 from jaxgen.systems.diffusion import Diffusion, Reverse, density, film, likelihoods
 from jaxgen.systems.objectives import eps_and_nu, hybrid, simple
 

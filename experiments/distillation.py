@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from experiments import score_sde
 from jaxgen import runner
 from jaxgen.data.records import DataSet
-from jaxgen.models.denoising import Net
+from jaxgen.systems.denoising import Net
 from jaxgen.systems.distillation import Distillation, picture, table
 
 FIRST = 0.02  # the time at which a consistency function is the identity

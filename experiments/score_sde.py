@@ -34,8 +34,8 @@ from jaxgen.diffusion.samplers import check_sampling
 from jaxgen.diffusion.schedules import Shifted
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses import denoising as losses
-from jaxgen.models.denoising import Net, denoising_network
 from jaxgen.systems import diffusion
+from jaxgen.systems.denoising import Net, denoising_network
 from jaxgen.systems.diffusion import Diffusion, Reverse, density, film, likelihoods
 from jaxgen.systems.objectives import weighted
 

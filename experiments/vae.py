@@ -42,8 +42,9 @@ class Config:
     model: str = "mlp"  # mlp or conv.
     latents: runner.Count = 10  # Dimensions of z.
     hidden: runner.Count = 400  # Units of the hidden layers.
-    # bernoulli (on images binarized at random), gaussian, learned_gaussian or logistic.
-    likelihood: str = "bernoulli"
+    # bernoulli (of images binarized at random), gaussian, learned_gaussian or logistic (default:
+    # bernoulli for grey images, logistic for coloured ones, learned_gaussian for points).
+    likelihood: str = "default"
     std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
     beta: runner.NonNegative = 1.0  # Weight of the KL term.
     latent_samples: runner.Count = 1  # Draws of z a training example.
@@ -51,10 +52,10 @@ class Config:
 
 def build(config: Config, data: DataSet) -> Vae:
     """The VAE of the options."""
-    name, points = (
-        runner.choose("likelihood", config.likelihood, LIKELIHOODS),
-        isinstance(data.kind, Points),
-    )
+    points = isinstance(data.kind, Points)
+    usual = "learned_gaussian" if points else "logistic" if data.shape[-1] > 1 else "bernoulli"
+    name = usual if config.likelihood == "default" else config.likelihood
+    runner.choose("likelihood", name, LIKELIHOODS)
     if points and name in ("bernoulli", "logistic"):
         raise ValueError("points have a density: use --likelihood learned_gaussian or gaussian.")
     likelihoods = {
@@ -93,11 +94,9 @@ CIFAR10 = Config(
     train=runner.Train(steps=20_000, batch=128, ema=0.999, log_every=100, checkpoint_every=2000),
     model="conv",
     latents=64,
-    likelihood="logistic",
 )
 POINTS = replace(
     DIGITS,
-    likelihood="learned_gaussian",
     latents=2,
     hidden=200,
     sampling=runner.Sampling(2048, 2048),

@@ -68,6 +68,21 @@ def known_level(schedule: Schedule, t: Any) -> Level | None:
     return jax.tree.map(np.asarray, level)
 
 
+def check_prior(schedule: Schedule, t: Any) -> None:
+    """Sampling begins with noise alone, so little may be left of the data beside it.
+
+    Raises:
+      ValueError: if alpha_t is more than a tenth of sigma_t at the time ``t`` where it begins.
+    """
+    level = known_level(schedule, t)
+    if level is not None and level.alpha > 0.1 * level.sigma:
+        raise ValueError(
+            f"sampling begins with noise alone, and at t = {np.asarray(t):g} the schedule keeps "
+            f"{level.alpha:.2g} of the data beside noise of {level.sigma:.2g}: take larger betas, "
+            "or a later time."
+        )
+
+
 def expand(coefficient: Array, x: Array) -> Array:
     """Reshapes a scalar or ``[B]`` coefficient to multiply ``x [B, ...]``."""
     coefficient = jnp.asarray(coefficient)

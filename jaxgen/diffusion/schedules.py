@@ -80,16 +80,29 @@ def from_betas(beta: np.ndarray) -> DiscreteSchedule:
     return DiscreteSchedule(alpha.astype(np.float32), sigma.astype(np.float32))
 
 
-def linear_betas(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> np.ndarray:
-    """beta_t linear in t from ``first`` to ``last``, ``[T]`` (Ho et al. 2020, section 4)."""
-    return np.linspace(first, last, steps)
+def linear_betas(
+    steps: int = 1000, first: float | None = None, last: float | None = None
+) -> np.ndarray:
+    """beta_t linear in t from ``first`` to ``last``, ``[T]`` (Ho et al. 2020, section 4).
+
+    By default 0.1/T and 20/T, at most 0.999: the paper's 1e-4 and 0.02 where T is 1000, and as much
+    noise at the end of a chain of any other length.
+    """
+    first = 0.1 / steps if first is None else first
+    last = 20 / steps if last is None else last
+    return np.minimum(np.linspace(first, last, steps), 0.999)
 
 
 def scaled_linear_betas(
-    steps: int = 1000, first: float = 0.00085, last: float = 0.012
+    steps: int = 1000, first: float | None = None, last: float | None = None
 ) -> np.ndarray:
-    """sqrt(beta_t) linear in t, ``[T]``, as in latent diffusion (Rombach et al. 2022)."""
-    return np.linspace(first**0.5, last**0.5, steps) ** 2
+    """sqrt(beta_t) linear in t, ``[T]``, as in latent diffusion (Rombach et al. 2022).
+
+    By default from 0.85/T to 12/T, at most 0.999, as in :func:`linear_betas`.
+    """
+    first = 0.85 / steps if first is None else first
+    last = 12 / steps if last is None else last
+    return np.minimum(np.linspace(first**0.5, last**0.5, steps) ** 2, 0.999)
 
 
 def betas_of(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -144,9 +145,14 @@ def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
         if dataclasses.is_dataclass(value):
             yield from options_of(value, looked_at)
         else:
-            told = getattr(hints[f.name], "__metadata__", ())
-            ranges = [m for m in told if isinstance(m, Range)]
-            yield Option(f.name, value, ranges[0] if ranges else None, looked_at)
+            yield Option(f.name, value, range_in(hints[f.name]), looked_at)
+
+
+def range_in(hint: Any) -> Range | None:
+    """The range in a type, or in that of its entries."""
+    found = [m for m in getattr(hint, "__metadata__", ()) if isinstance(m, Range)]
+    found += [r for part in typing.get_args(hint) if (r := range_in(part))]
+    return found[0] if found else None
 
 
 def values_of(config: Any) -> dict[str, Any]:
@@ -161,10 +167,15 @@ def check_ranges(config: Any) -> None:
       Mistake: naming the option and its range.
     """
     for name, value, allowed, _ in options_of(config):
-        if value is not None and allowed and not allowed.low <= value <= allowed.high:
-            low, high = allowed
-            least = f"at least {low:g}" if high == float("inf") else f"in {low:g}..{high:g}"
-            raise Mistake(f"--{name.replace('_', '-')} is {least}, not {value:g}.")
+        for x in value if isinstance(value, tuple) else (value,):
+            if not isinstance(x, int | float):
+                continue
+            flag, (low, high) = f"--{name.replace('_', '-')}", allowed or Range(-math.inf)
+            if not math.isfinite(x):
+                raise Mistake(f"{flag} is a finite number, not {x:g}.")
+            if not low <= x <= high:
+                least = f"at least {low:g}" if high == math.inf else f"in {low:g}..{high:g}"
+                raise Mistake(f"{flag} is {least}, not {x:g}.")
 
 
 def from_dict(kind: type, values: dict[str, Any]) -> Any:

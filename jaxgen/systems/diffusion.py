@@ -20,14 +20,14 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, random_flip
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
-from jaxgen.diffusion.process import known_level, posterior_variance
+from jaxgen.diffusion.process import check_prior, known_level, posterior_variance
 from jaxgen.diffusion.samplers import Solver, Variance, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
 from jaxgen.evaluation.report import Number
-from jaxgen.models.denoising import Denoising, Net
 from jaxgen.plotting import save_density, save_film, save_points_film
 from jaxgen.runner.pictures import columns
+from jaxgen.systems.denoising import Denoising, Net
 from jaxgen.systems.objectives import Objective
 from jaxgen.training.step import Metrics, Now
 
@@ -73,6 +73,9 @@ class Diffusion(runner.System):
     looped: bool = False  # gradients are taken inside a loop
     variance: Variance = posterior_variance  # of the bound, where none is learned
     bound_times: int = 100
+
+    def __post_init__(self) -> None:
+        check_prior(self.schedule, self.times[0])
 
     def init(self, key: Array) -> Any:
         return self.network.init(key)
@@ -263,7 +266,7 @@ MNIST: Preset = (
         steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
         log_every=100, checkpoint_every=2000,
     ),
-    Net(channels=64, multipliers=(1, 2, 2), blocks=1, attention=(7,), groups=32),
+    Net(channels=64, multipliers=(1, 2, 2), blocks=1, groups=32),
     runner.Sampling(),
 )  # fmt: skip
 CIFAR10: Preset = (  # Ho et al. 2020, appendix B

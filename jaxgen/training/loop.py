@@ -123,8 +123,9 @@ def _collect(
         if np.all(in_a_row >= limit):
             first = done - len(bad) + 1 + i - limit + 1
             raise NonFiniteLoss(
-                f"the loss or its gradient is not finite from step {first} on ({limit} in a row): "
-                "lower the learning rate, clip the gradient, or find the operation by --debug-nans."
+                "the loss, its gradient or its update is not finite from step "
+                f"{first} on ({limit} in a row): lower the learning rate, clip the gradient, or "
+                "find the operation by --debug-nans."
             )
     kept = np.sum(~bad, axis=0)
     kept = np.where(kept, kept, np.nan)  # no mean of nothing

@@ -129,10 +129,10 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """One update: gradient, mean over devices, optimizer, EMA.
 
-    Where the loss or the gradient is not finite the update is skipped: everything but the step
-    count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
-    share of the batch: gradients, memory and metrics are averaged over ``axis_name``.
-    ``accumulate`` is the ``parts`` of :func:`gradient`.
+    Where the loss, the gradient or what it makes of the parameters is not finite the update is
+    skipped: everything but the step count stays as it was, and the metric ``skipped`` is 1. Under
+    ``pmap`` each device sees its share of the batch: gradients, memory and metrics are averaged
+    over ``axis_name``. ``accumulate`` is the ``parts`` of :func:`gradient`.
 
     Raises:
       ValueError: for a metric that has the name of one of the step's own.
@@ -160,12 +160,13 @@ def descend(
         ema=optax.incremental_update(params, state.ema, 1 - decay),
         memory=memory,
     )
-    finite = jnp.isfinite(metrics["loss"]) & jnp.isfinite(grad_norm)
+    param_norm = optax.tree.norm(params)
+    finite = jnp.isfinite(jnp.stack([metrics["loss"], grad_norm, param_norm])).all()
     new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
     norms = {
         "grad_norm": grad_norm,
         "update_norm": optax.tree.norm(updates),
-        "param_norm": optax.tree.norm(new_state.params),
+        "param_norm": param_norm,
     }
     skipped = 1 - finite.astype(jnp.int32)
     return replace(new_state, step=state.step + 1), {**metrics, **norms, "skipped": skipped}

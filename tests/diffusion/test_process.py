@@ -5,6 +5,7 @@ import pytest
 
 from jaxgen.diffusion.process import (
     Level,
+    check_prior,
     diffuse,
     marginal,
     posterior_mean,
@@ -12,7 +13,13 @@ from jaxgen.diffusion.process import (
     transition,
     transition_variance,
 )
-from jaxgen.diffusion.schedules import cosine_betas, from_betas, linear_betas
+from jaxgen.diffusion.schedules import (
+    VP,
+    cosine_betas,
+    from_betas,
+    linear_betas,
+    scaled_linear_betas,
+)
 
 BETAS = {"linear": linear_betas(), "cosine": cosine_betas(), "short": linear_betas(10, 0.05, 0.5)}
 
@@ -101,3 +108,23 @@ def test_wrong_shapes_are_refused():
         diffuse(jnp.ones((2, 3)), jnp.ones((2, 3)), schedule(jnp.ones((3,), int)))
     with pytest.raises(AssertionError):
         diffuse(jnp.ones((2, 3)), jnp.ones((2, 1)), schedule(jnp.ones((2,), int)))
+
+
+@pytest.mark.parametrize("steps", [10, 30, 100, 1000, 4000])
+@pytest.mark.parametrize("betas", [linear_betas, scaled_linear_betas, cosine_betas])
+def test_a_chain_of_any_length_ends_in_the_prior(steps, betas):
+    """As much of the data is left at the end as of the paper's chain of 1000."""
+    check_prior(from_betas(betas(steps)), steps)
+    if steps >= 100 and betas is not cosine_betas:
+        alpha = [from_betas(betas(n)).alpha[-1] for n in (steps, 1000)]
+        np.testing.assert_allclose(alpha[0], alpha[1], rtol=0.4)
+
+
+def test_a_schedule_that_ends_far_from_the_prior_is_refused():
+    """The paper's betas over 100 steps: alpha_T^2 = prod(1 - beta) = 0.364."""
+    schedule = from_betas(linear_betas(100, 1e-4, 0.02))
+    with pytest.raises(ValueError, match=r"at t = 100 the schedule keeps 0\.6 .* noise of 0\.8"):
+        check_prior(schedule, 100)
+    with pytest.raises(ValueError, match="begins with noise alone"):
+        check_prior(VP(), 0.5)
+    jax.jit(lambda t: check_prior(VP(), t))(0.5)  # it is not known yet

@@ -34,6 +34,12 @@ CASES = {
     "network": ("ddpm", "--network mlp", r"no network 'mlp' .*: there is unet or dit"),
     "folder": ("vae", "--data folder:nowhere", "there is no folder nowhere"),
     "steps": ("ddpm", "--sample-steps 21", r"sampling steps must be in 1\.\.20, got 21"),
+    "attention": (
+        "ddpm",
+        "--attention 5",
+        "no feature map is 5 pixels high: give --attention one of 8",
+    ),
+    "prior": ("score_sde", "--shift 9", r"begins with noise alone, .* keeps 0\.22 of the data"),
     "levels": (
         "ddpm",
         "--multipliers 1 1 1 1 1 1",
@@ -180,7 +186,7 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(command):
         "vae", "train --steps 8 --dir run --learning-rate 1e30 --max-skipped 4"
     )
     assert status == 3
-    assert "not finite from step 2 on (4 in a row)" in err
+    assert "not finite from step 1 on (4 in a row)" in err
     assert "Checkpoints in " in err
 
 

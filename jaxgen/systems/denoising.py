@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxgen import runner
 from jaxgen.models.convolution import convolve
 from jaxgen.models.dit import DiT
 from jaxgen.models.embeddings import sinusoidal_embedding
@@ -23,19 +24,20 @@ class Net:
     """The network."""
 
     network: str = "default"  # unet, dit or mlp (default: unet for images, mlp for points).
-    channels: int = 32  # Of the U-Net's first level; the width of the others.
-    multipliers: tuple[int, ...] = (1, 1)  # Channel factors, one a level of the U-Net.
-    blocks: int = 1  # Residual blocks a level; of a DiT or a perceptron in all.
-    attention: tuple[int, ...] = (4,)  # Heights of the U-Net's feature maps with self-attention.
-    heads: int = 1  # Of every attention.
-    patch: int = 2  # Side of the squares that are a DiT's tokens.
-    dropout: float = 0.0  # In the residual blocks of the U-Net.
-    groups: int = 8  # Of the U-Net's group norms.
+    channels: runner.Count = 32  # Of the U-Net's first level; the width of the others.
+    multipliers: tuple[runner.Count, ...] = (1, 1)  # Channel factors, one a level of the U-Net.
+    blocks: runner.Count = 1  # Residual blocks a level; of a DiT or a perceptron in all.
+    # Heights of the U-Net's feature maps with self-attention (default: the smallest).
+    attention: tuple[runner.Count, ...] | None = None
+    heads: runner.Count = 1  # Of every attention.
+    patch: runner.Count = 2  # Side of the squares that are a DiT's tokens.
+    dropout: runner.Share = 0.0  # In the residual blocks of the U-Net.
+    groups: runner.Count = 8  # Of the U-Net's group norms.
     # The embedding scales and shifts the group norms instead of being added.
     scale_shift: bool = False
     conditional: bool = True  # Condition on the class.
     # Share of training examples whose class is hidden, for classifier-free guidance.
-    unlabelled: float = 0.0
+    unlabelled: runner.Share = 0.0
     bfloat16: bool = False  # Compute in bfloat16; parameters stay float32.
     remat: bool = False  # Compute activations again for the gradient instead of keeping them.
 
@@ -97,6 +99,22 @@ class Denoising:
         return () if self.classes is None else (labels,)
 
 
+def attended(net: Net, height: int) -> tuple[int, ...]:
+    """The heights with self-attention of a U-Net for images so high.
+
+    Raises:
+      ValueError: for one that it does not have.
+    """
+    heights = [-(-height // 2**level) for level in range(len(net.multipliers))]
+    chosen = heights[-1:] if net.attention is None else net.attention
+    if missing := sorted(set(chosen) - set(heights)):
+        raise ValueError(
+            f"no feature map is {missing[0]} pixels high: give --attention one of "
+            f"{', '.join(map(str, heights))}."
+        )
+    return tuple(chosen)
+
+
 def denoising_network(
     net: Net, shape: tuple[int, ...], classes: int, predictions: int = 1
 ) -> Denoising:
@@ -127,7 +145,7 @@ def denoising_network(
             channels=net.channels,
             multipliers=net.multipliers,
             blocks=net.blocks,
-            attention=net.attention,
+            attention=attended(net, shape[0]),
             heads=net.heads,
             dropout=net.dropout,
             groups=net.groups,

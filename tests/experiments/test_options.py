@@ -1,0 +1,60 @@
+"""Every number that an option may not have, of every experiment and study, is refused at once."""
+
+import importlib
+import itertools
+import math
+import time
+from pathlib import Path
+
+import pytest
+
+from jaxgen.runner.options import Run, options_of
+
+SHARED = {option.name for option in options_of(Run())}
+FOUND = {}
+for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.py")):
+    module = importlib.import_module(f"experiments.{path.stem}")
+    experiment = getattr(module, "EXPERIMENT", None) or getattr(module, "STUDY", None)
+    if experiment:
+        FOUND[path.stem] = experiment
+
+
+def bad_values(option):
+    """Just below its range and above, and what is no number where it is real."""
+    if option.range is None:
+        return ["nan", "-inf"] if isinstance(option.value, float) else []
+    low, high = option.range
+    whole = float(low).is_integer() and not isinstance(option.value, float)
+    beyond = [f"{low - 1:g}", "nan" if isinstance(option.value, float) else f"{low - 10:g}"]
+    return beyond + ([f"{high + 0.5:g}"] if high < math.inf and not whole else [])
+
+
+def cases():
+    """By default each option once, of the first that has it; and with ``-m slow`` the product."""
+    seen = set()
+    for name, experiment in FOUND.items():
+        config = next(iter(experiment.presets.values()))
+        ours = [Run()] if hasattr(experiment, "build") else []
+        for option in itertools.chain(*map(options_of, [config, *ours])):
+            for value in bad_values(option):
+                marks = pytest.mark.slow if (option.name, value) in seen else ()
+                seen.add((option.name, value))
+                yield pytest.param(name, option.name, value, marks=marks)
+
+
+@pytest.mark.parametrize(("name", "option", "value"), list(cases()))
+def test_a_number_out_of_range_is_refused_in_a_sentence(command, name, option, value):
+    flag = f"--{option.replace('_', '-')}"
+    begun = time.monotonic()
+    status, _, err = command(name, flag, value, tiny=False)
+    assert time.monotonic() - begun < 3
+    assert status == 2
+    (line,) = err.strip().splitlines()
+    assert line.startswith(f"error: {flag} is ")
+    assert not list(Path().iterdir())
+
+
+def test_there_are_enough_of_them():
+    defaults = [case for case in cases() if not case.marks]
+    assert len(defaults) > 100
+    assert {"ddpm", "gan", "vae", "score_sde", "solvers"} <= FOUND.keys()
