@@ -2,13 +2,16 @@
 
 A command answers with its exit status: 0 done; 2 a mistake, told in one sentence; 3 the loss or
 its gradient was not finite; 74 a checkpoint or a log could not be written; 75 stopped by SIGTERM
-after saving, to be resumed; 130 interrupted.
+after saving, to be resumed; 130 interrupted, in training after saving.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
+import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -19,6 +22,7 @@ from typing import Any
 import jax
 import tyro
 
+import jaxgen
 from jaxgen.data.cache import keep_compiled
 from jaxgen.data.records import DataError, DataSet
 from jaxgen.data.sources import did_you_mean
@@ -42,6 +46,9 @@ ALONE = ("diagnose",)  # verbs that are only run when asked for
 def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
     """Runs one command of an experiment or a study; returns the exit status."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv == ["--version"]:
+        print(f"jaxgen {jaxgen.__version__}")
+        return 0
     if isinstance(experiment, Experiment):
         return in_one_sentence(lambda: run_experiment(experiment, argv))
     return in_one_sentence(lambda: experiment.run(argv))
@@ -61,9 +68,14 @@ def in_one_sentence(command: Callable[[], None]) -> int:
         where = f"{error.filename} ({error.strerror})"
         return _failed(f"error: cannot write to {where}: give another --dir.", 74)
     except Preempted as error:
-        return _failed(f"preempted: {error} and saved: add --resume to go on.", 75)
-    except KeyboardInterrupt:
-        return _failed("interrupted: add --resume to go on from the last checkpoint.", 130)
+        by_hand = error.signal == signal.SIGINT
+        how, status = ("interrupted", 130) if by_hand else ("preempted", 75)
+        return _failed(f"{how}: {error} and saved: add --resume to go on.", status)
+    except BrokenPipeError:  # whoever read the output has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 141
+    except KeyboardInterrupt as error:
+        return _failed(f"interrupted: {error.args[0] if error.args else 'nothing was lost'}.", 130)
     return 0
 
 
@@ -219,6 +231,8 @@ def read_options(
             ("run", tyro.conf.OmitArgPrefixes[type(run)], field(default=run)),
         ],
     )
+    # lines of examples stay lines
+    description = re.sub(r"^python ", "    python ", description, flags=re.MULTILINE)
     chosen: Any = tyro.cli(options, args=argv, prog=prog, description=description)
     return chosen.config, chosen.run
 

@@ -97,12 +97,12 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
             held.enter_context(folders.locked(directory))
             # another may have come and gone
             folders.check_directory(directory, experiment, config, run)
-            folders.write_config(directory, experiment, config)
             for member in members:
                 (directory / member.name).mkdir(exist_ok=True)
-                folders.write_config(directory / member.name, experiment, member.config)
         checkpoints = held.enter_context(open_checkpoints(directory, config, members))
-        Fitting(stages, config, members, data, placement, checkpoints, directory, run).go(key)
+        Fitting(
+            experiment, stages, config, members, data, placement, checkpoints, directory, run
+        ).go(key)
 
 
 def check_calls(options: Train, stages: list[Stage]) -> None:
@@ -118,6 +118,7 @@ def check_calls(options: Train, stages: list[Stage]) -> None:
 class Fitting:
     """A run in training: what its stages share."""
 
+    experiment: Experiment
     stages: list[Stage]
     config: Any
     members: tuple[sweeps.Member, ...]
@@ -221,6 +222,7 @@ class Fitting:
             self.checkpoints.save(done, stored, saved, score)
 
         step = self.compile(stage.step, state, ready, key)
+        self.write_configs()
         calls = -(-(stop - start) // options.steps_per_call)
         state = fit(
             state,
@@ -239,6 +241,14 @@ class Fitting:
             **how,
         )
         return state, ready.seconds
+
+    def write_configs(self) -> None:
+        """Makes the directory that of this run; from now on it is resumed with these options."""
+        if jax.process_index() == 0:
+            folders.write_config(self.directory, self.experiment, self.config)
+            for member in self.members:
+                folder = self.directory / member.name
+                folders.write_config(folder, self.experiment, member.config)
 
     def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
         """The compiled step, once it is known to fit into the memory of a device."""

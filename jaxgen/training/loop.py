@@ -32,7 +32,11 @@ class NonFiniteLoss(FloatingPointError):
 
 
 class Preempted(RuntimeError):
-    """Raised by :func:`fit` after it saved, because it was asked to stop."""
+    """Raised by :func:`fit` after it saved, because it was asked to stop by a ``signal``."""
+
+    def __init__(self, message: str, signal: int = 0) -> None:
+        super().__init__(message)
+        self.signal = signal
 
 
 def fit(
@@ -50,7 +54,7 @@ def fit(
     checkpoint_every: int,
     advance: Advance,
     max_skipped: int = 10,
-    stopping: Callable[[int], bool] = lambda done: False,
+    stopping: Callable[[int], int] = lambda done: 0,
     last: int | None = None,
 ) -> Any:
     """Runs steps ``start + 1 .. stop`` and returns the state; ``last`` is that of the whole run.
@@ -85,7 +89,7 @@ def fit(
             checkpoint(done, state)
         advance(steps_per_call)
         if stopped and done < (last or stop):
-            raise Preempted(f"stopped at step {done} of {last or stop}")
+            raise Preempted(f"stopped at step {done} of {last or stop}", stopped)
     return state
 
 
@@ -158,18 +162,27 @@ class Waiting(Iterator):
 
 
 @contextmanager
-def preemption() -> Generator[Callable[[int], bool]]:
-    """Answers, inside the block, whether SIGTERM has asked this run to stop after a step.
+def preemption() -> Generator[Callable[[int], int]]:
+    """Answers, inside the block, by which signal this run was asked to stop after a step, else 0.
 
-    Of several processes it may reach one alone; all then stop after the same step.
+    SIGTERM or Ctrl-C, the second of which stops at once. Of several processes it may reach one
+    alone; all then stop after the same step.
     """
     if jax.process_count() > 1:
         calls = itertools.count()
-        yield lambda done: multihost_utils.reached_preemption_sync_point(next(calls))
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda done: signal.SIGTERM if reached(next(calls)) else 0
         return
     asked = []
-    before = signal.signal(signal.SIGTERM, lambda *_: asked.append(True))
+
+    def ask(number: int, frame: Any) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise KeyboardInterrupt("add --resume to go on from the last checkpoint")
+        asked.append(number)
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        yield lambda done: bool(asked)
+        yield lambda done: asked[0] if asked else 0
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)

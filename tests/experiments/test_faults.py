@@ -79,22 +79,27 @@ def test_a_killed_run_goes_on_bit_for_bit(whole):
     kill_often("vae", cwd, 1, seconds, random.Random(0))
 
 
-def test_a_run_told_to_stop_saves_and_says_so_by_its_status(whole):
-    whole, _ = whole
-    process = train("vae", "stopped", whole)
-    wait_for(lambda: (whole / "stopped" / "metrics.jsonl").exists())
+@pytest.mark.parametrize(
+    ("how", "ends_with", "word"),
+    [(signal.SIGTERM, 75, "preempted"), (signal.SIGINT, 130, "interrupted")],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_run_told_to_stop_saves_and_says_so_by_its_status(whole, how, ends_with, word):
+    whole, stopped = whole[0], f"stopped-{word}"
+    process = train("vae", stopped, whole)
+    wait_for(lambda: (whole / stopped / "metrics.jsonl").exists())
     time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     status, out = finish(process)
-    assert status == 75, out
-    assert "preempted: stopped at step" in out
-    with Checkpoints(whole / "stopped" / "checkpoints") as checkpoints:
+    assert status == ends_with, out
+    assert f"{word}: stopped at step" in out
+    with Checkpoints(whole / stopped / "checkpoints") as checkpoints:
         last = checkpoints.steps()[-1]
     assert f"stopped at step {last} of {STEPS} and saved: add --resume" in out
-    status, out = finish(train("vae", "stopped", whole))
+    status, out = finish(train("vae", stopped, whole))
     assert status == 0, out
     assert f"resuming from step {last}" in out
-    assert mismatches(arrays(whole / "whole", STEPS), arrays(whole / "stopped", STEPS)) == 0
+    assert mismatches(arrays(whole / "whole", STEPS), arrays(whole / stopped, STEPS)) == 0
 
 
 @pytest.mark.slow
@@ -199,7 +204,7 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(command):
 
 
 def test_the_operation_that_answers_nan_is_named(command):
-    status, _, err = command("vae", "train --steps 8 --dir run --learning-rate 1e30 --debug-nans")
+    status, _, err = command("vae", "train --steps 8 --dir run --learning-rate 1e15 --debug-nans")
     assert status == 3
     (line,) = [line for line in err.splitlines() if line.startswith("error: ")]
     assert "invalid value (nan) encountered in" in line.lower()
