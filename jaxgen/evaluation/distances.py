@@ -22,9 +22,19 @@ def frechet_gaussians(
 
 
 def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """The Frechet distance of normals fitted to two sets. It is biased upwards for small sets."""
+    """The Frechet distance of normals fitted to two sets. It is biased upwards for small sets.
+
+    Raises:
+      ValueError: if a set has a single example, which has no covariance.
+    """
+    _check_two(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     return frechet_gaussians(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+
+
+def _check_two(a: np.ndarray, b: np.ndarray) -> None:
+    if min(len(a), len(b)) < 2:
+        raise ValueError(f"it needs two examples of either set, and there are {len(a)}, {len(b)}.")
 
 
 def _blocks(a: np.ndarray, size: int = 1000) -> list[np.ndarray]:
@@ -36,7 +46,11 @@ def kernel_distance(a: np.ndarray, b: np.ndarray) -> float:
     """The unbiased squared MMD under k(x, y) = (x.y / F + 1)^3; it may be slightly negative.
 
     Binkowski et al. 2018 (KID), over the whole sets at once; time grows with (n + m)^2.
+
+    Raises:
+      ValueError: if a set has a single example.
     """
+    _check_two(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
 
     def total(x: np.ndarray, y: np.ndarray) -> float:

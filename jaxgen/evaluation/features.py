@@ -10,6 +10,7 @@ import hashlib
 import math
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -78,10 +79,11 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
         variables = serialization.from_bytes(variables, path.read_bytes())
     else:
         variables = {"params": _train(model, variables, data, steps, seed)}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.tmp")
-        partial.write_bytes(serialization.to_bytes(variables))
-        partial.replace(path)  # atomic: another run may be reading
+        with suppress(OSError):  # a cache that cannot be written is none
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial = path.with_suffix(f".{os.getpid()}.tmp")
+            partial.write_bytes(serialization.to_bytes(variables))
+            partial.replace(path)  # atomic: another run may be reading
 
     apply = OverRows(lambda variables, key, x: model.apply(variables, x))
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from jaxgen.evaluation.features import (
     image_chunks,
     signed,
 )
+from jaxgen.training.logging import console
 
 # Images of either set in a measure whose time grows with their product:
 KERNEL_LIMIT = 10_000
@@ -37,8 +39,9 @@ class Number:
 
 
 def write_report(path: Path, numbers: list[Number]) -> None:
-    """Writes numbers with their protocols as JSON."""
-    rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in numbers]
+    """Writes numbers with their protocols as JSON, but for those that are no numbers there."""
+    finite = [n for n in numbers if math.isfinite(n.value)]
+    rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in finite]
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -69,6 +72,15 @@ def print_report(numbers: list[Number], path: Path, console: Any) -> None:
     console.print(table)
 
 
+def measured(name: str, value: Callable[[], float], protocol: str) -> list[Number]:
+    """The number, or none where the data cannot carry it, and why is said."""
+    try:
+        return [Number(name, value(), protocol)]
+    except ValueError as error:
+        console.print(f"{name} is left out: {str(error).splitlines()[0]}")
+        return []
+
+
 def compare(
     data: DataSet,
     space: FeatureSpace,
@@ -86,8 +98,8 @@ def compare(
         x = data.kind.nearest(samples)
         drawn = f"{len(x)} samples ({row}, {how})"
         protocol = f"{drawn} against {len(real)} training images, {space.name} features"
-        distance = frechet_distance(space.features(x), real)
-        numbers.append(Number(f"frechet_distance, {row}", distance, protocol))
+        distance = lambda x=x: frechet_distance(space.features(x), real)  # noqa: E731
+        numbers += measured(f"frechet_distance, {row}", distance, protocol)
         if labels is not None and space.classify is not None:
             agreement = float(np.mean(space.classify(x) == labels))
             judge = f"classifier of {space.accuracy:.1%} test accuracy"
@@ -121,13 +133,17 @@ def sample_numbers(
         f"{space.name} features"
     )
     numbers = [
-        Number("frechet_distance", frechet_distance(generated_features, real_features), against),
-        Number(
-            "frechet_distance_of_test", frechet_distance(test_features, real_features), reference
+        *measured(
+            "frechet_distance", lambda: frechet_distance(generated_features, real_features), against
         ),
-        Number(
+        *measured(
+            "frechet_distance_of_test",
+            lambda: frechet_distance(test_features, real_features),
+            reference,
+        ),
+        *measured(
             "kernel_distance",
-            kernel_distance(generated_features[:KERNEL_LIMIT], _some(real_features)),
+            lambda: kernel_distance(generated_features[:KERNEL_LIMIT], _some(real_features)),
             f"{drawn}, at most {KERNEL_LIMIT} of either set, {space.name} features",
         ),
     ]
@@ -140,7 +156,7 @@ def sample_numbers(
             agreement = float(np.mean(classes == labels))
             numbers.append(Number("class_agreement", agreement, f"{drawn}, {judge}"))
             if len(data.train) <= SVM_LIMIT and len(data.train) * samples[0].size <= 2 * NUMBERS:
-                numbers.append(_svm_agreement(data, samples, labels, drawn))
+                numbers += _svm_agreement(data, samples, labels, drawn)
     to_training = (
         f"Euclidean distance in [-1, 1] pixels to the nearest of {len(real_features)} training "
         "images"
@@ -162,15 +178,20 @@ def _some(features: np.ndarray) -> np.ndarray:
     return features[spread(len(features), KERNEL_LIMIT)]
 
 
-def _svm_agreement(data: DataSet, samples: np.ndarray, labels: np.ndarray, drawn: str) -> Number:
+def _svm_agreement(
+    data: DataSet, samples: np.ndarray, labels: np.ndarray, drawn: str
+) -> list[Number]:
     """An independent judge: a support-vector machine with RBF kernel on the pixels."""
     from sklearn.svm import SVC
 
     train, test = (some(source, SVM_LIMIT) for source in (data.train, data.test))
     flat = lambda x: x.reshape(len(x), -1)  # noqa: E731
+    if len(np.unique(train["label"])) < 2:
+        console.print("svm_class_agreement is left out: it needs two classes to train on")
+        return []
     judge = SVC(C=10.0, gamma="scale")
     judge.fit(flat(signed(data, train["x"])), train["label"])
     accuracy = judge.score(flat(signed(data, test["x"])), test["label"])
     agreement = float(np.mean(judge.predict(flat(samples)) == labels))
     protocol = f"{drawn}, scikit-learn SVM of {accuracy:.1%} test accuracy"
-    return Number("svm_class_agreement", agreement, protocol)
+    return [Number("svm_class_agreement", agreement, protocol)]

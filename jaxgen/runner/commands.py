@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -130,6 +131,9 @@ def join(run: Run, verbs: tuple[str, ...]) -> None:
     """Makes this one of several processes that train together."""
     if verbs != ("train",):
         raise Mistake("several processes only train: say train, then sample and evaluate with one.")
+    last = (run.num_processes or 1) - 1
+    if run.process_id is not None and run.process_id > last:
+        raise Mistake(f"--process-id is in 0..{last} of --num-processes, not {run.process_id}.")
     if run.dir is None:
         raise Mistake("several processes write to one directory: name it with --dir.")
     if run.coordinator == "auto":
@@ -137,6 +141,7 @@ def join(run: Run, verbs: tuple[str, ...]) -> None:
     elif run.num_processes is None or run.process_id is None:
         raise Mistake("--coordinator HOST:PORT needs --num-processes and --process-id.")
     else:
+        console.print(f"waiting for {run.num_processes} processes at {run.coordinator}")
         jax.distributed.initialize(run.coordinator, run.num_processes, run.process_id)
     console.quiet = jax.process_index() > 0
 
@@ -183,7 +188,10 @@ def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:
 
 
 def report(numbers: list[Number], path: Path) -> None:
-    """Writes numbers with their protocols, and shows them."""
+    """Writes numbers with their protocols, and shows them; those that are none are left out."""
+    for number in numbers:
+        if not math.isfinite(number.value):
+            console.print(f"{number.name} is left out: it is {number.value}")
     write_report(path, numbers)
     print_report(numbers, path, console)
 
@@ -200,6 +208,8 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     verbs, argv = take_verb(argv, VERBS, ALONE)
     first, _ = early(argv, "--data", "--dir")
     of, argv = early(argv, "--preset")
+    if first.dir == "":
+        raise Mistake("--dir is empty: name a directory, or leave it out.")
     if of.preset is not None:
         choose("preset", of.preset, experiment.presets)
     name = of.preset or first.data or experiment.default.data.data

@@ -129,6 +129,8 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
     encode, _ = system.coder(trained.weights.params)
     means = encode(system.prepare(trained.key, batch["x"])).mean
     half = len(means) // 2
+    if not half:  # a single test image
+        return []
     path = spherical_path(means[:half], means[half : 2 * half], 10).swapaxes(0, 1)
     between = decoded(trained, path.reshape(-1, system.latents))
     files = [save_grid(trained.results / "interpolations.png", between, 10)]

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from processes import report
 
 from experiments import ddpm
 from jaxgen.runner import Mistake
@@ -50,6 +51,12 @@ CASES = {
     "calls": ("vae", "--steps 5 --steps-per-call 2", "not a multiple of steps per call"),
     "sample": ("ddpm", "sample", "there is no run of ddpm on digits under runs/: train first"),
     "sample dir": ("ddpm", "sample --dir x", "no checkpoint in x: train first"),
+    "empty dir": ("vae", "train --dir ''", "--dir is empty: name a directory, or leave it out"),
+    "process": (
+        "vae",
+        "train --coordinator x:1 --num-processes 2 --process-id 5",
+        r"--process-id is in 0\.\.1 of --num-processes, not 5",
+    ),
     "resume": ("ddpm", "--resume", "there is no run of ddpm"),
     "resume dir": ("ddpm", "--resume --dir x", "no run to resume in x: leave out --resume"),
     "tfds": ("vae", "--data mnist --data-dir empty", r"'mnist' is not prepared in empty"),
@@ -68,6 +75,22 @@ def test_one_sentence_and_nothing_touched(command, case):
     assert re.search(message, line), line
     assert not Path("runs").exists()
     assert not Path("x").exists()
+
+
+def test_numbers_that_few_pictures_cannot_carry_are_left_out_with_the_reason(command):
+    """Eight in two classes: one of them to test on, which has no covariance."""
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        path = Path("pictures", "ab"[i % 2], f"{i}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8, 3), np.uint8)).save(path)
+    status, out, err = command("vae", "--data folder:pictures --steps 4 --dir run")
+    assert status == 0, err
+    assert "frechet_distance_of_test is left out: it needs two examples of either set" in out
+    numbers = report("run")
+    assert "frechet_distance_of_test" not in numbers
+    assert all(np.isfinite(n["value"]) for n in numbers.values())
+    assert "at models' scale" in numbers["elbo"]["protocol"]  # coloured: not of bits
 
 
 def test_unknown_options_are_refused(command):
