@@ -22,6 +22,7 @@ from jaxgen.systems.vae import (
     Likelihoods,
     Vae,
     bound,
+    conditionals,
     interpolations,
     log_likelihood,
     reconstructions,
@@ -109,7 +110,7 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(runner.samples, reconstructions, interpolations),
+    pictures=(runner.samples, conditionals, reconstructions, interpolations),
     measures=(bound, log_likelihood, runner.quality),
     kinds=(Image, Points),
 )

@@ -114,7 +114,7 @@ def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
     return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
 
 
-def decoded(trained: runner.Trained[Vae], z: Array) -> np.ndarray:
+def decoded(trained: runner.Trained[Vae], z: Array | np.ndarray) -> np.ndarray:
     """Pictures of z ``[N, Z]``."""
     system = trained.system
     mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
@@ -139,6 +139,21 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
         z = jnp.stack(jnp.meshgrid(quantiles, -quantiles), axis=-1).reshape(-1, 2)
         files.append(save_grid(trained.results / "manifold.png", decoded(trained, z), 20))
     return files
+
+
+def conditionals(trained: runner.Trained[Vae]) -> list[Path]:
+    """``conditionals.png``: the means of p(x|z) for ten z of the prior, and four draws of each."""
+    if not isinstance(trained.data.kind, Image):
+        return []
+    system = trained.system
+    z = np.asarray(jax.random.normal(jax.random.fold_in(trained.key, 6), (10, system.latents)))
+
+    def draw(weights: Any, key: Array, z: Array) -> Array:
+        return system.shown(system.decode(weights, z).sample(key))
+
+    x = trained.over("p(x|z)", draw, np.tile(z, (4, 1)), key=6, size=40)
+    rows = np.concatenate([decoded(trained, z), x])
+    return [save_grid(trained.results / "conditionals.png", rows, 10)]
 
 
 # --- measures ----------------------------------------------------------------------------------

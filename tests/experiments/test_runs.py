@@ -13,7 +13,13 @@ from jaxgen.training.logging import read_metrics
 
 PICTURES = {
     "ddpm": {"samples.png", "film.gif"},
-    "vae": {"samples.png", "reconstructions.png", "interpolations.png", "manifold.png"},
+    "vae": {
+        "samples.png",
+        "conditionals.png",
+        "reconstructions.png",
+        "interpolations.png",
+        "manifold.png",
+    },
     "gan": {"samples.png", "interpolations.png"},
 }
 NUMBERS = {
