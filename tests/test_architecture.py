@@ -13,7 +13,7 @@ LAYERS = {  # what each may import of the project
     "jaxgen.diffusion": {"distributions"},
     "jaxgen.models": {"distributions"},
     "jaxgen.training": set(),
-    "jaxgen.data": set(),
+    "jaxgen.data": {"training"},  # for its progress: what takes long shows how far it is
     "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},
     "jaxgen.plotting": {"data"},
     "jaxgen.runner": {"data", "training", "evaluation", "plotting"},

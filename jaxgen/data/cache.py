@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import os
+import shutil
+import tempfile
 import zipfile
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 import jax
 import numpy as np
@@ -28,16 +32,60 @@ def kept(name: str, make: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.n
             return dict(arrays)
     except (OSError, ValueError, zipfile.BadZipFile):
         arrays = make()
-    part = path.with_suffix(f".{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with part.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
-        os.replace(part, path)
-    except OSError:
-        with suppress(OSError):
-            part.unlink()
+    with suppress(OSError), replacing(path) as file:
+        np.savez(file, allow_pickle=False, **arrays)
     return arrays
+
+
+def kept_rows(
+    name: str, shape: tuple[int, ...], rows: Callable[[], Iterator[np.ndarray]]
+) -> np.ndarray | None:
+    """The uint8 array ``shape`` of the cache's ``data/NAME.npy``, memory-mapped.
+
+    It is written from ``rows()``, one after the other, if it is not there; so it may be larger
+    than memory. None where it cannot be written, or would take more than half of what is free.
+    """
+    path = cache_dir() / "data" / f"{name}.npy"
+    if (there := _mapped(path, shape)) is not None:
+        return there
+    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+    try:
+        with replacing(path) as file:
+            if 2 * math.prod(shape) > shutil.disk_usage(path.parent).free:
+                raise OSError(f"{path.parent} has not the room")
+            np.lib.format.write_array_header_1_0(file, header)
+            for row in rows():  # not through a mapping, which a full disk ends with a bus error
+                file.write(row.tobytes())
+    except OSError:
+        return None
+    return _mapped(path, shape)
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
+    with suppress(OSError, ValueError):
+        rows = np.load(path, mmap_mode="r")
+        if (rows.shape, rows.dtype) == (shape, np.uint8):
+            return np.asarray(rows)
+    return None
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that takes the place of ``path`` once it is whole; several may write at once.
+
+    Raises:
+      OSError: if it cannot be written; then all is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    number, part = tempfile.mkstemp(suffix=".part", prefix=path.stem, dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            yield file
+        os.replace(part, path)
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
 
 
 def keep_compiled() -> None:

@@ -1,19 +1,18 @@
-"""Sets of images: embedded digits, folders, MNIST and CIFAR-10 from their original files.
+"""Sets of images: embedded digits, MNIST and CIFAR-10 from their original files, and what all sets
+of images share.
 
-An image is uint8 ``[H, W, C]``, grey or RGB. Sets of a few GiB or less are held in memory; of a
-larger one the files are opened as they are asked for.
+An image is uint8 ``[H, W, C]``, grey or RGB. Sets of a few GiB or less are held in memory; a larger
+one is read as it is asked for.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import pickle
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from jaxgen.data.cache import kept
+from jaxgen.data.pictures import fit
 from jaxgen.data.records import (
     Arrays,
     Batch,
@@ -34,11 +34,13 @@ from jaxgen.data.records import (
     in_chunks,
     take,
 )
-from jaxgen.data.text import captions
 
 MEMORY_LIMIT = 2 * 2**30  # bytes of decoded images that are held in memory
-SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
-SPLITS = {"train": ("train",), "validation": ("validation", "val"), "test": ("test",)}
+SPLITS = {
+    "train": ("train",),
+    "validation": ("validation", "valid", "val"),
+    "test": ("test",),
+}
 IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
@@ -60,7 +62,6 @@ CLASSES = {
     "cifar10": "airplane automobile bird cat deer dog frog horse ship truck",
 }
 
-Shape = tuple[int, int, int]  # H, W, C
 T = TypeVar("T")
 
 
@@ -103,18 +104,6 @@ def splits_of(found: Mapping[str, T]) -> dict[str, T]:
     return {s: found[n] for s, names in SPLITS.items() for n in names if n in found}
 
 
-def split_folders(root: Path, end: str = "") -> dict[str, Path]:
-    """The sub-folders of ``root`` that hold splits: named like one, and then ``end``.
-
-    Raises:
-      DataError: if there is no such ``root``.
-    """
-    if not root.is_dir():
-        raise DataError(f"there is no folder {root}.")
-    named = {p.name.removesuffix(end): p for p in root.iterdir() if p.name.endswith(end)}
-    return splits_of({name: p for name, p in named.items() if p.is_dir()})
-
-
 def three_parts(splits: Mapping[str, Source]) -> tuple[Source, Source, Source]:
     """Training, validation and test set; what is missing is held out of ``train``.
 
@@ -146,170 +135,6 @@ def image_set(
     return DataSet(
         name, kind, train, validation, test, max(len(named), 1), given, classes_named=named
     )
-
-
-# --- pictures --------------------------------------------------------------------------------
-
-
-def fit(image: Any, shape: Shape) -> np.ndarray:
-    """A Pillow image or an array as uint8 ``[H, W, C]``: cropped and resized where it differs."""
-    import PIL.Image
-    import PIL.ImageOps
-
-    if isinstance(image, np.ndarray):
-        image = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-    image = image.convert("L" if shape[-1] == 1 else "RGB")
-    lanczos = PIL.Image.Resampling.LANCZOS
-    return np.asarray(PIL.ImageOps.fit(image, (shape[1], shape[0]), lanczos)).reshape(shape)
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[Any]:
-    import PIL.Image
-
-    try:
-        with PIL.Image.open(path) as image:
-            yield image
-    except (OSError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path} cannot be read as an image ({error}): remove it.") from error
-
-
-Header = tuple[Any, tuple[int, int], str]  # name, (width, height), Pillow's mode
-
-
-@dataclass(frozen=True)
-class Picture:
-    """A picture in a file, or its left (0) or right (1) half."""
-
-    path: Path
-    half: int | None = None
-
-    def header(self) -> Header:
-        """What is known of it without decoding."""
-        with _opened(self.path) as image:
-            (w, h), mode = image.size, image.mode
-        if self.half is not None and w % 2:
-            raise DataError(f"{self.path} is {w} pixels wide: two halves need an even width.")
-        return self.path, (w if self.half is None else w // 2, h), mode
-
-    def read(self, shape: Shape) -> np.ndarray:
-        """Its pixels, uint8 ``[H, W, C]``."""
-        with _opened(self.path) as image:
-            if self.half is not None:
-                w, h = image.size[0] // 2, image.size[1]
-                image = image.crop((self.half * w, 0, (self.half + 1) * w, h))
-            return fit(image, shape)
-
-
-def common_shape(headers: Iterable[Header], image_size: int | None) -> Shape:
-    """The shape of pictures: of one channel where all are grey, and resized where that is asked.
-
-    Raises:
-      DataError: if they differ in size and are not to be resized.
-    """
-    channels, first = 1, None
-    for name, size, mode in headers:
-        first = first or (name, size)
-        channels = channels if mode in ("1", "L") else 3
-        if size != first[1] and not image_size:
-            raise DataError(
-                f"{name} is {size[0]}x{size[1]} but {first[0]} is {first[1][0]}x{first[1][1]}: "
-                "give an image size to resize to."
-            )
-    assert first is not None, "no pictures"
-    w, h = (image_size, image_size) if image_size else first[1]
-    return h, w, channels
-
-
-def from_files(pictures: Mapping[str, Sequence[Picture]], shape: Shape, **others: Any) -> Lazy:
-    """Pictures under their names and arrays beside them; ``label`` is 0 if none is given."""
-    size = len(next(iter(pictures.values())))
-    others = {"label": np.zeros(size, np.int32)} | others
-
-    def read(index: np.ndarray) -> Batch:
-        rows = index.tolist()
-        x = {k: np.stack([row[i].read(shape) for i in rows]) for k, row in pictures.items()}
-        return x | take(others, index)
-
-    return Lazy(size, read)
-
-
-# --- folders ---------------------------------------------------------------------------------
-
-
-def images_below(root: Path) -> list[Path]:
-    """Every image below ``root``, relative to it, in order.
-
-    Raises:
-      DataError: if there are fewer than two.
-    """
-    found = sorted(p.relative_to(root) for p in root.rglob("*") if p.suffix.lower() in SUFFIXES)
-    if len(found) < 2:
-        raise DataError(f"{root} holds {len(found)} images; at least two are needed.")
-    return found
-
-
-def _captioned(root: Path) -> tuple[list[Path], list[str] | None]:
-    """The images of a folder and their captions, where a ``metadata.jsonl`` tells them."""
-    path = root / "metadata.jsonl"
-    if not path.is_file():
-        return images_below(root), None
-    files, texts = [], []
-    for number, line in enumerate(path.read_bytes().splitlines(), 1):
-        try:
-            entry = json.loads(line)
-            file, text = Path(entry["file_name"]), entry["text"]
-            if not isinstance(text, str):
-                raise TypeError("the text is none")
-        except (ValueError, TypeError, KeyError) as error:
-            raise DataError(
-                f"line {number} of {path} is no JSON object with file_name and text ({error!r})."
-            ) from error
-        if not (root / file).is_file():
-            raise DataError(f"line {number} of {path} names {file}, which is not there.")
-        files.append(file)
-        texts.append(text)
-    if len(files) < 2:
-        raise DataError(f"{path} names {len(files)} images; at least two are needed.")
-    return files, texts
-
-
-def _class_of(file: Path) -> str:
-    return file.parts[0] if len(file.parts) > 1 else ""
-
-
-def folder(name: str, root: Path, image_size: int | None) -> DataSet:
-    """Images of a folder; sub-folders are classes, and every tenth image is for testing.
-
-    Sub-folders ``train`` and ``test``, and ``validation``, hold these parts. Where there is a
-    ``metadata.jsonl``, whose lines hold ``file_name`` and ``text``, the images are those it names
-    and each has its caption, ``text [L]``: uint8 UTF-8.
-
-    Raises:
-      DataError: for a missing or corrupt image, images that differ in size, or bad metadata.
-    """
-    folders = split_folders(root)
-    if "train" not in folders or len(folders) < 2:
-        folders = {"train": root}
-    found = {split: _captioned(place) for split, place in folders.items()}
-    told = {split: texts for split, (_, texts) in found.items() if texts is not None}
-    if told and len(told) < len(found):
-        lacking = next(place for split, place in folders.items() if split not in told)
-        raise DataError(f"{lacking} lacks metadata.jsonl, which the other parts of the set have.")
-    pictures = {s: [Picture(folders[s] / f) for f in files] for s, (files, _) in found.items()}
-    shape = common_shape((p.header() for part in pictures.values() for p in part), image_size)
-    names = sorted({_class_of(f) for files, _ in found.values() for f in files} - {""})
-    number = {"": 0} | {c: i for i, c in enumerate(names)}
-    text = captions(told)
-
-    def source(split: str) -> Source:
-        labels = [number[_class_of(f)] for f in found[split][0]]
-        others = {"label": np.asarray(labels, np.int32)}
-        others |= {"text": text[split]} if told else {}
-        return in_memory(from_files({"x": pictures[split]}, shape, **others))
-
-    sources = {split: source(split) for split in found}
-    return image_set(name, sources, shape, classes=names, ask=("text", "label") if told else ())
 
 
 # --- sets as they were published -------------------------------------------------------------

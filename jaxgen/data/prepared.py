@@ -9,16 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxgen.data.images import (
-    ORIGINALS,
-    Header,
-    Lazy,
-    common_shape,
-    fit,
-    image_set,
-    in_memory,
-    splits_of,
-)
+from jaxgen.data.images import ORIGINALS, Lazy, image_set, in_memory, splits_of
+from jaxgen.data.pictures import Header, common_shape, fit, is_grey
 from jaxgen.data.records import Batch, DataError, DataSet, Source, spread, take
 from jaxgen.data.text import captions, text_set
 
@@ -142,6 +134,8 @@ def of_hugging_face(name: str, place: str, image_size: int | None, length: int) 
     told = {s: [t or "" for t in rows[column][:]] for s, rows in splits.items()} if column else {}
     if not image and not column:
         raise DataError(f"'{name}' has neither images nor text: its features are {list(features)}.")
+    if not image and image_size:
+        raise DataError(f"{name} is text: leave out --image-size.")
     if not image:
         return text_set(name, {s: "\n".join(t).encode() for s, t in told.items()}, length)
     text = captions(told)
@@ -150,7 +144,9 @@ def of_hugging_face(name: str, place: str, image_size: int | None, length: int) 
         try:
             found = splits[split].select_columns([image])[index.tolist()][image]
             numbered = zip(index.tolist(), found, strict=True)
-            return [((f"image {i} of '{split}'", x.size, x.mode), x) for i, x in numbered]
+            return [
+                (Header(f"image {i} of '{split}'", x.size, is_grey(x.mode)), x) for i, x in numbered
+            ]
         except (OSError, SyntaxError, ValueError, AttributeError) as error:
             raise DataError(f"an image of '{name}' cannot be read ({error}).") from error
 

@@ -8,9 +8,10 @@ of differing size, or the product of two unpaired sets.
 
 from __future__ import annotations
 
+import difflib
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -27,6 +28,21 @@ Gather = Callable[[Batch, Any], Batch]  # (arrays, index of any shape) -> arrays
 
 class DataError(ValueError):
     """Raised with one sentence that says what is wrong with a data set and how to mend it."""
+
+
+def did_you_mean(name: str, known: Iterable[str], instead: str | None = None) -> str:
+    """A sentence's end: the names nearest to a wrong one, else ``instead``, else all of them."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
+    if near:
+        return f": did you mean {' or '.join(near)}?"
+    return f": {instead or 'choose one of ' + ', '.join(known)}."
+
+
+def listed(names: Sequence[str], limit: int = 5) -> str:
+    """Names, of many the first: ``a, b, c, d, e and 7 more``."""
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more
 
 
 class Source(Protocol):
@@ -267,6 +283,39 @@ def conditions_of(source: Source, names: tuple[str, ...], count: int) -> Batch:
     return {name: found[name][index] for name in names}
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What was read of a folder of pictures. ``dataclasses.asdict`` makes plain JSON of it."""
+
+    counts: Mapping[str, int]  # part, such as "train" -> how many are in it
+    sizes: tuple[tuple[int, int], ...]  # (width, height) of the smallest and the largest
+    shape: tuple[int, ...]  # [H, W, C] of all of them afterwards
+    classes: Mapping[str, int] = field(default_factory=dict)  # name -> how many are of it
+    left_out: Mapping[str, int] = field(default_factory=dict)  # why -> how many
+    animated: int = 0  # of which the first frame was read
+    noun: str = "pictures"
+
+    def lines(self) -> list[str]:
+        """It in a few short lines."""
+        counts = ", ".join(f"{count} {part}" for part, count in self.counts.items())
+        found = [f"{sum(self.counts.values())} {self.noun}: {counts}"]
+        sizes = list(dict.fromkeys(f"{w}x{h}" for w, h in self.sizes))
+        after = f"{self.shape[1]}x{self.shape[0]}"
+        resized = f", cropped and resized to {after}" if sizes != [after] else ""
+        found.append(f"{' to '.join(sizes)}{resized}, {'grey' if self.shape[2] == 1 else 'colour'}")
+        if self.classes:
+            classes = listed([f"{name} {count}" for name, count in self.classes.items()], 10)
+            noun = "class" if len(self.classes) == 1 else "classes"
+            found.append(f"{len(self.classes)} {noun}: {classes}")
+        if self.left_out:
+            left_out = ", ".join(f"{count} {why}" for why, count in self.left_out.items())
+            found.append(f"left out: {left_out}")
+        if self.animated:
+            found.append(f"{self.animated} with several frames, of which the first is read")
+        # Names of files that are no Unicode could not be printed.
+        return [line.encode(errors="replace").decode() for line in found]
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """Sources for training, validation and test, and what their examples are.
@@ -285,6 +334,8 @@ class DataSet:
     log_prob: Callable[[Array], Array] | None = None  # of points [B, D], where it is known
     modes: np.ndarray | None = None  # [K, D], where the density has such
     classes_named: tuple[str, ...] = ()
+    reading: Reading | None = None  # what was read of a folder, where it is one
+    digest: str | None = None  # of the contents of files, wherever they lie
 
     @property
     def shape(self) -> tuple[int, ...]:

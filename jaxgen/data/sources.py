@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.data import images, pairs, prepared, text, toy
-from jaxgen.data.records import Arrays, DataError, DataSet, Points
+from jaxgen.data import folders, images, pairs, prepared, text, toy
+from jaxgen.data.records import Arrays, DataError, DataSet, Points, did_you_mean
 
 PLACES = ("folder:PATH", "text:PATH", "pairs:PATH", "domains:PATH", "hf:NAME_OR_PATH")
 
@@ -40,10 +40,14 @@ def load(
         prepared, a missing or corrupt file (which one), or images that differ in size.
     """
     prefix, colon, place = name.partition(":")
+    if colon and not place:
+        raise DataError(f"'{name}' names no place: write {prefix}:PATH.")
+    if image_size and (what := _of_one_size(name)):
+        raise DataError(f"{what}: leave out --image-size.")
     path = Path(place).expanduser()
     match prefix if colon else None:
         case "folder":
-            return images.folder(name, path, image_size)
+            return folders.folder(name, path, image_size)
         case "text":
             return text.text(name, path, length)
         case "pairs":
@@ -58,12 +62,19 @@ def load(
         return _toy(name)
     if name in images.ORIGINALS and manual_dir:
         return images.original(name, Path(manual_dir), image_size)
-    known, base = prepared.names(data_dir), prefix.split("/")[0]
-    if base not in known:
-        known = ["digits", *toy.DENSITIES, *PLACES, *known]
-        instead = f"choose {', '.join(known[:10])}, or an image set of tensorflow-datasets"
-        raise DataError(f"unknown data set '{name}'{did_you_mean(base, known, instead)}")
+    known = prepared.names(data_dir)
+    if prefix.split("/")[0] not in known:
+        raise DataError(_misnamed(name, known))
     return prepared.of_tensorflow(name, data_dir, manual_dir, image_size)
+
+
+def _of_one_size(name: str) -> str | None:
+    """What a set is whose examples cannot be resized."""
+    if name == "digits":
+        return "digits are 8x8"
+    if name in toy.DENSITIES:
+        return f"{name} is points"
+    return f"{name} is text" if name.startswith("text:") else None
 
 
 SCALE = 4.0  # toy densities as data: points in [-4, 4]^2, as flows and diffusion mostly see them
@@ -87,10 +98,27 @@ def _toy(name: str) -> DataSet:
     )
 
 
-def did_you_mean(name: str, known: Iterable[str], instead: str | None = None) -> str:
-    """A sentence's end: the names nearest to a wrong one, else ``instead``, else all of them."""
-    known = list(known)
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.6)
-    if near:
-        return f": did you mean {' or '.join(near)}?"
-    return f": {instead or 'choose one of ' + ', '.join(known)}."
+def _misnamed(name: str, known: Iterable[str]) -> str:
+    """A sentence about a name that is no data set's: the path that it is, or the nearest names."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return f"'{name}' is a folder: write {' or '.join(_readable_as(path))}."
+    if path.is_file():
+        return f"'{name}' is a file: write text:{name} if it is text to model."
+    base = name.partition(":")[0].split("/")[0]
+    known = ["digits", *toy.DENSITIES, *PLACES, *known]
+    if "/" in name and not (base and difflib.get_close_matches(base, known)):
+        near = folders.nearest(path)
+        instead = f"did you mean folder:{near}?" if near else f"write folder:{name} once it is."
+        return f"'{name}' is not there: {instead}"
+    instead = f"choose {', '.join(known[:10])}, or an image set of tensorflow-datasets"
+    return f"unknown data set '{name}'{did_you_mean(base, known, instead)}"
+
+
+def _readable_as(path: Path) -> list[str]:
+    """The names of the data sets that a folder can be read as."""
+    below = {entry.name.lower() for entry in path.iterdir()}
+    if {"traina", "trainb"} <= below:
+        return [f"pairs:{path}", f"domains:{path}"]
+    texts = any(entry.endswith(".txt") for entry in below)
+    return [f"text:{path}", f"folder:{path}"] if texts else [f"folder:{path}"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -42,7 +44,9 @@ def text(name: str, path: Path, length: int) -> DataSet:
             contents[-1].decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} cannot be read as UTF-8 text ({error}).") from error
-    return text_set(name, {"train": b"\n".join(contents)}, length)
+    whole = b"\n".join(contents)
+    digest = hashlib.sha256(whole).hexdigest()
+    return replace(text_set(name, {"train": whole}, length), digest=digest)
 
 
 def text_set(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen.data import images
+from jaxgen.data import images, pictures
 from jaxgen.data.images import read_idx
 from jaxgen.data.records import Arrays, DataError
 from jaxgen.data.sources import load
@@ -72,18 +72,25 @@ def test_one_picture_in_colour_makes_all_of_them_so(tmp_path):
 
 
 def test_a_folder_too_large_for_memory_is_opened_as_it_is_asked_for(tmp_path, monkeypatch):
+    """Where the cache has no room for its pixels either; else they are read from there."""
     held = load(f"folder:{folder_of_images(tmp_path)}")
-    decoded, fit = [], images.fit
-    monkeypatch.setattr(images, "fit", lambda *args: decoded.append(1) or fit(*args))
+    decoded, fit = [], pictures.fit
+    monkeypatch.setattr(pictures, "fit", lambda *args: decoded.append(1) or fit(*args))
     monkeypatch.setattr(images, "MEMORY_LIMIT", 0)
-    lazy = load(f"folder:{tmp_path}")
-    assert isinstance(held.train, Arrays)
-    assert not isinstance(lazy.train, Arrays)
-    assert len(decoded) == 1  # to know its size
     index = np.array([3, 0, 16, 3])
-    for name, x in lazy.train.fetch(index).items():
-        np.testing.assert_array_equal(x, held.train.fetch(index)[name])
-    assert len(decoded) == 1 + len(index)
+
+    def same(lazy):
+        assert isinstance(held.train, Arrays)
+        assert not isinstance(lazy.train, Arrays)
+        for name, x in lazy.train.fetch(index).items():
+            np.testing.assert_array_equal(x, held.train.fetch(index)[name])
+
+    same(load(f"folder:{tmp_path}"))
+    assert not decoded  # as it was, for the first
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path / "file"))
+    same(load(f"folder:{tmp_path}"))
+    assert len(decoded) == len(index)
 
 
 def test_folders_of_splits_are_taken_as_they_are(tmp_path):

@@ -60,3 +60,37 @@ def test_toy_densities_are_drawn_apart_and_known(name):
 def test_unknown_names_come_with_the_nearest(name, message):
     with pytest.raises(DataError, match=message):
         load(name)
+
+
+def test_paths_are_told_how_to_be_read(tmp_path, monkeypatch):
+    for place in ("pics/cats", "words", "pairs/trainA", "pairs/trainB"):
+        (tmp_path / place).mkdir(parents=True)
+    (tmp_path / "words" / "a.txt").write_text("words")
+    monkeypatch.chdir(tmp_path)
+    for name, message in {
+        "pics": "'pics' is a folder: write folder:pics.",
+        "./pics/cats": "'./pics/cats' is a folder: write folder:pics/cats.",
+        f"{tmp_path}/pics": f"is a folder: write folder:{tmp_path}/pics.",
+        "words": "'words' is a folder: write text:words or folder:words.",
+        "pairs": "'pairs' is a folder: write pairs:pairs or domains:pairs.",
+        "words/a.txt": "is a file: write text:words/a.txt if it is text to model.",
+        "./pisc": r"'./pisc' is not there: did you mean folder:pics\?",
+        "/qqqq/zzzz": "'/qqqq/zzzz' is not there: write folder:/qqqq/zzzz once it is.",
+        "mnits/large": "unknown data set 'mnits/large': did you mean mnist",
+        "folder:": "'folder:' names no place: write folder:PATH.",
+    }.items():
+        with pytest.raises(DataError, match=message):
+            load(name)
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("digits", "digits are 8x8"),
+        ("moons", "moons is points"),
+        ("text:words.txt", "text:words.txt is text"),
+    ],
+)
+def test_what_has_no_size_to_choose_says_so(name, what):
+    with pytest.raises(DataError, match=f"^{what}: leave out --image-size"):
+        load(name, image_size=16)

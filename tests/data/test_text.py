@@ -46,6 +46,10 @@ def test_the_texts_of_a_folder_are_joined(tmp_path, data):
     want[1002:1003] = b"\n"
     np.testing.assert_array_equal(joined.train["values"], np.frombuffer(want[:2700], np.uint8))
     np.testing.assert_array_equal(joined.test["values"], data.test["values"])
+    folder.rename(tmp_path / "moved")
+    assert load(f"text:{tmp_path}/moved", length=16).digest == joined.digest
+    (tmp_path / "moved" / "a.txt").write_bytes(TEXT[:1002] + b"!")
+    assert load(f"text:{tmp_path}/moved", length=16).digest != joined.digest
 
 
 def test_splits_that_are_there_are_taken():
