@@ -15,6 +15,7 @@ from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.runner.options import make_ema_decay
 from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.training.logging import console
 from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
 
 
@@ -55,6 +56,8 @@ def load_data(experiment: Experiment, options: Any) -> DataSet:
     how = {("name" if k == "data" else k): v for k, v in vars(options).items()}
     data = experiment.load(options) if experiment.load else load(**how)
     check_kind(experiment.name, experiment.kinds, data)
+    for line in data.reading.lines() if data.reading else ():
+        console.print(line)
     return data
 
 

@@ -158,6 +158,8 @@ def look(
     run: Run,
 ) -> None:
     """Samples, measures and diagnoses a run, or every member of a sweep."""
+    if changed := folders.data_changed(directory, data):
+        console.print(f"warning: {changed}: numbers are of what it holds now.")
     members = sweeps.members(config)
     groups: dict[str, list[list[Number]]] = {}
     table = directory / "report.json"

@@ -97,6 +97,8 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
             held.enter_context(folders.locked(directory))
             # another may have come and gone
             folders.check_directory(directory, experiment, config, run)
+            if changed := folders.data_changed(directory, data):
+                raise Mistake(f"{changed}: put it back, or train anew with another --dir.")
             for member in members:
                 (directory / member.name).mkdir(exist_ok=True)
         checkpoints = held.enter_context(open_checkpoints(directory, config, members))
@@ -246,9 +248,11 @@ class Fitting:
         """Makes the directory that of this run; from now on it is resumed with these options."""
         if jax.process_index() == 0:
             folders.write_config(self.directory, self.experiment, self.config)
+            folders.write_data(self.directory, self.data)
             for member in self.members:
                 folder = self.directory / member.name
                 folders.write_config(folder, self.experiment, member.config)
+                folders.write_data(folder, self.data)
 
     def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
         """The compiled step, once it is known to fit into the memory of a device."""

@@ -16,6 +16,7 @@ from typing import Any
 
 import filelock
 
+from jaxgen.data.records import DataSet
 from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint, StorageError
@@ -25,6 +26,9 @@ FREE_ON_RESUME = {
     "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
     "max_skipped", "data_dir", "manual_dir",
 }  # fmt: skip
+
+
+FILES = ("folder", "pairs", "domains", "text")  # data that are known by their contents
 
 
 def _stem(name: str, data: str) -> str:
@@ -190,6 +194,24 @@ def check_directory(directory: Path, experiment: Experiment, config: Any, run: R
         )
 
 
+def data_changed(directory: Path, data: DataSet) -> str | None:
+    """How the data differ from those that the run was begun with, by their contents."""
+    path = directory / "data.json"
+    if not path.exists() or data.digest is None:
+        return None
+    then = json.loads(path.read_text())
+    if then["digest"] == data.digest:
+        return None
+    return f"{data.name} does not hold what {directory} was trained on"
+
+
+def write_data(directory: Path, data: DataSet) -> None:
+    """Writes what was read of the data, by whose contents they are known again."""
+    reading = dataclasses.asdict(data.reading) if data.reading else None
+    about = {"name": data.name, "digest": data.digest, "reading": reading}
+    write_json(directory / "data.json", about)
+
+
 def check_trained(directory: Path, experiment: Experiment, config: Any) -> None:
     """Refuses to look at a run with other options than it was trained with."""
     different = differences(read_config(directory, experiment), config)
@@ -208,8 +230,15 @@ def differences(theirs: Any, ours: Any) -> list[str]:
     return sorted(
         f"{a.name} is {a.value}, not {b.value}"
         for a, b in pairs
-        if a.value != b.value and not (a.measuring or a.name in free)
+        if a.value != b.value
+        and not (a.measuring or a.name in free or (a.name == "data" and moved(a.value, b.value)))
     )
+
+
+def moved(then: str, now: str) -> bool:
+    """Whether two names may be of the same files, which their contents decide."""
+    kind, colon, _ = then.partition(":")
+    return bool(colon) and kind in FILES and now.startswith(f"{kind}:")
 
 
 @contextmanager

@@ -163,3 +163,26 @@ def test_a_model_can_be_diagnosed(command, name):
         assert len(losses) == 10
         np.testing.assert_allclose(losses, 1, rtol=0.3)  # a new network answers 0
         assert np.asarray(Image.open(results("run") / "loss_by_time.png").convert("L")).std() > 5
+
+
+def test_a_folder_that_moved_is_known_again_and_one_that_changed_is_told(command):
+    rng = np.random.default_rng(0)
+    Path("here").mkdir()
+    for i in range(24):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(f"here/{i:02}.png")
+    status, out, _ = command("vae", "train --data folder:here --steps 4 --dir run")
+    assert status == 0
+    assert "24 pictures: 20 train, 2 validation, 2 test" in out
+    assert json.loads(Path("run/data.json").read_text())["reading"]["counts"]["train"] == 20
+    Path("here").rename("there")
+    words = "train --steps 8 --dir run --resume --data folder:there"
+    status, out, err = command("vae", words)
+    assert status == 0, err
+    assert "resuming from step 4" in out
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save("there/00.png")
+    status, _, err = command("vae", words.replace("8", "12"))
+    assert status == 2
+    assert "folder:there does not hold what run was trained on: put it back" in err
+    status, out, err = command("vae", "sample --dir run", tiny=False)
+    assert status == 0, err
+    assert "warning: folder:there does not hold what run was trained on" in out
