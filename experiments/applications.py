@@ -27,7 +27,6 @@ import jax.numpy as jnp
 import numpy as np
 from sklearn.metrics import roc_auc_score
 
-from experiments import ddpm
 from jaxgen import runner
 from jaxgen.diffusion import inverse_problems as inverse
 from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
@@ -37,6 +36,8 @@ from jaxgen.plotting import save_grid
 from jaxgen.systems.diffusion import Diffusion
 from jaxgen.systems.restoration import estimates, restore, told, without_classes
 from jaxgen.training.logging import console
+
+from . import ddpm
 
 Run = runner.Trained[Diffusion]
 KERNEL = np.array([1, 4, 6, 4, 1]) / 16  # of the blur, in either direction

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import score_sde
 from jaxgen import runner
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_lines, save_rows
 from jaxgen.systems.diffusion import Diffusion
+
+from . import score_sde
 
 
 @dataclass(frozen=True)

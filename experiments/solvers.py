@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from experiments import ddpm
 from jaxgen import runner
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
@@ -27,6 +26,8 @@ from jaxgen.diffusion.solvers import dpm_solver_2m, dpm_solver_3m, unipc
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_rows
 from jaxgen.systems.diffusion import Diffusion
+
+from . import ddpm
 
 EVEN, QUADRATIC = 1.0, 2.0  # powers: quadratic times are closer to each other near the data
 Row = tuple[str, Solver, float, int]

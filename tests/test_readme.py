@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,6 +50,7 @@ def test_the_snippets_train_and_sample():
 def installed(tmp_path_factory):
     """A directory with the wheel installed, away from this checkout."""
     there = tmp_path_factory.mktemp("installed")
+    shutil.rmtree(ROOT / "build", ignore_errors=True)  # modules that there were once
     pip = [sys.executable, "-m", "pip", "-q", "--disable-pip-version-check"]
     subprocess.run([*pip, "wheel", "--no-deps", "-w", there, ROOT], check=True)
     (wheel,) = there.glob("*.whl")
@@ -89,6 +91,33 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     assert {p.name for p in (tmp_path / "sweep").glob("seed=*")} == {"seed=0", "seed=1"}
     opened = "from jaxgen.runner import open_run; print(open_run('parts').draw(7).shape)"
     assert "(7, 2)" in python("-c", opened)
+
+
+def test_the_installed_experiments_take_no_name_from_anyone(installed, tmp_path):
+    """`jaxgen vae` runs from the wheel, beside a folder of a user's own of the name experiments."""
+    env = {**os.environ, "PYTHONPATH": str(installed), "JAX_PLATFORMS": "cpu"}
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "mine.py").write_text("print('mine')")
+
+    def python(*words, status=0):
+        done = subprocess.run(
+            [sys.executable, *words], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == status, done.stderr
+        return done.stdout + done.stderr
+
+    assert python("-m", "experiments.mine") == "mine\n"
+    listed = python("-m", "jaxgen")
+    names = {path.stem for path in (ROOT / "experiments").glob("[a-z]*.py")}
+    assert names == {line.split()[0] for line in listed.splitlines() if line.startswith("  ")}
+    assert "did you mean vae?" in python("-m", "jaxgen", "vea", status=2)
+    assert re.match(r"jaxgen \d", python("-m", "jaxgen", "--version"))
+    out = python("-m", "jaxgen", "vae", "train", "--steps", "2", "--steps-per-call", "1")
+    assert "results in runs/vae-digits-001" in out
+    opened = "from jaxgen.runner import open_run; print(open_run('runs/vae-digits-001').step)"
+    assert python("-c", opened) == "2\n"
+    assert (installed / "jaxgen" / "py.typed").exists()
+    assert not (installed / "experiments").exists()
 
 
 def test_ci_runs_the_readmes_test_command():

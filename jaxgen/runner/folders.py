@@ -82,6 +82,8 @@ def module_of(experiment: Experiment) -> str:
 
 def command_of(module: str) -> str:
     """The words that run an experiment by where it is found."""
+    if module.startswith("jaxgen.experiments."):
+        return f"jaxgen {module.rpartition('.')[2]}"
     return f"python {module}" if module.endswith(".py") else f"python -m {module}"
 
 
@@ -162,7 +164,7 @@ def experiment_in(directory: Path) -> Experiment:
     where = _read(directory)["module"]
     try:
         if not where.endswith(".py"):
-            return importlib.import_module(where).EXPERIMENT
+            return imported(where).EXPERIMENT
         spec: Any = importlib.util.spec_from_file_location(Path(where).stem, where)
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module  # dataclasses look their annotations up there
@@ -173,6 +175,15 @@ def experiment_in(directory: Path) -> Experiment:
             f"{directory} was trained by {where}, which has no EXPERIMENT here ({error}): give the "
             "experiment to open_run."
         ) from error
+
+
+def imported(module: str) -> Any:
+    """A module; the experiments are a part of jaxgen where that is installed."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        other = module.removeprefix("jaxgen.")
+        return importlib.import_module(other if other != module else f"jaxgen.{module}")
 
 
 # --- who may write ---------------------------------------------------------------------------
