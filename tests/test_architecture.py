@@ -41,8 +41,9 @@ def imports(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            modules = {f"{node.module}.{alias.name}" for alias in node.names} & NAMES
-            yield from modules or {node.module}
+            package = name_of(path).rpartition(".")[0] if node.level else ""
+            module = ".".join(part for part in (package, node.module) if part)
+            yield from {f"{module}.{alias.name}" for alias in node.names} & NAMES or {module}
 
 
 NAMES = {name_of(path) for path in MODULES}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import math
 import os
 import re
@@ -40,6 +41,7 @@ from jaxgen.training.devices import OutOfMemory, tune_cpu
 from jaxgen.training.logging import console
 from jaxgen.training.loop import NonFiniteLoss, Preempted
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 VERBS = ("train", "sample", "evaluate")
 ALONE = ("diagnose",)  # verbs that are only run when asked for
 
@@ -65,16 +67,19 @@ def in_one_sentence(command: Callable[[], None]) -> int:
         return _failed(f"error: {_first_operation(error)}", 3)
     except StorageError as error:
         return _failed(f"error: {error}", 74)
-    except PermissionError as error:
-        where = f"{error.filename} ({error.strerror})"
-        return _failed(f"error: cannot write to {where}: give another --dir.", 74)
+    except BrokenPipeError:  # whoever read the output has gone
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+        return 141
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        where = f"to {error.filename} " if error.filename else ""
+        why = f"cannot write {where}({error.strerror}): make room there, or give another --dir."
+        return _failed(f"error: {why}", 74)
     except Preempted as error:
         by_hand = error.signal == signal.SIGINT
         how, status = ("interrupted", 130) if by_hand else ("preempted", 75)
         return _failed(f"{how}: {error} and saved: add --resume to go on.", status)
-    except BrokenPipeError:  # whoever read the output has gone
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
-        return 141
     except KeyboardInterrupt as error:
         return _failed(f"interrupted: {error.args[0] if error.args else 'nothing was lost'}.", 130)
     return 0

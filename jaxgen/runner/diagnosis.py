@@ -20,12 +20,14 @@ from jaxgen.training.logging import console, progress
 from jaxgen.training.step import Now, TrainState, Turn
 
 DIAGNOSED = 16  # batches that are looked at
+PARTS = 8  # of a batch, whose gradients are compared
 
 
 def diagnose(trained: Trained) -> list[Number]:
     """Prints the networks by module; measures the gradient's noise and the loss over time."""
     system, options = trained.system, trained.config.train
-    index = index_batches(len(trained.data.train), options.batch, seed=options.seed)
+    whole = max(options.batch // PARTS, 1) * PARTS
+    index = index_batches(len(trained.data.train), whole, seed=options.seed)
     batches = list(itertools.islice(read_batches(trained.data.train, index), DIAGNOSED))
     weights = trained.weights
     weights = {ONLY: weights} if isinstance(weights, Weights) else weights
@@ -59,7 +61,7 @@ def noise(
         found = gradient_noise(loss, states[turn.player].params, batches, key)
         advance(1)
     size = len(jax.tree.leaves(batches[0])[0])
-    how = f"{len(batches)} batches of {size} in 8 parts each, McCandlish et al. 2018"
+    how = f"{len(batches)} batches of {size} in {PARTS} parts each, McCandlish et al. 2018"
     prefix = "" if turn.player == ONLY else f"{turn.player}/"
     return [
         Number(f"{prefix}gradient_signal", found.signal, f"|E g|^2, {how}"),

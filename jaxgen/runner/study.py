@@ -48,7 +48,7 @@ class Which:
     # The runs to look at, one for each that is needed (default: the newest that fits; one that is
     # lacking is trained first).
     dir: tuple[Path, ...] = ()
-    train: str = ""  # Options for the runs that are trained, in quotes.
+    train: str = ""  # Options for the runs that are trained: --train='--steps 4000'.
     out: Path | None = None  # Where results go (default: runs/STUDY-of-RUN).
     checkpoint: str = "last"  # Which checkpoint to look at: last, best or a step.
 
@@ -83,6 +83,8 @@ class Study:
         )
         check_ranges(config)
         prepare_jax()
+        if which.out and which.out.exists() and not which.out.is_dir():
+            raise Mistake(f"--out {which.out} is a file: name a folder.")
         if which.dir and len(which.dir) != len(self.needs):
             raise Mistake(f"{self.name} looks at {len(self.needs)} runs: {', '.join(self.needs)}.")
         console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
@@ -123,7 +125,11 @@ class Study:
 
 def ready(need: Need, data: Any, words: str) -> Path:
     """The directory of the newest run that fits the need, trained to its end."""
-    argv = ["train", "--data", data.data, *shlex.split(need.options), *shlex.split(words)]
+    try:
+        given = shlex.split(words)
+    except ValueError as error:
+        raise Mistake(f"--train {words} cannot be read ({error}).") from error
+    argv = ["train", "--data", data.data, *shlex.split(need.options), *given]
     _, config, _ = parse(need.experiment, argv)
     config = replace(config, data=data)
     check_ranges(config)

@@ -76,6 +76,8 @@ class Diffusion(runner.System):
 
     def __post_init__(self) -> None:
         check_prior(self.schedule, self.times[0])
+        if self.flip and not isinstance(self.data.kind, Image):
+            raise ValueError("images alone can be mirrored: leave out --flip.")
 
     def init(self, key: Array) -> Any:
         return self.network.init(key)

@@ -374,7 +374,8 @@ def compile_to_fit(compiled: Any, *args: Any) -> Any:
     if program is None or (needed is not None and needed > available):
         raise OutOfMemory(
             f"a step does not fit into the {available / 2**30:.1f} GiB of a {device.device_kind}: "
-            "lower --batch, or try --accumulate 2, --remat, --bfloat16 or more --model-devices."
+            "lower --image-size or --batch, or try --accumulate 2, --remat, --bfloat16 or more "
+            "--model-devices."
         )
     return program
 

@@ -16,7 +16,7 @@ def command(tmp_path, monkeypatch, capsys):
         module = importlib.import_module(f"experiments.{name}")
         experiment = getattr(module, "EXPERIMENT", None) or module.STUDY
         argv = shlex.split(" ".join(map(str, words)))
-        if tiny:  # before the options given, which win
+        if tiny and name in TINY:  # before the options given, which win
             at = 0 if not argv or argv[0].startswith("-") else 1
             argv[at:at] = shlex.split(f"{TINY[name]} {COMMON}")
         try:

@@ -1,5 +1,6 @@
 """Bad input gets one sentence that names the fix, a non-zero status, and touches nothing."""
 
+import errno
 import json
 import re
 from pathlib import Path
@@ -11,6 +12,7 @@ from processes import report
 
 from experiments import ddpm
 from jaxgen.runner import Mistake
+from jaxgen.runner.commands import in_one_sentence
 from jaxgen.runner.folders import read_config, write_config
 
 CASES = {
@@ -57,6 +59,9 @@ CASES = {
         "train --coordinator x:1 --num-processes 2 --process-id 5",
         r"--process-id is in 0\.\.1 of --num-processes, not 5",
     ),
+    "flip": ("score_sde", "--data moons --flip", "images alone can be mirrored"),
+    "out": ("guidance", "--out words.txt", "--out words.txt is a file: name a folder"),
+    "quotes": ("solvers", "--train='--steps \"4'", "cannot be read"),
     "resume": ("ddpm", "--resume", "there is no run of ddpm"),
     "resume dir": ("ddpm", "--resume --dir x", "no run to resume in x: leave out --resume"),
     "tfds": ("vae", "--data mnist --data-dir empty", r"'mnist' is not prepared in empty"),
@@ -91,6 +96,18 @@ def test_numbers_that_few_pictures_cannot_carry_are_left_out_with_the_reason(com
     assert "frechet_distance_of_test" not in numbers
     assert all(np.isfinite(n["value"]) for n in numbers.values())
     assert "at models' scale" in numbers["elbo"]["protocol"]  # coloured: not of bits
+
+
+def test_a_disk_that_is_full_while_drawing_is_told(capsys):
+    def draw():
+        raise OSError(errno.ENOSPC, "No space left on device", "run/step-4/samples.png")
+
+    assert in_one_sentence(draw) == 74
+    err = capsys.readouterr().err
+    assert err == (
+        "error: cannot write to run/step-4/samples.png (No space left on device): make room there, "
+        "or give another --dir.\n"
+    )
 
 
 def test_unknown_options_are_refused(command):
