@@ -111,16 +111,16 @@ def _without_echoes() -> Generator[None]:
 
     logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = hear
-    try:
-        with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        try:
             yield
-    except Exception:
-        gc.collect()
-        time.sleep(0.2)
-        raise
-    finally:
-        logger.setLevel(level)
-        sys.unraisablehook = hook
+        except Exception:
+            gc.collect()
+            time.sleep(0.2)
+            raise
+        finally:
+            logger.setLevel(level)
+            sys.unraisablehook = hook
 
 
 class Checkpoints:
