@@ -21,7 +21,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -109,19 +108,18 @@ def build(config: Config, data: DataSet) -> Diffusion:
     )
 
 
-def _preset(train: runner.Train, net: Net, sampling: runner.Sampling, **how: Any) -> Config:
+def guidable(preset: diffusion.Preset) -> Config:
     """The DDPM's network and training, with some labels hidden so that it can be guided."""
-    net = replace(net, unlabelled=0.1, conditional=True)
-    return Config(train=train, net=net, sampling=sampling, **how)
+    return Config(**preset | {"net": replace(preset["net"], unlabelled=0.1, conditional=True)})
 
 
-_long = replace(diffusion.CIFAR10[0], steps=400_000)
+CIFAR10 = guidable(diffusion.CIFAR10)
 PRESETS = runner.by_data(
-    digits=_preset(*diffusion.DIGITS),
-    mnist=_preset(*diffusion.MNIST),
-    fashion_mnist=_preset(*diffusion.MNIST),
-    cifar10=_preset(_long, *diffusion.CIFAR10[1:], flip=True),
-    points=_preset(*diffusion.POINTS),
+    digits=guidable(diffusion.DIGITS),
+    mnist=guidable(diffusion.MNIST),
+    fashion_mnist=guidable(diffusion.MNIST),
+    cifar10=replace(CIFAR10, train=replace(CIFAR10.train, steps=400_000), flip=True),
+    points=guidable(diffusion.POINTS),
 )
 EXPERIMENT = runner.Experiment(
     "score_sde",

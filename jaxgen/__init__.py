@@ -4,9 +4,14 @@ Import what you compose from its own place: ``jaxgen.losses``, ``jaxgen.diffusio
 ``jaxgen.models``, ``jaxgen.training``, ``jaxgen.data``, ``jaxgen.evaluation``.
 """
 
-from importlib.metadata import PackageNotFoundError, version
 
-try:
-    __version__ = version("jaxgen")
-except PackageNotFoundError:  # a checkout that was not installed
-    __version__ = "unknown"
+def __getattr__(name: str) -> str:
+    """``__version__``, looked up where it is asked for."""
+    if name != "__version__":
+        raise AttributeError(f"module 'jaxgen' has no attribute '{name}'")
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("jaxgen")
+    except PackageNotFoundError:  # a checkout that was not installed
+        return "unknown"

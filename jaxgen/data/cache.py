@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import tempfile
+import uuid
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -77,14 +77,14 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
       OSError: if it cannot be written; then all is as it was.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    number, part = tempfile.mkstemp(suffix=".part", prefix=path.stem, dir=path.parent)
+    part = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.part")
     try:
-        with os.fdopen(number, "wb") as file:
+        with part.open("xb") as file:
             yield file
         os.replace(part, path)
     except BaseException:
         with suppress(OSError):
-            os.unlink(part)
+            part.unlink()
         raise
 
 

@@ -82,6 +82,7 @@ class Listing:
 
 
 def is_inside(name: str, folder: str) -> bool:
+    """Whether a name is below a folder; all are below the root, ``""``."""
     return not folder or name.startswith(f"{folder}/")
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from jaxgen.data import folders, images, pairs, prepared, text, toy
 from jaxgen.data.records import Arrays, DataError, DataSet, Points, did_you_mean
 
-PLACES = ("folder:PATH", "text:PATH", "pairs:PATH", "domains:PATH", "hf:NAME_OR_PATH")
+FILES = ("folder", "text", "pairs", "domains")  # of a path, known by their contents
+PLACES = (*(f"{kind}:PATH" for kind in FILES), "hf:NAME_OR_PATH")
 
 
 def load(

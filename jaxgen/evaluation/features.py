@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -20,7 +19,7 @@ import numpy as np
 import optax
 from flax import serialization
 
-from jaxgen.data.cache import cache_dir
+from jaxgen.data.cache import cache_dir, replacing
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.records import DataSet, Source, in_chunks, some, to_signed
 from jaxgen.models.classifier import Classifier
@@ -79,11 +78,8 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
         variables = serialization.from_bytes(variables, path.read_bytes())
     else:
         variables = {"params": _train(model, variables, data, steps, seed)}
-        with suppress(OSError):  # a cache that cannot be written is none
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(f".{os.getpid()}.tmp")
-            partial.write_bytes(serialization.to_bytes(variables))
-            partial.replace(path)  # atomic: another run may be reading
+        with suppress(OSError), replacing(path) as file:  # one that cannot be written is none
+            file.write(serialization.to_bytes(variables))
 
     apply = OverRows(lambda variables, key, x: model.apply(variables, x))
 

@@ -27,8 +27,8 @@ def build(experiment: Experiment, config: Any, data: DataSet) -> System:
     """
     try:
         system = experiment.build(config, data)
-        for _, stage in system.stages()[:1]:
-            jax.eval_shape(lambda key: begin(stage, key), jax.random.key(0))  # noqa: B023
+        _, first = system.stages()[0]
+        jax.eval_shape(lambda key: begin(first, key), jax.random.key(0))
     except (ValueError, AssertionError) as error:
         raise Mistake(str(error)) from error
     if len(system.turns()) > 1 and type(system).score is System.score:

@@ -26,8 +26,7 @@ import tyro
 
 import jaxgen
 from jaxgen.data.cache import keep_compiled
-from jaxgen.data.records import DataError, DataSet
-from jaxgen.data.sources import did_you_mean
+from jaxgen.data.records import DataError, DataSet, did_you_mean
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
 from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import load_data
@@ -177,7 +176,8 @@ def look(
         if "evaluate" in verbs:
             numbers = [n for measure in experiment.measures for n in measure(trained)]
             groups.setdefault(group, []).append(numbers)
-            write_report(trained.results / "report.json", numbers)
+            if members:
+                write_report(trained.results / "report.json", numbers)
             table = directory / trained.made_by / "report.json"
         if "diagnose" in verbs:
             report(diagnose(trained), trained.results / "diagnosis.json")
@@ -220,7 +220,7 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     if of.preset is not None:
         choose("preset", of.preset, experiment.presets)
     name = of.preset or first.data or experiment.default.data.data
-    default = experiment.presets.get(name, experiment.default)
+    default = experiment.preset(name)
     if "train" not in verbs or "--resume" in argv:
         known = folders.existing(experiment.name, first.data or default.data.data)
         known = [Path(first.dir)] if first.dir else known

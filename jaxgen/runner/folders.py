@@ -6,7 +6,6 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 import re
 import sys
 from collections.abc import Generator, Iterable, Mapping
@@ -16,7 +15,9 @@ from typing import Any
 
 import filelock
 
+from jaxgen.data.cache import replacing
 from jaxgen.data.records import DataSet
+from jaxgen.data.sources import FILES
 from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint, StorageError
@@ -26,9 +27,6 @@ FREE_ON_RESUME = {
     "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
     "max_skipped", "data_dir", "manual_dir",
 }  # fmt: skip
-
-
-FILES = ("folder", "pairs", "domains", "text")  # data that are known by their contents
 
 
 def _stem(name: str, data: str) -> str:
@@ -100,9 +98,8 @@ def as_json(config: Any) -> dict[str, Any]:
 
 def write_json(path: Path, values: dict) -> None:
     """Writes a file at once or not at all."""
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(values, indent=2, default=str) + "\n")
-    os.replace(part, path)
+    with replacing(path) as file:
+        file.write((json.dumps(values, indent=2, default=str) + "\n").encode())
 
 
 def results_name(step: int, options: Iterable[Option], usual: Mapping[str, Any]) -> str:

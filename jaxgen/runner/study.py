@@ -25,7 +25,7 @@ from jaxgen.runner.commands import (
 )
 from jaxgen.runner.fitting import train
 from jaxgen.runner.options import Run, check_ranges, options_of, values_of
-from jaxgen.runner.system import Experiment, Mistake
+from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
 from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.logging import console
@@ -74,7 +74,7 @@ class Study:
         """Trains what is lacking, draws and measures, as the verb and the options say."""
         verbs, argv = take_verb(argv, VERBS)
         first, _ = early(argv, "--data")
-        default = self.presets.get(first.data, next(iter(self.presets.values())))
+        default = preset_for(self.presets, first.data)
         about = (
             f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
         )

@@ -17,8 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.data.records import DataSet
-from jaxgen.data.sources import did_you_mean
+from jaxgen.data.records import DataSet, did_you_mean
 from jaxgen.runner.options import check_ranges, options_of
 from jaxgen.runner.system import Mistake, System
 

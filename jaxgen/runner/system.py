@@ -11,8 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.data.records import DataSet, Image, some
-from jaxgen.data.sources import did_you_mean
+from jaxgen.data.records import DataSet, Image, did_you_mean, some
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Metrics, Now, Players, Turn
 
@@ -130,6 +129,11 @@ class System:
         return float(self.losses(weights, jax.random.key(0), batch, CHUNK)[0].mean())
 
 
+def preset_for(presets: Mapping[str, Any], data: str | None) -> Any:
+    """The options for a data set; the first serve all that have none of their own."""
+    return presets.get(data or "", next(iter(presets.values())))
+
+
 @dataclass(frozen=True, eq=False)
 class Experiment:
     """A system's name, its options by data set, how to build it, and what to make of a run.
@@ -153,4 +157,4 @@ class Experiment:
 
     def preset(self, data: str) -> Any:
         """The options for a data set."""
-        return self.presets.get(data, self.default)
+        return preset_for(self.presets, data)

@@ -257,36 +257,38 @@ def bits(
 
 # --- measures of training and network, by data set --------------------------------------------
 
-Preset = tuple[runner.Train, Net, runner.Sampling]
-DIGITS: Preset = (
-    runner.Train(steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995),
-    Net(),
-    runner.Sampling(),
-)
-MNIST: Preset = (
-    runner.Train(
+Preset = dict[str, Any]  # sections of a config, by their names
+DIGITS: Preset = {
+    "train": runner.Train(
+        steps=2000, batch=64, learning_rate=2e-3, warmup=100, clip=1.0, ema=0.995
+    ),
+    "net": Net(),
+    "sampling": runner.Sampling(),
+}
+MNIST: Preset = {
+    "train": runner.Train(
         steps=20_000, batch=128, learning_rate=5e-4, warmup=500, clip=1.0, ema=0.999,
         log_every=100, checkpoint_every=2000,
     ),
-    Net(channels=64, multipliers=(1, 2, 2), blocks=1, groups=32),
-    runner.Sampling(),
-)  # fmt: skip
-CIFAR10: Preset = (  # Ho et al. 2020, appendix B
-    runner.Train(
+    "net": Net(channels=64, multipliers=(1, 2, 2), blocks=1, groups=32),
+    "sampling": runner.Sampling(),
+}  # fmt: skip
+CIFAR10: Preset = {  # Ho et al. 2020, appendix B
+    "train": runner.Train(
         steps=800_000, batch=128, learning_rate=2e-4, warmup=5000, clip=1.0, ema=0.9999,
         log_every=100, checkpoint_every=10_000,
     ),
-    Net(
+    "net": Net(
         channels=128, multipliers=(1, 2, 2, 2), blocks=2, attention=(16,), dropout=0.1, groups=32,
         conditional=False,
     ),
-    runner.Sampling(samples=50_000, sample_batch=500),
-)  # fmt: skip
-POINTS: Preset = (
-    runner.Train(
+    "sampling": runner.Sampling(samples=50_000, sample_batch=500),
+}  # fmt: skip
+POINTS: Preset = {
+    "train": runner.Train(
         steps=5000, batch=128, learning_rate=6e-3, warmup=100, decay="linear", clip=10.0,
         ema=0.995, steps_per_call=50, log_every=250, checkpoint_every=2500,
     ),
-    Net(channels=128, blocks=3),
-    runner.Sampling(samples=2048, sample_batch=2048),
-)  # fmt: skip
+    "net": Net(channels=128, blocks=3),
+    "sampling": runner.Sampling(samples=2048, sample_batch=2048),
+}  # fmt: skip
