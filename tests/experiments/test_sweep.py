@@ -110,9 +110,9 @@ def test_a_sweep_has_a_table_of_means_and_its_members_are_ordinary_runs(command)
     for folder in Path("sweep").glob("seed=*"):
         assert command("vae", f"evaluate --dir sweep/{folder.name}", tiny=False)[0] == 0
         elbo[folder.name] = report(folder)["elbo"]["value"]
-    for beta in ("0.5", "2"):
-        values = [v for k, v in elbo.items() if k.endswith(f"beta={beta}")]
-        row = table[f"elbo, beta={beta}"]
+    for settings in ("beta=0.5,ema=0.9", "beta=0.5,ema=0.5", "beta=2,ema=0.9", "beta=2,ema=0.5"):
+        values = [v for k, v in elbo.items() if k.endswith(settings)]
+        row = table[f"elbo, {settings}"]
         np.testing.assert_allclose(row["value"], np.mean(values), rtol=1e-5)
         np.testing.assert_allclose(row["std"], np.std(values, ddof=1), rtol=1e-3)
         assert row["protocol"].startswith("mean of 2 seeds; ")
