@@ -177,7 +177,7 @@ def test_a_directory_without_permission_is_told(command, monkeypatch):
     status, _, err = command("vae", "train --steps 4 --dir run")
     assert status == 74
     where = "run/checkpoints (Permission denied)"
-    assert err == f"error: cannot write to {where}: give another --dir.\n"
+    assert err == f"error: cannot write to {where}: make room there, or give another --dir.\n"
 
 
 @pytest.mark.slow
