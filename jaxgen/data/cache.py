@@ -15,6 +15,8 @@ from typing import BinaryIO
 import jax
 import numpy as np
 
+ROWS_LIMIT = 2**35  # bytes of decoded pictures
+
 
 def cache_dir() -> Path:
     """``$JAXGEN_CACHE``, or ``~/.cache/jaxgen``."""
@@ -44,9 +46,12 @@ def kept_rows(
 
     It is written from ``rows()``, one after the other, if it is not there; so it may be larger
     than memory. None where it cannot be written, or would take more than half of what is free.
+    Of such files those that were not used for longest go where they take more than ``ROWS_LIMIT``.
     """
     path = cache_dir() / "data" / f"{name}.npy"
     if (there := _mapped(path, shape)) is not None:
+        with suppress(OSError):
+            os.utime(path)  # it is in use
         return there
     header = {"descr": "|u1", "fortran_order": False, "shape": shape}
     try:
@@ -58,7 +63,20 @@ def kept_rows(
                 file.write(row.tobytes())
     except OSError:
         return None
+    _make_room(path)
     return _mapped(path, shape)
+
+
+def _make_room(new: Path) -> None:
+    """Removes the oldest files of rows, but for the new one, until they are small enough."""
+    with suppress(OSError):  # another process does so, too
+        files = [(p.stat(), p) for p in new.parent.glob("*.npy")]
+        files.sort(key=lambda file: file[0].st_mtime_ns)
+        excess = sum(stat.st_size for stat, _ in files) - ROWS_LIMIT
+        for stat, path in files:
+            if excess > 0 and path != new:
+                path.unlink()  # who has mapped it keeps it
+                excess -= stat.st_size
 
 
 def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:

@@ -36,7 +36,7 @@ FORMATS = {  # Pillow's name -> suffixes; a file is read by its content, whichev
     "AVIF": (".avif",),
 }
 SUFFIXES = {suffix for suffixes in FORMATS.values() for suffix in suffixes}
-READER = 1  # of the rules that make pixels of files; what was kept by others is made anew
+READER = 2  # of the rules that make pixels of files; what was kept by others is made anew
 PATIENCE = 2.0  # seconds of work before its progress is shown
 AT_ONCE = 64  # pictures that are decoded before the first of them is passed on
 
@@ -65,29 +65,31 @@ def plain(image: Any) -> Any:
     import PIL.ImageOps
 
     image.load()
+    bits = getattr(image, "tag_v2", {}).get(258, (16,))[0]  # a TIFF may have 12 in place of 16
     with suppress(Exception):  # where its EXIF is damaged a picture is upright
         image = PIL.ImageOps.exif_transpose(image)
     mode = "L" if is_grey(image.mode) else "RGB"
     if image.mode == "F":
         raise DataError("a picture of floats has no known white: make it one of 8 or 16 bits")
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _from_16_bits(image)
+        return _from_integers(image, 2**bits - 1 if image.mode != "I" else 65535)
     if image.has_transparency_data:
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(mode)
 
 
-def _from_16_bits(image: Any) -> Any:
+def _from_integers(image: Any, white: int) -> Any:
+    """A grey picture of 8 bits, from one whose values are 0..white."""
     import PIL.Image
 
     x = np.asarray(image).astype(np.int64)
-    if x.min() < 0 or x.max() > 65535:
+    if x.min() < 0 or x.max() > white:
         raise DataError(
             "a picture of more than 16 bits has no known white: make it one of 8 or 16 bits"
         )
-    x = np.where(x == image.info.get("transparency"), 65535, x)
-    return PIL.Image.fromarray(((x + 128) // 257).astype(np.uint8))
+    x = np.where(x == image.info.get("transparency"), white, x)
+    return PIL.Image.fromarray(((255 * x + white // 2) // white).astype(np.uint8))
 
 
 def fit(image: Any, shape: Shape) -> np.ndarray:

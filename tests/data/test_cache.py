@@ -1,3 +1,5 @@
+import os
+
 import numpy as np
 import pytest
 
@@ -42,6 +44,23 @@ def test_rows_are_written_once_and_mapped(tmp_path, monkeypatch):
     (path,) = (tmp_path / "data").iterdir()
     path.write_bytes(path.read_bytes()[:-1])
     np.testing.assert_array_equal(kept_rows("rows", (2, 3, 2), lambda: iter(want[2:])), want[2:])
+
+
+def test_rows_that_were_not_used_for_longest_make_room(tmp_path, monkeypatch):
+    monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path))
+    monkeypatch.setattr("jaxgen.data.cache.ROWS_LIMIT", 400)  # a file is 128 bytes of header, and 3
+    of = lambda name: kept_rows(name, (1, 3), lambda: iter([np.full(3, ord(name), np.uint8)]))
+    for age, name in enumerate("abc"):
+        of(name)
+        path = tmp_path / "data" / f"{name}.npy"
+        os.utime(path, (age, age))
+    a = of("a")  # used again: b is the oldest now
+    of("d")
+    assert sorted(path.stem for path in (tmp_path / "data").iterdir()) == ["a", "c", "d"]
+    of("e")
+    of("f")
+    assert sorted(path.stem for path in (tmp_path / "data").iterdir()) == ["d", "e", "f"]
+    np.testing.assert_array_equal(a, [[97] * 3])  # who reads it keeps it
 
 
 def test_rows_that_cannot_be_made_leave_nothing_behind(tmp_path, monkeypatch):

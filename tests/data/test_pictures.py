@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,18 @@ def settled(root):
 # --- pixels ----------------------------------------------------------------------------------
 
 
+def tiff_of_12_bits(x):
+    """A TIFF file of values 0..4095 ``[H, W]``, two pixels in three bytes."""
+    h, w = x.shape
+    packed = int("".join(f"{v:012b}" for v in x.ravel().tolist()), 2).to_bytes(
+        h * w * 3 // 2, "big"
+    )
+    tags = {256: w, 257: h, 258: 12, 259: 1, 262: 1, 273: 8, 277: 1, 278: h, 279: len(packed)}
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags.items())
+    head = struct.pack("<2sHI", b"II", 42, 8 + len(packed))
+    return head + packed + struct.pack("<H", len(tags)) + entries + bytes(4)
+
+
 def greys(root):
     """Grey pictures in all forms, and their pixels."""
     x, bits = noise(0), noise(1) > 127
@@ -99,12 +112,14 @@ def greys(root):
     save(root / "thirty-two.tif", Image.fromarray(deep.astype(np.int32)))
     save(root / "sixteen.pgm", deep)
     save(root / "sixteen-hole.png", deep, transparency=int(deep[2, 3]))
+    (root / "twelve.tif").write_bytes(tiff_of_12_bits(np.round(x * (4095 / 255)).astype(int)))
     save(root / "one.pbm", Image.fromarray(np.uint8(255 * bits)).convert("1"))
     save(root / "one.png", Image.fromarray(np.uint8(255 * bits)).convert("1"))
     save(root / "alpha.png", np.stack([x, alpha], axis=-1))
     save(root / "hole.png", mask, transparency=77)
     return {
         "eight.png": x,
+        "twelve.tif": x,
         **dict.fromkeys(("sixteen.png", "sixteen.tif", "sixteen-big.tiff"), scaled),
         **dict.fromkeys(("thirty-two.tif", "sixteen.pgm"), scaled),
         "sixteen-hole.png": np.where(one, 255, scaled),
