@@ -31,13 +31,18 @@ def test_the_snippets_train_and_sample():
         "x_0": jnp.ones((4, 3)),
         "x_T": jax.random.normal(key, (5, 3)),
     }
-    train, draw, guide, *_ = SNIPPETS
+    train, draw, continuous, guide, *_ = SNIPPETS
     exec(train, names)
     assert names["state"].step == 1
     assert np.isfinite(names["metrics"]["loss"])
     exec(draw, names)
     assert names["x_0"].shape == (5, 3)
     assert np.abs(names["x_0"]).max() <= 1
+    exec(continuous, names)
+    step = jax.jit(names["make_step"](names["loss_fn"], names["optimizer"], ema_decay=0.999))
+    state, metrics = step(names["state"], names["x_0"], key)
+    assert state.step == 2
+    assert np.isfinite(metrics["loss"])
     exec(guide, names)
     assert names["x_0"].shape == (3, 5, 3)
     alone = [names[name] for name in ("key", "conditional", "schedule", "x_T", "times")]

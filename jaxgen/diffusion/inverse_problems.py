@@ -29,7 +29,7 @@ from jaxgen.diffusion.guidance import add_to_score, inpaint
 from jaxgen.diffusion.parameterization import Denoiser, with_x_0, x_0_in
 from jaxgen.diffusion.process import Level, Schedule, expand, transition_variance
 from jaxgen.diffusion.samplers import Solver, ancestral, resampling, resampling_times, sample
-from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times
+from jaxgen.diffusion.schedules import DiscreteSchedule, respaced_times, steps_of
 from jaxgen.distributions import sum_event
 
 Operator = Callable[[Array], Array]  # x [B, ...] -> y [B, ...]
@@ -180,7 +180,8 @@ def inpainting(times: np.ndarray, mask: Array, jump: int, repeats: int) -> Probl
 
 def denoising(schedule: DiscreteSchedule, noise: float, steps: int) -> Problem:
     """y is x_t of the time whose sigma_t/alpha_t is nearest to ``noise``: the chain goes on."""
-    level = schedule(jnp.arange(1, schedule.steps + 1))
+    steps_in_all = steps_of(schedule, "take one with steps")
+    level = schedule(jnp.arange(1, steps_in_all + 1))
     ratio = np.asarray(level.sigma / level.alpha)
     first = 1 + int(np.abs(ratio - noise).argmin())
     return Problem(

@@ -66,6 +66,21 @@ class DiscreteSchedule:
         return Level(alpha.get(**inside), sigma.get(**inside))
 
 
+def steps_of(schedule: Schedule, instead: str) -> int:
+    """T of a discrete schedule.
+
+    Raises:
+      TypeError: for a continuous one, which has no steps, with what to use ``instead``.
+    """
+    steps = getattr(schedule, "steps", None)
+    if steps is None:
+        raise TypeError(
+            f"this is for schedules with steps 1..T, as from_betas makes them, and "
+            f"{type(schedule).__name__} is one of continuous time: {instead}."
+        )
+    return steps
+
+
 def from_betas(beta: np.ndarray) -> DiscreteSchedule:
     """The schedule of the transition variances beta_1..beta_T (Ho et al. 2020, section 2).
 

@@ -11,7 +11,7 @@ from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser, from_x_0
 from jaxgen.diffusion.process import diffuse, expand, transition_variance
-from jaxgen.diffusion.schedules import DiscreteSchedule
+from jaxgen.diffusion.schedules import DiscreteSchedule, steps_of
 from jaxgen.distributions import Distribution, Normal
 from jaxgen.losses.denoising import bound_term, squared_error
 
@@ -39,11 +39,15 @@ def label_estimates(
     cells of equal width in sigma_t, where classes differ, and its L_{t-1} (with L_0 at t = 1) is
     divided by its probability: the mean estimates the sum over t without bias. L_T, common to all
     labels, is left out. The variance of p(x_{t-1}|x_t) is beta_t.
+
+    Raises:
+      TypeError: for a schedule of continuous time.
     """
+    steps = steps_of(schedule, "take one with steps")
     key_t, key_eps = jax.random.split(key)
-    sigma = schedule(jnp.arange(schedule.steps + 1)).sigma
+    sigma = schedule(jnp.arange(steps + 1)).sigma
     u = (jnp.arange(draws) + jax.random.uniform(key_t, (draws,))) / draws
-    t = jnp.clip(jnp.searchsorted(sigma, u * sigma[-1]), 1, schedule.steps)
+    t = jnp.clip(jnp.searchsorted(sigma, u * sigma[-1]), 1, steps)
     p_t = (sigma[t] - sigma[t - 1]) / sigma[-1]
 
     def draw(row):

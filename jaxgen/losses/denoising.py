@@ -44,7 +44,7 @@ from jaxgen.diffusion.process import (
     transition_variance,
 )
 from jaxgen.diffusion.samplers import check_start
-from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule
+from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule, steps_of
 from jaxgen.distributions import (
     DiscretizedNormal,
     Distribution,
@@ -70,9 +70,13 @@ def simple_loss(key: Array, network: Network, schedule: DiscreteSchedule, x_0: A
 
     Ho et al. 2020, eq. 14 and Algorithm 1; the mean over entries in place of the sum, so that the
     value of a network that answers 0 is 1 for any image size. ``x_0 [B, ...]`` is in [-1, 1].
+
+    Raises:
+      TypeError: for a schedule of continuous time, whose loss is :func:`denoising_loss`.
     """
+    steps = steps_of(schedule, "use denoising_loss, with t from jaxgen.losses.times")
     key_t, key_eps = jax.random.split(key)
-    t = uniform_times(key_t, x_0.shape[0], schedule.steps)
+    t = uniform_times(key_t, x_0.shape[0], steps)
     eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
     return squared_error(network(diffuse(x_0, eps, schedule(t)), t), eps)
 
@@ -226,8 +230,10 @@ def hybrid_loss(
     it, for a uniform t in 1..T, is an estimate of the bound.
 
     Raises:
+      TypeError: for a schedule of continuous time.
       ValueError: for a schedule known to end in pure noise, where eps says nothing of x_0.
     """
+    steps = steps_of(schedule, "use denoising_loss")
     check_start(lambda x, t: to_x_0(x, x, schedule, t, "eps"), schedule, x_0, schedule.end)
     eps = jax.random.normal(key, x_0.shape, x_0.dtype)
     x_t = diffuse(x_0, eps, schedule(t))
@@ -236,7 +242,7 @@ def hybrid_loss(
     x_0_hat = to_x_0(jax.lax.stop_gradient(eps_hat), x_t, schedule, t, "eps")
     log_variance = learned_log_variance(schedule, t, nu)
     term = bound_term(schedule, x_0, x_t, x_0_hat, t, log_variance, decoder) / x_0[0].size
-    return squared_error(eps_hat, eps) + weight * schedule.steps * term
+    return squared_error(eps_hat, eps) + weight * steps * term
 
 
 def step_variance(
@@ -332,10 +338,11 @@ def variational_bound(
         that of t = 1 (:func:`step_variance`).
 
     Raises:
+      TypeError: for a schedule of continuous time, whose bound is :func:`continuous_bound`.
       ValueError: if ``denoise`` cannot serve the pure noise that the schedule is known to end in.
     """
+    batch, steps = x_0.shape[0], steps_of(schedule, "use continuous_bound")
     check_start(denoise, schedule, x_0, schedule.end)
-    batch, steps = x_0.shape[0], schedule.steps
 
     def term(t: Array) -> Array:
         eps = jax.random.normal(jax.random.fold_in(key, t), x_0.shape, x_0.dtype)

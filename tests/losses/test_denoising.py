@@ -16,6 +16,7 @@ from jaxgen.diffusion.schedules import (
     from_betas,
     linear_betas,
 )
+from jaxgen.losses.classification import label_estimates
 from jaxgen.losses.denoising import (
     bound_weighting,
     continuous_bound,
@@ -42,6 +43,21 @@ def test_a_network_that_answers_zero_has_loss_one(key):
     loss = simple_loss(key, lambda x_t, t: jnp.zeros_like(x_t), LINEAR, x_0)
     assert loss.shape == (4000,)
     np.testing.assert_allclose(loss.mean(), 1.0, atol=4 * np.sqrt(2 / (4000 * 16)))
+
+
+@pytest.mark.parametrize("schedule", [CosineLogSNR(), VP(), FlowMatching()])
+def test_losses_over_steps_refuse_continuous_time_in_a_sentence(schedule, key):
+    x_0, t = jnp.zeros((2, 3)), jnp.ones(2, int)
+    network = lambda x_t, t: x_t
+    name = f"{type(schedule).__name__} is one of continuous time: "
+    with pytest.raises(TypeError, match=name + "use denoising_loss, with t from"):
+        simple_loss(key, network, schedule, x_0)
+    with pytest.raises(TypeError, match=name + "use denoising_loss"):
+        hybrid_loss(key, network, schedule, x_0, t)
+    with pytest.raises(TypeError, match=name + "use continuous_bound"):
+        variational_bound(key, network, schedule, x_0)
+    with pytest.raises(TypeError, match=name + "take one with steps"):
+        label_estimates(key, lambda y: network, schedule, x_0, jnp.zeros((2, 3), int), 4)
 
 
 def test_the_true_noise_has_loss_zero(key):
