@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import jaxgen
-from jaxgen.data.records import did_you_mean
+from jaxgen import starting
 
 
 def folder() -> tuple[str, Path]:
@@ -41,10 +41,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"  {stem:<14}{about.splitlines()[0]}")
         print("\njaxgen NAME --help tells the options of each.")
     elif name not in files:
+        from jaxgen.data.records import did_you_mean  # which imports NumPy and JAX
+
         print(f"error: unknown experiment '{name}'{did_you_mean(name, files)}", file=sys.stderr)
         return 2
     else:
         sys.argv = [f"jaxgen {name}", *words]
+        starting.begin(name)
         runpy.run_module(f"{package}.{name}", run_name="__main__", alter_sys=True)
     return 0
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import errno
 import math
 import os
 import re
@@ -18,6 +17,7 @@ import sys
 import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,25 +35,36 @@ from jaxgen.runner.fitting import train
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.system import Experiment, Mistake, choose
 from jaxgen.runner.trained import open_run
-from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, StorageError
+from jaxgen.training.checkpoints import (
+    DamagedCheckpoint,
+    NoCheckpoint,
+    StorageError,
+    written_or_told,
+)
 from jaxgen.training.devices import OutOfMemory, tune_cpu
 from jaxgen.training.logging import console
 from jaxgen.training.loop import NonFiniteLoss, Preempted
+from jaxgen.training.signals import ENDINGS, Stopped, ended_by_signals, leave
 
-UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
 VERBS = ("train", "sample", "evaluate")
 ALONE = ("diagnose",)  # verbs that are only run when asked for
 
 
 def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
     """Runs one command of an experiment or a study; returns the exit status."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv == ["--version"]:
+    as_command, words = argv is None, list(sys.argv[1:] if argv is None else argv)
+    if words == ["--version"]:
         print(f"jaxgen {jaxgen.__version__}")
         return 0
-    if isinstance(experiment, Experiment):
-        return in_one_sentence(lambda: run_experiment(experiment, argv))
-    return in_one_sentence(lambda: experiment.run(argv))
+    alone = isinstance(experiment, Experiment)
+    run = partial(run_experiment, experiment) if alone else experiment.run
+    try:
+        with ended_by_signals(insist=as_command):
+            return in_one_sentence(lambda: run(words))
+    except Stopped as stopped:
+        if as_command:  # an interpreter that ends would wait for threads, or crash by them
+            leave(stopped)
+        return _failed(stopped.sentence, stopped.status)
 
 
 def in_one_sentence(command: Callable[[], None]) -> int:
@@ -69,18 +80,9 @@ def in_one_sentence(command: Callable[[], None]) -> int:
     except BrokenPipeError:  # whoever read the output has gone
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
         return 141
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
-            raise
-        where = f"to {error.filename} " if error.filename else ""
-        why = f"cannot write {where}({error.strerror}): make room there, or give another --dir."
-        return _failed(f"error: {why}", 74)
     except Preempted as error:
-        by_hand = error.signal == signal.SIGINT
-        how, status = ("interrupted", 130) if by_hand else ("preempted", 75)
+        how, status = ENDINGS[signal.Signals(error.signal)]
         return _failed(f"{how}: {error} and saved: add --resume to go on.", status)
-    except KeyboardInterrupt as error:
-        return _failed(f"interrupted: {error.args[0] if error.args else 'nothing was lost'}.", 130)
     return 0
 
 
@@ -106,6 +108,7 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     verbs, config, run = parse(experiment, argv)
     check_ranges(config)
     check_ranges(run)
+    folders.check_out(run.out)
     prepare_jax()
     if run.coordinator is not None:
         join(run, verbs)
@@ -122,7 +125,8 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):
-        look(experiment, verbs, config, data, directory, run)
+        with written_or_told(run.out or directory, "name a folder for the results with --out"):
+            look(experiment, verbs, config, data, directory, run)
 
 
 def prepare_jax() -> None:
@@ -166,9 +170,10 @@ def look(
         console.print(f"warning: {changed}: numbers are of what it holds now.")
     members = sweeps.members(config)
     groups: dict[str, list[list[Number]]] = {}
-    table = directory / "report.json"
+    out = run.out or directory
+    table = out / "report.json"
     for name, group, own in [(m.name, m.group, m.config) for m in members] or [(".", "", config)]:
-        how = {"experiment": experiment, "config": own, "data": data}
+        how = {"experiment": experiment, "config": own, "data": data, "out": out / name}
         trained = open_run(directory / name, run.checkpoint, **how)
         console.print(f"results of step {trained.step} in {trained.results}")
         if "sample" in verbs:
@@ -178,7 +183,7 @@ def look(
             groups.setdefault(group, []).append(numbers)
             if members:
                 write_report(trained.results / "report.json", numbers)
-            table = directory / trained.made_by / "report.json"
+            table = out / trained.results.name / "report.json"
         if "diagnose" in verbs:
             report(diagnose(trained), trained.results / "diagnosis.json")
     if "evaluate" in verbs:

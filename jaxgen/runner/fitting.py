@@ -23,10 +23,11 @@ from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
 from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
 from jaxgen.training import devices
-from jaxgen.training.checkpoints import Checkpoints, StorageError
+from jaxgen.training.checkpoints import FULL, Checkpoints, StorageError, written_or_told
 from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
-from jaxgen.training.loop import NonFiniteLoss, Waiting, fit, preemption
+from jaxgen.training.loop import NonFiniteLoss, Waiting, fit
+from jaxgen.training.signals import finishing_steps
 from jaxgen.training.stacked import StackedCheckpoints, StackedLogs, part
 from jaxgen.training.step import Players, Step, batches_of
 
@@ -92,7 +93,7 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
     key = sweeps.run_key(config, members)
     jax.eval_shape(stages[0].begin, key)  # what a sweep cannot take is told before a file is there
     check_calls(config.train, stages)
-    with ExitStack() as held:
+    with written_or_told(directory, "give another --dir"), ExitStack() as held:
         if jax.process_index() == 0:
             held.enter_context(folders.locked(directory))
             # another may have come and gone
@@ -151,7 +152,7 @@ class Fitting:
             )
         log, waited = self.open_log(start), 0.0
         try:
-            with progress("compiling", steps, start) as advance, preemption() as stopping:
+            with progress("compiling", steps, start) as advance:
                 for i, stage in enumerate(self.stages):
                     stop = min([s.start for s in self.stages[i + 1 :]] + [steps])
                     if start >= stop:
@@ -162,7 +163,7 @@ class Fitting:
                         before = devices.on_one_device(self.placement.get_state(state))
                         weights = jax.device_get(weights_of(before))  # bound to no device
                         state = self.begin(stage, key, weights)
-                    how = {"advance": advance, "stopping": stopping, "log": log}
+                    how = {"advance": advance, "log": log}
                     state, seconds = self.fit(stage, state, key, start, stop, **how)
                     start, waited = stop, waited + seconds
         except NonFiniteLoss as error:
@@ -172,11 +173,10 @@ class Fitting:
                 f"{error} Checkpoints in {self.checkpoints.directory}: {last}."
             ) from error
         except OSError as error:
-            if isinstance(error, StorageError):
+            if error.errno not in FULL:
                 raise
-            reason = error.strerror or error
             raise StorageError(
-                f"cannot write to {self.directory} ({reason}): make room, then --resume."
+                f"cannot write to {self.directory} ({error.strerror}): make room, then --resume."
             ) from error
         finally:
             log.close()
@@ -226,22 +226,27 @@ class Fitting:
         step = self.compile(stage.step, state, ready, key)
         self.write_configs()
         calls = -(-(stop - start) // options.steps_per_call)
-        state = fit(
-            state,
-            profiled(step, self.directory / "profile", calls) if self.run.profile else step,
-            ready,
-            key,
-            start=start,
-            stop=stop,
-            steps_per_call=options.steps_per_call,
-            log=log,
-            log_every=options.log_every,
-            checkpoint=checkpoint,
-            checkpoint_every=math.ceil(options.checkpoint_every / whole) * whole,
-            max_skipped=options.max_skipped,
-            last=options.steps,
-            **how,
-        )
+        with finishing_steps() as stopping:
+            try:
+                state = fit(
+                    state,
+                    profiled(step, self.directory / "profile", calls) if self.run.profile else step,
+                    ready,
+                    key,
+                    start=start,
+                    stop=stop,
+                    steps_per_call=options.steps_per_call,
+                    log=log,
+                    log_every=options.log_every,
+                    checkpoint=checkpoint,
+                    checkpoint_every=math.ceil(options.checkpoint_every / whole) * whole,
+                    max_skipped=options.max_skipped,
+                    stopping=stopping,
+                    last=options.steps,
+                    **how,
+                )
+            finally:
+                self.checkpoints.wait()
         return state, ready.seconds
 
     def write_configs(self) -> None:

@@ -20,7 +20,7 @@ from jaxgen.data.records import DataSet
 from jaxgen.data.sources import FILES
 from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
-from jaxgen.training.checkpoints import NoCheckpoint, StorageError
+from jaxgen.training.checkpoints import NoCheckpoint
 
 # What --resume may change: none of it alters a step that was already made.
 FREE_ON_RESUME = {
@@ -186,6 +186,12 @@ def imported(module: str) -> Any:
 # --- who may write ---------------------------------------------------------------------------
 
 
+def check_out(out: Path | None) -> None:
+    """Refuses a file as the folder of results, before anything is drawn."""
+    if out and out.exists() and not out.is_dir():
+        raise Mistake(f"--out {out} is a file: name a folder.")
+
+
 def check_directory(directory: Path, experiment: Experiment, config: Any, run: Run) -> None:
     """Refuses to train over another run, before anything is compiled or overwritten."""
     if not is_run(directory):
@@ -255,7 +261,6 @@ def locked(directory: Path) -> Generator[None]:
 
     Raises:
       Mistake: if another run holds it.
-      StorageError: if it cannot be written to.
     """
     lock = filelock.FileLock(directory / ".lock")
     try:
@@ -264,10 +269,6 @@ def locked(directory: Path) -> Generator[None]:
     except filelock.Timeout as error:
         raise Mistake(
             f"another run is writing to {directory}: wait for it, or give another --dir."
-        ) from error
-    except OSError as error:
-        raise StorageError(
-            f"cannot write to {directory} ({error.strerror or error}): give another --dir."
         ) from error
     try:
         yield

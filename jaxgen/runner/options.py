@@ -107,6 +107,8 @@ class Run:
     # The run's directory (default: a new one, runs/NAME-DATA-001; for sample, evaluate and --resume
     # the newest such).
     dir: Path | None = None
+    # Where pictures and numbers go (default: the run's directory).
+    out: Path | None = None
     resume: bool = False  # Go on with the run in the directory, from its last checkpoint.
     checkpoint: str = "last"  # Which checkpoint to sample from and evaluate: last, best or a step.
     debug_nans: bool = False  # Stop at the first operation that answers NaN, and name it (slow).

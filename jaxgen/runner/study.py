@@ -27,7 +27,7 @@ from jaxgen.runner.fitting import train
 from jaxgen.runner.options import Run, check_ranges, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint, written_or_told
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
@@ -83,8 +83,7 @@ class Study:
         )
         check_ranges(config)
         prepare_jax()
-        if which.out and which.out.exists() and not which.out.is_dir():
-            raise Mistake(f"--out {which.out} is a file: name a folder.")
+        folders.check_out(which.out)
         if which.dir and len(which.dir) != len(self.needs):
             raise Mistake(f"{self.name} looks at {len(self.needs)} runs: {', '.join(self.needs)}.")
         console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
@@ -96,16 +95,16 @@ class Study:
         own = [o for o in options_of(config) if o.name not in values_of(config.data)]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
         out = out / folders.results_name(step, own, usual)
-        out.mkdir(parents=True, exist_ok=True)
-        console.print(f"results in {out}")
-        about_runs = {name: str(run.directory) for name, run in runs.items()}
-        folders.write_json(out / "study.json", {"runs": about_runs} | dataclasses.asdict(config))
-        if "sample" in verbs:
-            draw_pictures(self.pictures, runs, config, out)
-        if "evaluate" in verbs:
-            report(
-                [n for measure in self.measures for n in measure(runs, config)], out / "report.json"
-            )
+        with written_or_told(out, "name another folder with --out"):
+            out.mkdir(parents=True, exist_ok=True)
+            console.print(f"results in {out}")
+            about = {"runs": {name: str(run.directory) for name, run in runs.items()}}
+            folders.write_json(out / "study.json", about | dataclasses.asdict(config))
+            if "sample" in verbs:
+                draw_pictures(self.pictures, runs, config, out)
+            if "evaluate" in verbs:
+                numbers = [n for measure in self.measures for n in measure(runs, config)]
+                report(numbers, out / "report.json")
 
     def open(self, config: Any, which: Which) -> Runs:
         """The runs, those that are lacking once they are trained."""

@@ -35,7 +35,7 @@ class Trained(Generic[S]):
     weights: Any
     config: Any
     directory: Path
-    made_by: str  # names the results: step, and options of sampling and measuring
+    place: Path  # of pictures and numbers: its name tells step, and options of sampling
     step: int
     key: Array
     sampling: Sampling
@@ -54,9 +54,8 @@ class Trained(Generic[S]):
     @cached_property
     def results(self) -> Path:
         """The folder for pictures and numbers, made when it is asked for."""
-        path = self.directory / self.made_by
-        path.mkdir(parents=True, exist_ok=True)
-        return path
+        self.place.mkdir(parents=True, exist_ok=True)
+        return self.place
 
     @property
     def features(self) -> FeatureSpace:
@@ -154,6 +153,7 @@ def open_run(
     experiment: Experiment | None = None,
     config: Any = None,
     data: DataSet | None = None,
+    out: Path | None = None,
 ) -> Trained[Any]:
     """Opens the run in a directory, which says itself what it is.
 
@@ -163,6 +163,7 @@ def open_run(
       experiment: where the module that trained it is not found from here.
       config: in place of the run's own, to sample or measure otherwise.
       data: in place of loading it.
+      out: where pictures and numbers go, in place of the directory.
 
     Raises:
       NoCheckpoint: where there is none, or not that one.
@@ -189,5 +190,5 @@ def open_run(
     weights = system.settled(weights_of(state))
     usual = values_of(experiment.preset(config.data.data)) | {"seed": own.train.seed}
     looks = [o for o in options_of(config) if o.measuring or o.name == "seed"]
-    made_by = results_name(step, looks, usual)
-    return Trained(system, weights, config, directory, made_by, step, key, sampling)
+    place = (out or directory) / results_name(step, looks, usual)
+    return Trained(system, weights, config, directory, place, step, key, sampling)

@@ -6,6 +6,7 @@ its arrays, and one that cannot be read or has another is left for the one befor
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import logging
@@ -37,7 +38,29 @@ class DamagedCheckpoint(ValueError):
 
 
 class StorageError(OSError):
-    """Raised where a checkpoint could not be written; the earlier ones are intact."""
+    """Raised where a checkpoint or another file could not be written; what was there is intact."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+
+
+@contextmanager
+def written_or_told(place: Path, otherwise: str) -> Generator[None]:
+    """Turns what keeps a file of the block from being written into a sentence.
+
+    Raises:
+      StorageError: with the file, else ``place``, and the remedy: room, or ``otherwise``.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in FULL + FORBIDDEN:
+            raise
+        room = "make room there, or " if error.errno in FULL else ""
+        raise StorageError(
+            f"cannot write to {error.filename or place} ({error.strerror}): {room}{otherwise}."
+        ) from error
 
 
 def fingerprint(tree: Any) -> list[int]:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import signal
 import time
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 
 
 class Advance(Protocol):
@@ -159,30 +156,3 @@ class Waiting(Iterator):
         element = next(self._batches)
         self.seconds += time.perf_counter() - begun
         return element
-
-
-@contextmanager
-def preemption() -> Generator[Callable[[int], int]]:
-    """Answers, inside the block, by which signal this run was asked to stop after a step, else 0.
-
-    SIGTERM or Ctrl-C, the second of which stops at once. Of several processes it may reach one
-    alone; all then stop after the same step.
-    """
-    if jax.process_count() > 1:
-        calls = itertools.count()
-        reached = multihost_utils.reached_preemption_sync_point
-        yield lambda done: signal.SIGTERM if reached(next(calls)) else 0
-        return
-    asked = []
-
-    def ask(number: int, frame: Any) -> None:
-        if number == signal.SIGINT and number in asked:
-            raise KeyboardInterrupt("add --resume to go on from the last checkpoint")
-        asked.append(number)
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield lambda done: asked[0] if asked else 0
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -59,6 +59,11 @@ class StackedCheckpoints:
         for each in self._each:
             each.drop_after(step)
 
+    def wait(self) -> None:
+        """Waits for the saves under way."""
+        for each in self._each:
+            each.wait()
+
     def __enter__(self) -> StackedCheckpoints:
         return self
 

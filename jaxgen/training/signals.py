@@ -1,0 +1,126 @@
+"""Ctrl-C and SIGTERM: what a command does when it is asked to end.
+
+Python hears a signal between two of its own operations, and a compiled program, or a compilation,
+is one of them, however long it takes. So a thread listens as well, and ends a command that does not
+end by itself.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+
+import jax
+from jax.experimental import multihost_utils
+
+from jaxgen.training.logging import console
+
+ENDINGS = {signal.SIGINT: ("interrupted", 130), signal.SIGTERM: ("preempted", 75)}
+GRACE = 1.0  # seconds in which a command that is to end at once may do so by itself
+
+_finishing = threading.Event()  # a step is under way, after which the state is saved
+_calls = itertools.count()
+
+
+class Stopped(KeyboardInterrupt):
+    """Raised where a signal ends a command at once."""
+
+    def __init__(self, number: int) -> None:
+        lost = "add --resume to go on from the last checkpoint"
+        super().__init__(lost if _finishing.is_set() else "nothing was lost")
+        how, self.status = ENDINGS[signal.Signals(number)]
+        self.sentence = f"{how}: {self.args[0]}."
+
+
+@contextmanager
+def ended_by_signals(insist: bool) -> Generator[None]:
+    """Inside the block SIGINT and SIGTERM raise :class:`Stopped`.
+
+    Where ``insist``, the process is ended if that does not end the block within a second.
+    """
+    if threading.current_thread() is not threading.main_thread():  # which alone hears signals
+        yield
+        return
+    ended = threading.Event()
+    with _handled_by(_stop):
+        if not insist:
+            yield
+            return
+        told, tell = os.pipe()
+        os.set_blocking(tell, False)
+        before = signal.set_wakeup_fd(tell)
+        threading.Thread(target=_insist, args=(told, ended), daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+            signal.set_wakeup_fd(before)
+            os.close(tell)
+
+
+def _stop(number: int, frame: FrameType | None) -> None:
+    raise Stopped(number)
+
+
+def _insist(told: int, ended: threading.Event) -> None:
+    """Ends the process a second after a signal that should have ended it."""
+    by_hand = 0
+    while number := os.read(told, 1):
+        if number[0] not in ENDINGS:
+            continue
+        by_hand += number[0] == signal.SIGINT
+        if _finishing.is_set() and by_hand < 2:
+            console.print("stopping: this step is finished and saved; Ctrl-C again ends at once")
+        elif not ended.wait(GRACE):
+            leave(Stopped(number[0]))
+    os.close(told)
+
+
+def leave(stopped: Stopped) -> None:
+    """Ends the process with a sentence, whatever its other threads are doing."""
+    console.show_cursor()
+    print(stopped.sentence, file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    os._exit(stopped.status)
+
+
+@contextmanager
+def finishing_steps() -> Generator[Callable[[int], int]]:
+    """Answers, inside the block, by which signal this run was asked to stop after a step, else 0.
+
+    SIGTERM or Ctrl-C, the second of which stops at once. Of several processes it may reach one
+    alone; all then stop after the same step.
+    """
+    if jax.process_count() > 1:
+        reached = multihost_utils.reached_preemption_sync_point
+        yield lambda done: signal.SIGTERM if reached(next(_calls)) else 0
+        return
+    asked: list[int] = []
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in asked:
+            raise Stopped(number)
+        asked.append(number)
+
+    with _handled_by(ask):
+        _finishing.set()
+        try:
+            yield lambda done: asked[0] if asked else 0
+        finally:
+            _finishing.clear()
+
+
+@contextmanager
+def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    before = {number: signal.signal(number, handler) for number in ENDINGS}
+    try:
+        yield
+    finally:
+        for number, handled in before.items():
+            signal.signal(number, handled)
