@@ -11,7 +11,6 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from scipy.spatial import KDTree
 
 from jaxgen.data.records import DataSet, some, spread
 from jaxgen.evaluation.report import Number
@@ -29,6 +28,8 @@ def chamfer_distance(a: np.ndarray, b: np.ndarray) -> float:
     it grows with n and m, so that only clouds of one size compare.
     """
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    from scipy.spatial import KDTree  # here, for its import takes a command half a second
+
     return float(sum((KDTree(to).query(x)[0] ** 2).sum() for x, to in ((a, b), (b, a))))
 
 
@@ -55,6 +56,8 @@ def sliced_wasserstein(
 def _nearest_mode(x: np.ndarray, modes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Each point's nearest mode ``[n]``, and how far it is, as a share of the smallest distance
     between two modes ``[n]``."""
+    from scipy.spatial import KDTree
+
     tree = KDTree(np.asarray(modes, np.float64))
     apart = tree.query(tree.data, k=2)[0][:, 1].min()
     distance, mode = tree.query(np.asarray(x, np.float64))
