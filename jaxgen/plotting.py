@@ -1,6 +1,7 @@
 """Pictures: grids of images, clouds of points, films, curves.
 
-Images are ``[H, W, C]`` in [-1, 1]. Every ``save_...`` writes one file, and returns its path.
+Images are ``[H, W, C]`` in [-1, 1]. Every ``save_...`` writes one file, whole or not at all, and
+returns its path.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from jaxgen.data.records import spread, to_bytes
+from jaxgen.files import replacing
 
 if TYPE_CHECKING:  # importing matplotlib takes most of a second
     from matplotlib.axes import Axes
@@ -46,8 +48,7 @@ def zoom_of(height: int) -> int:
 
 def save_grid(path: Path, images: np.ndarray, columns: int) -> Path:
     """Writes a PNG of ``images [N, H, W, C]``, enlarged so that small images can be seen."""
-    _picture(tile(images, columns), zoom_of(images.shape[1])).save(path)
-    return path
+    return _save_png(path, _picture(tile(images, columns), zoom_of(images.shape[1])))
 
 
 def save_rows(path: Path, rows: Mapping[str, np.ndarray]) -> Path:
@@ -66,8 +67,7 @@ def save_rows(path: Path, rows: Mapping[str, np.ndarray]) -> Path:
         canvas.paste(strip, (margin, y))
         draw.text((6, y + strip.height // 2), name, fill="black", font=font, anchor="lm")
         y += strip.height
-    canvas.save(path)
-    return path
+    return _save_png(path, canvas)
 
 
 def save_film(
@@ -82,7 +82,14 @@ def _save_gif(path: Path, pictures: Sequence[Image.Image], seconds: float, hold:
     durations = [max(20, int(1000 * seconds / len(pictures)))] * len(pictures)
     durations[-1] = int(1000 * hold)
     first, *rest = pictures
-    first.save(path, save_all=True, append_images=rest, duration=durations, loop=0)
+    with replacing(path) as file:
+        first.save(file, "GIF", save_all=True, append_images=rest, duration=durations, loop=0)
+    return path
+
+
+def _save_png(path: Path, picture: Image.Image) -> Path:
+    with replacing(path) as file:
+        picture.save(file, "PNG")
     return path
 
 
@@ -105,7 +112,8 @@ def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figu
 
 
 def _save(path: Path, figure: Figure) -> Path:
-    figure.savefig(path)
+    with replacing(path) as file:
+        figure.savefig(file, format="png")
     return path
 
 

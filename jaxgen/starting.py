@@ -9,12 +9,14 @@ from types import FrameType
 
 
 def begin(name: str) -> None:
-    """Says that a command begins, and lets Ctrl-C end it in a sentence until it listens itself."""
+    """Says that a command begins, and lets signals end it in a sentence until it listens itself."""
     if not {"--help", "-h", "--version"} & set(sys.argv):
         print(f"jaxgen {name}: loading JAX", flush=True)
     signal.signal(signal.SIGINT, _leave)
+    signal.signal(signal.SIGTERM, _leave)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:
-    os.write(2, b"interrupted: nothing was lost.\n")
-    os._exit(130)
+    how, status = ("interrupted", 130) if number == signal.SIGINT else ("preempted", 75)
+    os.write(2, f"{how}: nothing was lost.\n".encode())
+    os._exit(status)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import os
 import shutil
-import uuid
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
-from typing import BinaryIO
 
 import jax
 import numpy as np
+
+from jaxgen.files import replacing
 
 ROWS_LIMIT = 2**35  # bytes of decoded pictures
 
@@ -85,25 +85,6 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
         if (rows.shape, rows.dtype) == (shape, np.uint8):
             return np.asarray(rows)
     return None
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that takes the place of ``path`` once it is whole; several may write at once.
-
-    Raises:
-      OSError: if it cannot be written; then all is as it was.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.stem}-{uuid.uuid4().hex}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-        os.replace(part, path)
-    except BaseException:
-        with suppress(OSError):
-            part.unlink()
-        raise
 
 
 def keep_compiled() -> None:

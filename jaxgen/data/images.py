@@ -55,6 +55,11 @@ ORIGINALS = {  # what a manual_dir holds
     "fashion_mnist": ", ".join(f for pair in IDX_FILES.values() for f in pair),
     "cifar10": " or ".join(CIFAR_FILES),
 }
+SIZES = {  # name -> (values of an image, training images), rising
+    "digits": (8 * 8, 1_295),
+    "mnist": (28 * 28, 54_000),
+    "cifar10": (32 * 32 * 3, 45_000),
+}
 CLASSES = {
     "digits": "0 1 2 3 4 5 6 7 8 9",
     "mnist": "0 1 2 3 4 5 6 7 8 9",

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from jaxgen.data.cache import cache_dir, replacing
+from jaxgen.data.cache import cache_dir
 from jaxgen.data.records import DataError, listed
+from jaxgen.files import replacing
 
 FORMATS = {  # Pillow's name -> suffixes; a file is read by its content, whichever of them it has
     "PNG": (".png", ".apng"),

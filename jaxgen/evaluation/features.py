@@ -19,9 +19,10 @@ import numpy as np
 import optax
 from flax import serialization
 
-from jaxgen.data.cache import cache_dir, replacing
+from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.records import DataSet, Source, in_chunks, some, to_signed
+from jaxgen.files import replacing
 from jaxgen.models.classifier import Classifier
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import init_state, make_step

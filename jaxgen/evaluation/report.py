@@ -20,6 +20,7 @@ from jaxgen.evaluation.features import (
     image_chunks,
     signed,
 )
+from jaxgen.files import replacing
 from jaxgen.training.logging import console
 
 # Images of either set in a measure whose time grows with their product:
@@ -42,8 +43,8 @@ def write_report(path: Path, numbers: list[Number]) -> None:
     """Writes numbers with their protocols as JSON, but for those that are no numbers there."""
     finite = [n for n in numbers if math.isfinite(n.value)]
     rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in finite]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(rows, indent=2) + "\n")
+    with replacing(path) as file:
+        file.write((json.dumps(rows, indent=2) + "\n").encode())
 
 
 def over_seeds(groups: Mapping[str, list[list[Number]]]) -> list[Number]:

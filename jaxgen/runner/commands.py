@@ -32,7 +32,7 @@ from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import load_data
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
-from jaxgen.runner.options import Run, check_ranges
+from jaxgen.runner.options import Run, carried, check_ranges
 from jaxgen.runner.system import Experiment, Mistake, choose
 from jaxgen.runner.trained import open_run
 from jaxgen.training.checkpoints import (
@@ -122,6 +122,8 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     elif "train" not in verbs:
         folders.check_trained(directory, experiment, config)
     data = load_data(experiment, config.data)
+    if fresh and config.data.data not in experiment.presets:
+        _, config, run = parse(experiment, argv, data)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):
@@ -211,11 +213,13 @@ def report(numbers: list[Number], path: Path) -> None:
 # --- options ---------------------------------------------------------------------------------
 
 
-def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any, Run]:
+def parse(
+    experiment: Experiment, argv: list[str], data: DataSet | None = None
+) -> tuple[tuple[str, ...], Any, Run]:
     """Reads the verb, the preset and the options into (verbs, config, run).
 
-    The preset is ``--preset``, else the one named as ``--data``, else the first; where a run exists
-    and is not begun anew, its own config takes the preset's place.
+    The preset is ``--preset``, else the one named as ``--data``, else the one that ``data`` carry,
+    else the first; where a run exists and is not begun anew, its own config takes its place.
     """
     verbs, argv = take_verb(argv, VERBS, ALONE)
     first, _ = early(argv, "--data", "--dir")
@@ -225,6 +229,9 @@ def parse(experiment: Experiment, argv: list[str]) -> tuple[tuple[str, ...], Any
     if of.preset is not None:
         choose("preset", of.preset, experiment.presets)
     name = of.preset or first.data or experiment.default.data.data
+    if data is not None and name not in experiment.presets:
+        name = carried(experiment.presets, data)
+        console.print(f"options: those for {name}, by the size and number of images, or --preset")
     default = experiment.preset(name)
     if "train" not in verbs or "--resume" in argv:
         known = folders.existing(experiment.name, first.data or default.data.data)

@@ -15,9 +15,9 @@ from typing import Any
 
 import filelock
 
-from jaxgen.data.cache import replacing
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import FILES
+from jaxgen.files import replacing
 from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint

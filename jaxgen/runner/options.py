@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
 
 import optax
 
+from jaxgen.data.images import SIZES
+from jaxgen.data.records import DataSet, Image
 from jaxgen.data.toy import DENSITIES
 from jaxgen.runner.system import Mistake
 from jaxgen.training.step import Decay, adam, half_life_decay
@@ -128,6 +130,21 @@ def by_data(**configs: T) -> dict[str, T]:
             options: Any = config
             presets[data] = replace(options, data=replace(options.data, data=data))
     return presets
+
+
+def carried(presets: Mapping[str, Any], data: DataSet) -> str:
+    """The name of the largest preset that a set of images carries, else of the first.
+
+    That is: whose own images have at most twice as many values, and are at most ten times as many.
+    """
+    found = next(iter(presets))
+    if not isinstance(data.kind, Image):
+        return found
+    values, count = math.prod(data.shape), len(data.train)
+    for name, (own_values, own_count) in SIZES.items():
+        if name in presets and own_values <= 2 * values and own_count <= 10 * count:
+            found = name
+    return found
 
 
 class Option(NamedTuple):

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxgen.data.records import Image, Tokens, some, to_bytes
+from jaxgen.files import replacing
 from jaxgen.plotting import save_grid, save_points
 from jaxgen.runner.trained import Trained
 
@@ -24,14 +25,16 @@ def samples(trained: Trained) -> list[Path]:
     kind, x = trained.data.kind, trained.draw()
     given = trained.data.given(len(x))
     table = trained.results / "samples.npz"
-    np.savez_compressed(table, x=to_bytes(x) if isinstance(kind, Image) else x, **given)
+    with replacing(table) as file:
+        np.savez_compressed(file, x=to_bytes(x) if isinstance(kind, Image) else x, **given)
     if isinstance(kind, Image):
         wide = columns(trained)
         return [save_grid(trained.results / "samples.png", x[: 10 * wide], wide), table]
     if isinstance(kind, Tokens):
         path = trained.results / "samples.txt"
         texts = [kind.decode(tokens) for tokens in np.asarray(x[:10])]
-        path.write_text(("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n")
+        with replacing(path) as file:
+            file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
         return [path, table]
     x, real = x[:SHOWN], some(trained.data.test, SHOWN)
     if x.ndim == 3:  # sets of points: all of them at once

@@ -130,8 +130,11 @@ def ready(need: Need, data: Any, words: str) -> Path:
         raise Mistake(f"--train {words} cannot be read ({error}).") from error
     argv = ["train", "--data", data.data, *shlex.split(need.options), *given]
     _, config, _ = parse(need.experiment, argv)
-    config = replace(config, data=data)
     check_ranges(config)
+    loaded = load_data(need.experiment, data)
+    if data.data not in need.experiment.presets:
+        _, config, _ = parse(need.experiment, argv, loaded)
+    config = replace(config, data=data)
     for directory in reversed(folders.existing(need.experiment.name, data.data)):
         try:
             found = folders.read_config(directory, need.experiment)
@@ -147,5 +150,5 @@ def ready(need: Need, data: Any, words: str) -> Path:
         directory = folders.new_directory(need.experiment.name, data.data)
     console.print(f"{need.experiment.name} is trained first, in {directory}")
     resume = folders.is_run(directory)
-    train(need.experiment, config, load_data(need.experiment, data), directory, Run(resume=resume))
+    train(need.experiment, config, loaded, directory, Run(resume=resume))
     return directory

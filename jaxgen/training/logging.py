@@ -21,6 +21,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from jaxgen.files import replacing
 from jaxgen.training.loop import Advance
 
 console = Console(highlight=False, soft_wrap=True)
@@ -38,8 +39,8 @@ class MetricLog:
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start and start > 0]
-        with path.open("w") as file:
-            file.writelines(json.dumps(row) + "\n" for row in kept)
+        with replacing(path) as file:
+            file.writelines((json.dumps(row) + "\n").encode() for row in kept)
         self._file = path.open("a")
         # TensorBoard hides the events after purge_step: those that a resumed run writes anew.
         self._events = SummaryWriter(

@@ -3,16 +3,16 @@
 import errno
 import json
 import re
+import resource
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import report
+from processes import report, results
 
 from experiments import ddpm
 from jaxgen.runner import Mistake
-from jaxgen.runner.commands import in_one_sentence
 from jaxgen.runner.folders import read_config, write_config
 
 CASES = {
@@ -98,15 +98,43 @@ def test_numbers_that_few_pictures_cannot_carry_are_left_out_with_the_reason(com
     assert "at models' scale" in numbers["elbo"]["protocol"]  # coloured: not of bits
 
 
-def test_a_disk_that_is_full_while_drawing_is_told(capsys):
-    def draw():
-        raise OSError(errno.ENOSPC, "No space left on device", "run/step-4/samples.png")
-
-    assert in_one_sentence(draw) == 74
-    err = capsys.readouterr().err
+def test_a_disk_that_is_full_while_drawing_is_told(command):
+    """What was there is kept, and the results may go elsewhere."""
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+    assert command("vae", "sample --dir run")[0] == 0
+    names = lambda folder: sorted(path.name for path in folder.iterdir())
+    before = {path.name: path.read_bytes() for path in results("run").iterdir()}
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        status, _, err = command("vae", "sample --dir run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 74
     assert err == (
-        "error: cannot write to run/step-4/samples.png (No space left on device): make room there, "
-        "or give another --dir.\n"
+        "error: cannot write to run (File too large): make room there, or name a folder for the "
+        "results with --out.\n"
+    )
+    assert {path.name: path.read_bytes() for path in results("run").iterdir()} == before
+    assert command("vae", "sample --dir run --out elsewhere")[0] == 0
+    assert names(results("elsewhere")) == names(results("run"))
+    x = [np.load(results(place) / "samples.npz")["x"] for place in ("run", "elsewhere")]
+    np.testing.assert_array_equal(*x)
+
+
+def test_a_run_that_cannot_be_written_to_is_drawn_from(command, monkeypatch):
+    assert command("vae", "train --steps 4 --dir run")[0] == 0
+
+    def refused(path, *args, **kwargs):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", refused)
+    status, _, err = command("vae", "evaluate --dir run")
+    assert status == 74
+    assert re.fullmatch(
+        r"error: cannot write to run/step-4[\w,=]* \(Permission denied\): name a folder for the "
+        r"results with --out\.\n",
+        err,
     )
 
 
