@@ -102,8 +102,18 @@ def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figu
 
     columns = min(columns, count)
     rows = math.ceil(count / columns)
-    figure = Figure((width * columns, height * rows), dpi=110, layout="constrained")
+    figure = Figure((width * columns, height * rows), dpi=110)
+    # Margins in inches: to lay panels out by their labels would draw all of them twice.
+    left, right, bottom, top = 0.6, 0.15, 0.5, 0.3
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    figure.subplots_adjust(
+        left=left / (width * columns),
+        right=1 - right / (width * columns),
+        bottom=bottom / (height * rows),
+        top=1 - top / (height * rows),
+        wspace=(left + right) / (width - left - right),
+        hspace=(bottom + top) / (height - bottom - top),
+    )
     for axis in axes:
         axis.tick_params(which="both", labelsize=8)
     for axis in axes[count:]:

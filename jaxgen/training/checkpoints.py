@@ -27,6 +27,7 @@ from jax import Array
 from orbax.checkpoint import checkpoint_managers as managers
 
 from jaxgen.training.logging import console
+from jaxgen.training.signals import held_back
 
 
 class NoCheckpoint(FileNotFoundError):
@@ -221,7 +222,7 @@ class Checkpoints:
             raise NoCheckpoint(f"{wanted} in {self.directory} (there: {steps or 'none'}).")
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                with _without_echoes():
+                with held_back(), _without_echoes():
                     state = self._read(abstract, candidate)
             except Exception as error:  # whatever the readers of damaged files raise
                 damaged[candidate] = _reason(error)

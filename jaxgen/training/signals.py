@@ -7,6 +7,7 @@ end by itself.
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import signal
@@ -55,6 +56,7 @@ def ended_by_signals(insist: bool) -> Generator[None]:
         told, tell = os.pipe()
         os.set_blocking(tell, False)
         before = signal.set_wakeup_fd(tell)
+        atexit.register(_ignore_signals)  # what is done is done, while the interpreter ends
         threading.Thread(target=_insist, args=(told, ended), daemon=True).start()
         try:
             yield
@@ -66,6 +68,11 @@ def ended_by_signals(insist: bool) -> Generator[None]:
 
 def _stop(number: int, frame: FrameType | None) -> None:
     raise Stopped(number)
+
+
+def _ignore_signals() -> None:
+    for number in ENDINGS:
+        signal.signal(number, signal.SIG_IGN)
 
 
 def _insist(told: int, ended: threading.Event) -> None:
@@ -117,10 +124,27 @@ def finishing_steps() -> Generator[Callable[[int], int]]:
 
 
 @contextmanager
+def held_back() -> Generator[None]:
+    """Signals that come in the block are heard at its end: what is interrupted there would be taken
+    for an error of another kind."""
+    alone = jax.process_count() == 1  # else JAX listens to SIGTERM
+    if threading.current_thread() is not threading.main_thread() or not alone:
+        yield
+        return
+    came: list[int] = []
+    try:
+        with _handled_by(lambda number, frame: came.append(number)):
+            yield
+    finally:
+        if came:
+            signal.raise_signal(came[0])
+
+
+@contextmanager
 def _handled_by(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
     before = {number: signal.signal(number, handler) for number in ENDINGS}
     try:
         yield
     finally:
         for number, handled in before.items():
-            signal.signal(number, handled)
+            signal.signal(number, signal.SIG_DFL if handled is None else handled)

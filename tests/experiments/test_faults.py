@@ -4,15 +4,31 @@
 dozen times in all, and prints the table of the README.
 """
 
+import os
 import random
+import shutil
 import signal
+import subprocess
+import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import filelock
+import moments
 import numpy as np
 import pytest
-from processes import COMMON, TINY, arrays, finish, mismatches, start, wait_for
+from moments import ENDS, check_ended, check_results, results_of
+from processes import (
+    COMMON,
+    ROOT,
+    TINY,
+    arrays,
+    finish,
+    mismatches,
+    start,
+    wait_for,
+)
 
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
@@ -102,6 +118,60 @@ def test_a_run_told_to_stop_saves_and_says_so_by_its_status(whole, how, ends_wit
     assert mismatches(arrays(whole / "whole", STEPS), arrays(whole / stopped, STEPS)) == 0
 
 
+def test_random_moments_of_every_verb(tmp_path):
+    """Twenty, in a process that may be left in any state."""
+    words = [sys.executable, moments.__file__, "20"]
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "JAX_PLATFORMS": "cpu",
+        "JAX_NUM_CPU_DEVICES": "1",
+    }
+    done = subprocess.run(words, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "count"), [("vae", 46), ("ddpm", 27), ("gan", 27)])
+@pytest.mark.timeout(1800)
+def test_random_moments_of_every_process(name, count, tmp_path, capsys):
+    """Ctrl-C, SIGTERM and SIGKILL from the first sentence on, in imports and compilations too."""
+    rng, seconds, runs, longest, stopped = random.Random(name), {}, 0, 0.0, Counter()
+    looks = {verb: f"{verb} --dir whole" for verb in ("sample", "evaluate")}
+    for verb in ("train", *looks):
+        begun = time.monotonic()
+        process = start(name, looks[verb], tmp_path) if looks.get(verb) else None
+        status, out = finish(process or train(name, "whole", tmp_path), 600)
+        assert status == 0, out
+        seconds[verb] = time.monotonic() - begun
+    want = results_of(tmp_path / "whole")
+    for i in range(count):
+        verb, parts = ("train", *looks)[i % 3], f"parts{runs}"
+        number = rng.choice(list(ENDS))
+        process = (
+            start(name, looks[verb], tmp_path) if verb in looks else train(name, parts, tmp_path)
+        )
+        first = process.stdout.readline()
+        time.sleep(rng.random() * seconds[verb])
+        process.send_signal(number)
+        sent = time.monotonic()
+        status, out = finish(process)
+        longest = max(longest, time.monotonic() - sent)
+        check_ended(number, status, first + out, "")
+        check_results(tmp_path / "whole", want)
+        stopped[verb, number.name] += status != 0
+        if verb == "train" and status == 0:
+            check_same(name, tmp_path, "whole", parts)
+            runs += 1
+    status, out = finish(train(name, f"parts{runs}", tmp_path), 600)
+    assert status == 0, out
+    check_same(name, tmp_path, "whole", f"parts{runs}")
+    assert longest < 10
+    with capsys.disabled():
+        told = ", ".join(f"{verb} {how} {n}" for (verb, how), n in sorted(stopped.items()))
+        print(f"\n{name}: {count} moments, stopped {told}; at most {longest:.1f} s to end")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kills"),
@@ -142,7 +212,6 @@ def test_a_damaged_newest_checkpoint_is_passed_over(command):
 def test_a_run_killed_before_its_first_checkpoint_begins_again(command):
     assert command("vae", "train --steps 4 --dir whole")[0] == 0
     assert command("vae", "train --steps 4 --dir run")[0] == 0
-    import shutil
 
     shutil.rmtree("run/checkpoints")
     status, out, _ = command("vae", "train --steps 4 --dir run --resume")
