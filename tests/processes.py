@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import socket
 import subprocess
 import sys
@@ -50,9 +51,13 @@ def program(name):
     return ["-m", f"experiments.{name}"]
 
 
-def start(name, words, cwd, devices=1, **environment):
-    """Starts ``python -m experiments.NAME WORDS`` in a directory."""
-    return subprocess.Popen(
+def start(name, words, cwd, devices=1, file_limit=None, **environment):
+    """Starts ``python -m experiments.NAME WORDS`` in a directory.
+
+    ``file_limit`` is the size in bytes that no file may exceed, as on a full disk.
+    """
+
+    process = subprocess.Popen(
         [sys.executable, *program(name), *words.split()],
         cwd=cwd,
         env={
@@ -66,6 +71,9 @@ def start(name, words, cwd, devices=1, **environment):
         stderr=subprocess.STDOUT,
         text=True,
     )
+    if file_limit is not None:
+        resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    return process
 
 
 def finish(process, timeout=200):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -88,6 +89,10 @@ def _mapped(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
 
 
 def keep_compiled() -> None:
-    """Compiled programs are kept between runs, so that only the first start compiles."""
+    """Compiled programs are kept between runs, so that only the first start compiles.
+
+    Where they cannot be written or read, they are compiled anew, without a word.
+    """
+    warnings.filterwarnings("ignore", "Error (reading|writing) persistent compilation cache")
     jax.config.update("jax_compilation_cache_dir", str(cache_dir() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

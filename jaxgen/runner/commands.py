@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import logging
 import math
 import os
 import re
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import field
 from functools import partial
@@ -39,6 +41,7 @@ from jaxgen.training.checkpoints import (
     DamagedCheckpoint,
     NoCheckpoint,
     StorageError,
+    told_once,
     written_or_told,
 )
 from jaxgen.training.devices import OutOfMemory, tune_cpu
@@ -59,8 +62,12 @@ def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
     alone = isinstance(experiment, Experiment)
     run = partial(run_experiment, experiment) if alone else experiment.run
     try:
-        with ended_by_signals(insist=as_command):
-            return in_one_sentence(lambda: run(words))
+        with told_once(), ended_by_signals(insist=as_command):
+            status = in_one_sentence(lambda: run(words))
+        if as_command and status == 74:  # while the interpreter ends, libraries tell what they
+            logging.disable()  # gave up
+            warnings.simplefilter("ignore")
+        return status
     except Stopped as stopped:
         if as_command:  # an interpreter that ends would wait for threads, or crash by them
             leave(stopped)

@@ -10,6 +10,8 @@ import errno
 import gc
 import json
 import logging
+import os
+import re
 import sys
 import time
 import warnings
@@ -99,7 +101,9 @@ def _score(metrics: Any) -> float:
 
 
 def _reason(error: BaseException) -> str:
-    """The first line of an error; storage libraries write pages."""
+    """What the system says, else the first line of an error; storage libraries write pages."""
+    if code := re.search(r"os_error_code='(\d+)'", str(error)):
+        return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
 
 
@@ -121,21 +125,24 @@ def _set_unreadable_aside(directory: Path) -> dict[int, str]:
 
 
 @contextmanager
-def _without_echoes() -> Generator[None]:
-    """Reads of arrays that a failed one leaves behind say so each, in pages; one sentence will do.
+def told_once() -> Generator[None]:
+    """What the storage library says of a failure, in pages, before it raises it: it is not heard.
 
-    Their callbacks come from threads of the storage library, and find the event loop closed.
+    Reads and writes that a failed one leaves behind come from threads, and find the event loop
+    closed.
     """
-    logger, hook = logging.getLogger("asyncio"), sys.unraisablehook
-    level = logger.level
+    loggers = {name: logging.getLogger(name) for name in ("absl", "asyncio")}
+    levels, hook = {name: logger.level for name, logger in loggers.items()}, sys.unraisablehook
 
     def hear(unraisable: Any) -> None:
         if "Event loop is closed" not in str(unraisable.exc_value):
             hook(unraisable)
 
-    logger.setLevel(logging.CRITICAL)
+    for logger in loggers.values():
+        logger.setLevel(logging.CRITICAL)
     sys.unraisablehook = hear
-    with warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
         try:
             yield
         except Exception:
@@ -143,7 +150,8 @@ def _without_echoes() -> Generator[None]:
             time.sleep(0.2)
             raise
         finally:
-            logger.setLevel(level)
+            for name, logger in loggers.items():
+                logger.setLevel(levels[name])
             sys.unraisablehook = hook
 
 
@@ -222,7 +230,7 @@ class Checkpoints:
             raise NoCheckpoint(f"{wanted} in {self.directory} (there: {steps or 'none'}).")
         for candidate in reversed(steps) if step is None else [step]:
             try:
-                with held_back(), _without_echoes():
+                with held_back(), told_once():
                     state = self._read(abstract, candidate)
             except Exception as error:  # whatever the readers of damaged files raise
                 damaged[candidate] = _reason(error)

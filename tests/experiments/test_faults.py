@@ -151,7 +151,7 @@ def test_random_moments_of_every_process(name, count, tmp_path, capsys):
         process = (
             start(name, looks[verb], tmp_path) if verb in looks else train(name, parts, tmp_path)
         )
-        first = process.stdout.readline()
+        begun, first = time.monotonic(), process.stdout.readline()
         time.sleep(rng.random() * seconds[verb])
         process.send_signal(number)
         sent = time.monotonic()
@@ -160,12 +160,17 @@ def test_random_moments_of_every_process(name, count, tmp_path, capsys):
         check_ended(number, status, first + out, "")
         check_results(tmp_path / "whole", want)
         stopped[verb, number.name] += status != 0
+        if status == 0:  # the first time it was compiled, too
+            seconds[verb] = time.monotonic() - begun
         if verb == "train" and status == 0:
-            check_same(name, tmp_path, "whole", parts)
+            assert (
+                mismatches(arrays(tmp_path / "whole", STEPS), arrays(tmp_path / parts, STEPS)) == 0
+            )
             runs += 1
     status, out = finish(train(name, f"parts{runs}", tmp_path), 600)
     assert status == 0, out
-    check_same(name, tmp_path, "whole", f"parts{runs}")
+    last = arrays(tmp_path / f"parts{runs}", STEPS)
+    assert mismatches(arrays(tmp_path / "whole", STEPS), last) == 0
     assert longest < 10
     with capsys.disabled():
         told = ", ".join(f"{verb} {how} {n}" for (verb, how), n in sorted(stopped.items()))
@@ -272,6 +277,40 @@ def test_a_full_disk_stops_the_run_and_spares_what_is_there(command):
     assert "resuming from step 4" in out
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_the_disk_is_full_at_random_moments(tmp_path):
+    """Twenty limits to the size of a file, met in training, drawing and measuring."""
+    rng, big, counts = random.Random(0), f"{words('vae', 'run')} --hidden 300 --steps", Counter()
+    for steps, directory in ((40, "run"), (80, "whole")):
+        train = big.replace("--dir run", f"--dir {directory}")
+        assert finish(start("vae", f"{train} {steps}", tmp_path))[0] == 0
+    for i in range(20):
+        verb = ("train", "train", "sample", "evaluate")[i % 4]
+        line = f"{big} 80 --resume" if verb == "train" else f"{verb} --dir run"
+        limit = int(10 ** rng.uniform(1, 6))
+        before = arrays(tmp_path / "run", 40)
+        status, out = finish(start("vae", line, tmp_path, file_limit=limit))
+        counts[verb, status] += 1
+        assert status in (0, 74), out
+        if status == 74:
+            told = out.splitlines()
+            assert [line.startswith("error: ") for line in told].count(True) == 1, out
+            assert told[-1].startswith("error: "), out
+            assert "make room" in told[-1]
+            assert len(told) < 15, out
+        with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+            assert set(checkpoints.steps()) >= {40}
+        assert mismatches(before, arrays(tmp_path / "run", 40)) == 0
+        if (tmp_path / "run" / "checkpoints" / "80").exists():
+            assert mismatches(arrays(tmp_path / "run", 80), arrays(tmp_path / "whole", 80)) == 0
+            shutil.rmtree(tmp_path / "run" / "checkpoints" / "80")
+    assert finish(start("vae", f"{big} 80 --resume", tmp_path))[0] == 0
+    assert mismatches(arrays(tmp_path / "run", 80), arrays(tmp_path / "whole", 80)) == 0
+    assert counts["train", 74] > 2, counts
+    assert counts["sample", 74] + counts["evaluate", 74] > 2, counts
+
+
 def test_the_operation_that_answers_nan_is_named(command):
     status, _, err = command("vae", "train --steps 8 --dir run --learning-rate 1e15 --debug-nans")
     assert status == 3
@@ -297,13 +336,16 @@ def test_a_profile_is_a_trace_that_can_be_opened(command, steps, calls):
 
 
 def test_what_does_not_fit_is_told_before_the_first_step(command, monkeypatch):
-    monkeypatch.setattr("jaxgen.training.devices.memory_available", lambda device: 10_000)
-    status, out, err = command("vae", "train --steps 4 --dir run --devices 1")
+    with monkeypatch.context() as patch:
+        patch.setattr("jaxgen.training.devices.memory_available", lambda device: 10_000)
+        status, out, err = command("vae", "train --steps 4 --dir run --devices 1")
     assert status == 2
     assert "memory: a step needs" in out
     assert "does not fit" in err
     assert "--accumulate" in err
     assert not list(Path("run/checkpoints").glob("[0-9]*"))
+    # it is no other run's directory when there is room, for another batch, say
+    assert command("vae", "train --steps 4 --dir run --devices 1 --batch 8")[0] == 0
 
 
 @pytest.mark.slow
