@@ -6,6 +6,7 @@ returns its path.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,6 +99,8 @@ def _save_png(path: Path, picture: Image.Image) -> Path:
 
 def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with ``count`` panels in rows of ``columns``, each ``width`` x ``height`` inches."""
+    # of a home that cannot be written to, in which it keeps its fonts
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)
     from matplotlib.figure import Figure
 
     columns = min(columns, count)

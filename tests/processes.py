@@ -56,7 +56,6 @@ def start(name, words, cwd, devices=1, file_limit=None, **environment):
 
     ``file_limit`` is the size in bytes that no file may exceed, as on a full disk.
     """
-
     process = subprocess.Popen(
         [sys.executable, *program(name), *words.split()],
         cwd=cwd,

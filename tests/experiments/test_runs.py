@@ -1,13 +1,20 @@
 """Whole runs, in a tiny form: files, resumption, and the number of devices."""
 
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from processes import arrays, report, results
+from processes import COMMON, TINY, arrays, finish, report, results, start
 
+from experiments import ddpm
+from jaxgen.data.images import SIZES, image_set
+from jaxgen.data.records import Arrays
+from jaxgen.runner.options import carried
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
 
@@ -121,6 +128,71 @@ def test_verbs_one_by_one(command):
         assert kept["x"].shape == (7, 8, 8, 1)
         assert kept["x"].dtype == np.uint8
         np.testing.assert_array_equal(kept["label"], np.arange(7))
+
+
+def test_a_home_that_cannot_be_written_to_is_no_matter(tmp_path, monkeypatch):
+    monkeypatch.delenv("JAXGEN_CACHE", raising=False)
+    (tmp_path / "home").write_text("")
+    words = f"{TINY['vae']} {COMMON} --data moons --steps 4 --dir run"
+    process = start("vae", words, tmp_path, HOME=str(tmp_path / "home"))
+    status, out = finish(process)
+    assert status == 0, out
+    assert (results(tmp_path / "run") / "report.json").exists()
+    for word in ("arning", "Traceback", "home", "rror:"):
+        assert word not in out, out
+
+
+def test_a_command_speaks_at_once_and_refuses_within_seconds(tmp_path):
+    """A mistake takes no longer than to import JAX two times."""
+    begun = time.monotonic()
+    subprocess.run([sys.executable, "-c", "import jax"], check=True)
+    imported = time.monotonic() - begun
+    begun = time.monotonic()
+    process = start("ddpm", "train --batch 0", tmp_path)
+    assert process.stdout.readline() == "jaxgen ddpm: loading JAX\n"
+    first = time.monotonic() - begun
+    status, out = finish(process)
+    assert (status, out) == (2, "error: --batch is at least 1, not 0.\n")
+    assert first < 1
+    assert time.monotonic() - begun < max(3, 3 * imported)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count", "want"),
+    [
+        ((8, 8, 1), 100_000, "digits"),
+        ((32, 32, 3), 300, "digits"),
+        ((28, 28, 1), 5_000, "digits"),
+        ((28, 28, 1), 6_000, "mnist"),
+        ((24, 24, 1), 60_000, "mnist"),
+        ((32, 32, 3), 5_000, "cifar10"),
+        ((256, 256, 3), 50_000, "cifar10"),
+        ((16, 16, 3), 50_000, "mnist"),
+    ],
+)
+def test_the_preset_follows_from_size_and_number_of_images(shape, count, want):
+    arrays = Arrays({"x": np.broadcast_to(np.uint8(0), (count, *shape))})
+    data = image_set("folder:x", {"train": arrays, "validation": arrays, "test": arrays}, shape)
+    assert carried(ddpm.PRESETS, data) == want
+    assert carried({"own": ddpm.Config()}, data) == "own"
+    there = {"digits": ddpm.Config(), "cifar10": ddpm.Config()}  # an experiment without the others
+    assert carried(there, data) == ("cifar10" if want == "cifar10" else "digits")
+
+
+def test_the_preset_of_a_folder_is_said_and_another_can_be_named(command, tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    (tmp_path / "pictures").mkdir()
+    for i in range(12):
+        Image.fromarray(rng.integers(0, 256, (8, 8), np.uint8)).save(tmp_path / f"pictures/{i}.png")
+    monkeypatch.setitem(SIZES, "mnist", (64, 12))
+    words = "train --data folder:pictures --steps 2 --steps-per-call 1 --dir run"
+    status, out, err = command("vae", words)
+    assert status == 0, err
+    assert "options: those for mnist, by the size and number of images, or --preset" in out
+    train = json.loads(Path("run/config.json").read_text())["train"]
+    assert (train["ema"], train["batch"], train["steps"]) == (0.999, 16, 2)  # given ones win
+    status, out, err = command("vae", f"{words} --preset digits --devices 9 --batch 9")
+    assert (status, "options: " in out) == (2, False)
 
 
 def test_the_best_checkpoint_is_kept(command):
