@@ -15,9 +15,11 @@ import os
 import re
 import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import field
 from functools import partial
 from pathlib import Path
@@ -67,6 +69,7 @@ def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
         if as_command and status == 74:  # while the interpreter ends, libraries tell what they
             logging.disable()  # gave up
             warnings.simplefilter("ignore")
+            sys.unraisablehook = threading.excepthook = lambda _: None
         return status
     except Stopped as stopped:
         if as_command:  # an interpreter that ends would wait for threads, or crash by them
@@ -134,7 +137,7 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):
-        with written_or_told(run.out or directory, "name a folder for the results with --out"):
+        with results_written_or_told(run.out or directory):
             look(experiment, verbs, config, data, directory, run)
 
 
@@ -197,6 +200,12 @@ def look(
             report(diagnose(trained), trained.results / "diagnosis.json")
     if "evaluate" in verbs:
         report(over_seeds(groups), table)
+
+
+def results_written_or_told(place: Path) -> AbstractContextManager[None]:
+    """What keeps results from being written ends the block in a sentence."""
+    out = "name another folder for the results with --out"
+    return written_or_told(place, elsewhere=out, with_room=f"or {out}")
 
 
 def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:

@@ -23,7 +23,7 @@ from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
 from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
 from jaxgen.training import devices
-from jaxgen.training.checkpoints import FULL, Checkpoints, StorageError, written_or_told
+from jaxgen.training.checkpoints import Checkpoints, written_or_told
 from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit
@@ -93,7 +93,8 @@ def train(experiment: Experiment, config: Any, data: DataSet, directory: Path, r
     key = sweeps.run_key(config, members)
     jax.eval_shape(stages[0].begin, key)  # what a sweep cannot take is told before a file is there
     check_calls(config.train, stages)
-    with written_or_told(directory, "give another --dir"), ExitStack() as held:
+    remedies = {"elsewhere": "give another --dir", "with_room": "then --resume"}
+    with written_or_told(directory, **remedies), ExitStack() as held:
         if jax.process_index() == 0:
             held.enter_context(folders.locked(directory))
             # another may have come and gone
@@ -171,12 +172,6 @@ class Fitting:
             last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
             raise NonFiniteLoss(
                 f"{error} Checkpoints in {self.checkpoints.directory}: {last}."
-            ) from error
-        except OSError as error:
-            if error.errno not in FULL:
-                raise
-            raise StorageError(
-                f"cannot write to {self.directory} ({error.strerror}): make room, then --resume."
             ) from error
         finally:
             log.close()

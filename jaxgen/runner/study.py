@@ -21,13 +21,14 @@ from jaxgen.runner.commands import (
     prepare_jax,
     read_options,
     report,
+    results_written_or_told,
     take_verb,
 )
 from jaxgen.runner.fitting import train
 from jaxgen.runner.options import Run, check_ranges, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint, written_or_told
+from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
@@ -95,7 +96,7 @@ class Study:
         own = [o for o in options_of(config) if o.name not in values_of(config.data)]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
         out = out / folders.results_name(step, own, usual)
-        with written_or_told(out, "name another folder with --out"):
+        with results_written_or_told(out):
             out.mkdir(parents=True, exist_ok=True)
             console.print(f"results in {out}")
             about = {"runs": {name: str(run.directory) for name, run in runs.items()}}

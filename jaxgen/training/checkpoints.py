@@ -49,20 +49,21 @@ FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR
 
 
 @contextmanager
-def written_or_told(place: Path, otherwise: str) -> Generator[None]:
+def written_or_told(place: Path, *, elsewhere: str, with_room: str) -> Generator[None]:
     """Turns what keeps a file of the block from being written into a sentence.
 
     Raises:
-      StorageError: with the file, else ``place``, and the remedy: room, or ``otherwise``.
+      StorageError: with the file, else ``place``, and the remedy: ``elsewhere`` where nothing may
+        be written, ``with_room`` where the disk is full.
     """
     try:
         yield
     except OSError as error:
         if error.errno not in FULL + FORBIDDEN:
             raise
-        room = "make room there, or " if error.errno in FULL else ""
+        remedy = f"make room there, {with_room}" if error.errno in FULL else elsewhere
         raise StorageError(
-            f"cannot write to {error.filename or place} ({error.strerror}): {room}{otherwise}."
+            f"cannot write to {error.filename or place} ({error.strerror}): {remedy}."
         ) from error
 
 

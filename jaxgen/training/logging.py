@@ -8,6 +8,7 @@ import time
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -24,6 +25,7 @@ from rich.progress import (
 from jaxgen.files import replacing
 from jaxgen.training.loop import Advance
 
+FLUSHED_EVERY = 10.0  # seconds, for TensorBoard to show
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -34,31 +36,44 @@ class MetricLog:
     """
 
     def __init__(self, directory: Path, start: int = 0) -> None:
-        from tensorboardX import SummaryWriter
+        # Not its SummaryWriter, whose thread ends where the disk is full, and the run waits for it.
+        from tensorboardX.event_file_writer import EventsWriter
 
-        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "tensorboard").mkdir(parents=True, exist_ok=True)
         path = directory / "metrics.jsonl"
         kept = [row for row in read_metrics(path) if row["step"] <= start and start > 0]
         with replacing(path) as file:
             file.writelines((json.dumps(row) + "\n").encode() for row in kept)
         self._file = path.open("a")
-        # TensorBoard hides the events after purge_step: those that a resumed run writes anew.
-        self._events = SummaryWriter(
-            str(directory / "tensorboard"), purge_step=start + 1 if start else None
-        )
+        self._events = EventsWriter(str(directory / "tensorboard" / "events"))
+        self._flushed = time.monotonic()
+        if start:  # TensorBoard hides the later events, which a resumed run writes anew
+            self._events.write_event(_event(start + 1, session_log={"status": "START"}))
 
     def write(self, step: int, metrics: Mapping[str, float | np.ndarray]) -> None:
+        from tensorboardX.summary import scalar
+
         values = {name: float(value) for name, value in metrics.items()}
         metrics = {name: value for name, value in values.items() if math.isfinite(value)}
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
         for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+            self._events.write_event(_event(step, summary=scalar(name, value)))
+        if time.monotonic() - self._flushed > FLUSHED_EVERY:
+            self._events.flush()
+            self._flushed = time.monotonic()
 
     def close(self) -> None:
         """Ends the files."""
         self._file.close()
         self._events.close()
+
+
+def _event(step: int, **parts: Any) -> Any:
+    from tensorboardX.proto import event_pb2
+
+    made: Any = event_pb2
+    return made.Event(wall_time=time.time(), step=step, **parts)
 
 
 class NoLog:

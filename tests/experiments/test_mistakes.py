@@ -112,8 +112,8 @@ def test_a_disk_that_is_full_while_drawing_is_told(command):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert status == 74
     assert err == (
-        "error: cannot write to run (File too large): make room there, or name a folder for the "
-        "results with --out.\n"
+        "error: cannot write to run (File too large): make room there, or name another folder "
+        "for the results with --out.\n"
     )
     assert {path.name: path.read_bytes() for path in results("run").iterdir()} == before
     assert command("vae", "sample --dir run --out elsewhere")[0] == 0
@@ -132,8 +132,8 @@ def test_a_run_that_cannot_be_written_to_is_drawn_from(command, monkeypatch):
     status, _, err = command("vae", "evaluate --dir run")
     assert status == 74
     assert re.fullmatch(
-        r"error: cannot write to run/step-4[\w,=]* \(Permission denied\): name a folder for the "
-        r"results with --out\.\n",
+        r"error: cannot write to run/step-4[\w,=]* \(Permission denied\): name another folder for "
+        r"the results with --out\.\n",
         err,
     )
 
