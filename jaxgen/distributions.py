@@ -51,6 +51,11 @@ class Normal:
         eps = jax.random.normal(key, self.mean.shape, self.mean.dtype)
         return self.mean + jnp.exp(self.log_std) * eps
 
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """A sample and its log-density, ``[B]``."""
+        z = self.sample(key)
+        return z, sum_event(self.log_prob(z))
+
 
 def standard_normal(shape: tuple[int, ...]) -> Normal:
     """N(0, I) over arrays of ``shape``."""

@@ -157,6 +157,32 @@ def test_a_command_speaks_at_once_and_refuses_within_seconds(tmp_path):
     assert time.monotonic() - begun < max(3, 3 * imported)
 
 
+@pytest.mark.slow
+def test_a_large_folder_starts_as_fast_as_digits_once_it_is_cached(tmp_path):
+    """10,000 pictures: the second start is at most three seconds longer than one with digits."""
+    rng = np.random.default_rng(0)
+    for i in range(10_000):
+        path = tmp_path / "pictures" / str(i % 10) / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (32, 32, 3), np.uint8)).save(path)
+
+    def seconds(directory, words):
+        begun = time.monotonic()
+        words = f"train {TINY['vae']} {COMMON} {words} --steps 4 --dir {directory}"
+        status, out = finish(start("vae", words, tmp_path, JAXGEN_CACHE=str(tmp_path / "cache")))
+        assert status == 0, out
+        return time.monotonic() - begun, out
+
+    folder = "--data folder:pictures --image-size 8 --preset digits"
+    first, out = seconds("first", folder)
+    assert "10000 pictures: 8100 train, 900 validation, 1000 test" in out
+    seconds("warm", "")
+    digits = min(seconds(f"digits{i}", "")[0] for i in range(2))
+    again = min(seconds(f"folder{i}", folder)[0] for i in range(2))
+    assert again < digits + 3
+    assert again < first
+
+
 @pytest.mark.parametrize(
     ("shape", "count", "want"),
     [

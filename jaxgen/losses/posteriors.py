@@ -1,0 +1,173 @@
+"""Posteriors q(z|x) beyond the diagonal normal, and priors p(z) beyond N(0, I).
+
+A posterior is drawn from together with its log-density, which is all that a bound needs of it; a
+prior answers its log-density. The density of a flow is known at what it drew alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax import Array
+
+from jaxgen.distributions import LOG_2PI, Normal, sum_event
+
+
+class Posterior(Protocol):
+    """q(z|x) over ``[B, Z]``."""
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        """z ``[B, Z]`` and log q(z|x) ``[B]``."""
+        ...
+
+
+class Prior(Protocol):
+    """p(z) over ``[Z]``."""
+
+    def log_prob(self, z: Array) -> Array:
+        """log p(z) ``[B]`` of ``z [B, Z]``."""
+        ...
+
+    def sample(self, key: Array, count: int) -> Array:
+        """Draws ``[count, Z]``."""
+        ...
+
+
+# --- posteriors ------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class FullNormal:
+    """N(mean, L L^T), L = diag(exp(log_std)) + the part of ``lower`` below the diagonal.
+
+    Kingma & Welling 2019, section 2.5.1. ``mean`` and ``log_std`` are ``[B, Z]``, ``lower``
+    ``[B, Z, Z]``.
+    """
+
+    mean: Array
+    log_std: Array
+    lower: Array
+
+    @property
+    def root(self) -> Array:
+        """L, ``[B, Z, Z]``."""
+        return jnp.tril(self.lower, -1) + jax.vmap(jnp.diag)(jnp.exp(self.log_std))
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        eps = jax.random.normal(key, self.mean.shape, self.mean.dtype)
+        z = self.mean + jnp.einsum("bij,bj->bi", self.root, eps)
+        return z, -sum_event(0.5 * (eps**2 + LOG_2PI) + self.log_std)
+
+    def log_prob(self, z: Array) -> Array:
+        """log q(z|x) ``[B]``."""
+        solve = lambda root, d: jax.scipy.linalg.solve_triangular(root, d, lower=True)  # noqa: E731
+        eps = jax.vmap(solve)(self.root, z - self.mean)
+        return -sum_event(0.5 * (eps**2 + LOG_2PI) + self.log_std)
+
+
+Step = Callable[[Array], tuple[Array, Array]]  # z [B, Z] -> z' [B, Z], log |dz'/dz| [B]
+
+
+@struct.dataclass
+class Flow:
+    """What becomes of a posterior's draws by invertible ``steps``, one after the other.
+
+    Rezende & Mohamed 2015, eq. 7.
+    """
+
+    base: Posterior
+    steps: tuple[Step, ...] = struct.field(pytree_node=False)
+
+    def draw(self, key: Array) -> tuple[Array, Array]:
+        z, log_q = self.base.draw(key)
+        for step in self.steps:
+            z, log_det = step(z)
+            log_q = log_q - log_det
+        return z, log_q
+
+
+def planar(u: Array, w: Array, b: Array) -> Step:
+    """z + u tanh(w . z + b), with u ``[B, Z]`` moved along w ``[B, Z]`` so that it is invertible.
+
+    Rezende & Mohamed 2015, eq. 10 to 12 and appendix A.1; ``b [B]``.
+    """
+    chex.assert_equal_shape([u, w])
+    dot = lambda a, b: jnp.sum(a * b, axis=-1)  # noqa: E731
+    some = dot(w, w) > 1e-12
+    slope = jnp.where(some, jax.nn.softplus(dot(w, u)), 1.0)  # 1 + u . w once u is moved
+    along = (slope - 1 - dot(w, u)) / jnp.where(some, dot(w, w), 1.0)
+    u = u + along[:, None] * w
+
+    def step(z: Array) -> tuple[Array, Array]:
+        h = jnp.tanh(dot(w, z) + b)
+        return z + u * h[:, None], jnp.log(h**2 + (1 - h**2) * slope)
+
+    return step
+
+
+def householder(v: Array) -> Step:
+    """The reflection z - 2 v (v . z) / |v|^2, ``v [B, Z]``: a diagonal normal becomes a full one.
+
+    Tomczak & Welling 2016, eq. 6.
+    """
+
+    def step(z: Array) -> tuple[Array, Array]:
+        share = jnp.sum(v * z, axis=-1) / jnp.maximum(jnp.sum(v * v, axis=-1), 1e-12)
+        return z - 2 * share[:, None] * v, jnp.zeros(len(z), z.dtype)
+
+    return step
+
+
+def inverse_autoregressive(network: Callable[[Array], tuple[Array, Array]]) -> Step:
+    """sigma z + (1 - sigma) m with (m, s) = ``network(z)`` and sigma = sigmoid(s), each ``[B, Z]``.
+
+    Entry i of m and s may depend on entries of z before i alone (Kingma et al. 2016, eq. 14).
+    """
+
+    def step(z: Array) -> tuple[Array, Array]:
+        m, s = network(z)
+        chex.assert_equal_shape([z, m, s])
+        gate = jax.nn.sigmoid(s)
+        return gate * z + (1 - gate) * m, sum_event(jax.nn.log_sigmoid(s))
+
+    return step
+
+
+# --- priors ----------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class Mixture:
+    """sum_c softmax(logits)_c N(mean_c, exp(log_std_c)^2): ``logits [C]``, the others ``[C, Z]``.
+
+    With the posteriors of learned pseudo-inputs u_c as its components it is the VampPrior (Tomczak
+    & Welling 2018, eq. 9): :func:`vamp_prior`.
+    """
+
+    logits: Array
+    mean: Array
+    log_std: Array
+
+    def log_prob(self, z: Array) -> Array:
+        def component(mean: Array, log_std: Array) -> Array:
+            like = lambda a: jnp.broadcast_to(a, z.shape)  # noqa: E731
+            return sum_event(Normal(like(mean), like(log_std)).log_prob(z))
+
+        each = jax.vmap(component)(self.mean, self.log_std)  # [C, B]
+        return jax.nn.logsumexp(each + jax.nn.log_softmax(self.logits)[:, None], axis=0)
+
+    def sample(self, key: Array, count: int) -> Array:
+        key_c, key_z = jax.random.split(key)
+        c = jax.random.categorical(key_c, self.logits, shape=(count,))
+        return Normal(self.mean[c], self.log_std[c]).sample(key_z)
+
+
+def vamp_prior(encode: Callable[[Array], Normal], inputs: Array) -> Mixture:
+    """1/C sum_c q(z|u_c), with learned ``inputs [C, ...]`` at the scale of the data."""
+    q = encode(inputs)
+    return Mixture(jnp.zeros(len(inputs), q.mean.dtype), q.mean, q.log_std)
