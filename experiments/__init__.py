@@ -5,4 +5,5 @@ import sys
 from jaxgen import starting
 
 if sys.argv[0] == "-m":  # a command, whose module is being looked for
-    starting.begin(sys.orig_argv[sys.orig_argv.index("-m") + 1].rpartition(".")[2])
+    module = next((word for word in sys.orig_argv if "experiments." in word), "")
+    starting.begin(module.rpartition(".")[2])

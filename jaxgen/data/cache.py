@@ -47,7 +47,8 @@ def kept_rows(
 
     It is written from ``rows()``, one after the other, if it is not there; so it may be larger
     than memory. None where it cannot be written, or would take more than half of what is free.
-    Of such files those that were not used for longest go where they take more than ``ROWS_LIMIT``.
+    Of files pictures-*.npy those that were not used for longest go where they take more than
+    ``ROWS_LIMIT``.
     """
     path = cache_dir() / "data" / f"{name}.npy"
     if (there := _mapped(path, shape)) is not None:
@@ -69,9 +70,9 @@ def kept_rows(
 
 
 def _make_room(new: Path) -> None:
-    """Removes the oldest files of rows, but for the new one, until they are small enough."""
+    """Removes the oldest files of pictures, but for the new one, until they are small enough."""
     with suppress(OSError):  # another process does so, too
-        files = [(p.stat(), p) for p in new.parent.glob("*.npy")]
+        files = [(p.stat(), p) for p in new.parent.glob("pictures-*.npy")]
         files.sort(key=lambda file: file[0].st_mtime_ns)
         excess = sum(stat.st_size for stat, _ in files) - ROWS_LIMIT
         for stat, path in files:

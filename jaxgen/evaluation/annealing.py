@@ -37,39 +37,64 @@ def anneal(
     end: LogDensity,
     z: Array,
     temperatures: np.ndarray,
+    sizes: Array,
     *,
     leapfrogs: int = 10,
-    step_size: float = 0.1,
-    wanted: float = 0.65,
 ) -> Annealed:
     """From draws ``z [B, Z]`` of ``start`` through start^(1 - beta) end^beta to ``end``.
 
     At each of the ``temperatures`` beta_0 = 0 .. beta_T = 1 the weight takes the ratio of two
     neighbours, and a Hamiltonian transition of ``leapfrogs`` steps leaves the second invariant
-    (Neal 2001, eq. 11). A chain's step size grows while more than the share ``wanted`` of its
-    latest transitions, about ten, was accepted, and shrinks while it was less (Wu et al. 2017).
+    (Neal 2001, eq. 11). Their ``sizes [T, B]`` may not depend on these chains: take them from
+    :func:`adapted_sizes` of others.
     """
 
-    def density(beta: Array) -> LogDensity:
-        return lambda z: (1 - beta) * start(z) + beta * end(z)
-
-    def step(state: tuple, row: tuple) -> tuple[tuple, None]:
-        z, log_w, size, lately, moves = state
-        key, before, beta = row
-        log_f = density(beta)
+    def step(state: tuple[Array, Array, Array], row: tuple) -> tuple[tuple, None]:
+        z, log_w, moves = state
+        key, before, beta, size = row
         log_w = log_w + (beta - before) * (end(z) - start(z))
-        z, moved = hamiltonian(key, log_f, z, size, leapfrogs)
-        lately = 0.9 * lately + 0.1 * moved
-        size = size * jnp.where(lately > wanted, 1.02, 0.98)
-        return (z, log_w, size, lately, moves + moved), None
+        z, moved = hamiltonian(key, between(start, end, beta), z, size, leapfrogs)
+        return (z, log_w, moves + moved), None
 
-    beta = jnp.asarray(temperatures, z.dtype)
-    steps = len(temperatures) - 1
-    rows = jax.random.split(key, steps), beta[:-1], beta[1:]
-    none = jnp.zeros(len(z), z.dtype)
-    begin = z, none, jnp.full(len(z), step_size, z.dtype), none + wanted, none
-    (z, log_w, _, _, moves), _ = jax.lax.scan(step, begin, rows)
+    beta, steps = jnp.asarray(temperatures, z.dtype), len(temperatures) - 1
+    rows, none = (jax.random.split(key, steps), beta[:-1], beta[1:], sizes), jnp.zeros(len(z))
+    (z, log_w, moves), _ = jax.lax.scan(step, (z, none, none), rows)
     return Annealed(log_w, z, moves / steps)
+
+
+def adapted_sizes(
+    key: Array,
+    start: LogDensity,
+    end: LogDensity,
+    z: Array,
+    temperatures: np.ndarray,
+    *,
+    leapfrogs: int = 10,
+    first: float = 0.1,
+    wanted: float = 0.65,
+) -> Array:
+    """Sizes of the leapfrog's steps at each temperature, ``[T, B]``, from chains of their own.
+
+    A chain's grows while more than the share ``wanted`` of its latest transitions, about ten, was
+    accepted, and shrinks while it was less (Wu et al. 2017). To adapt the very chains that are
+    weighed would bias their weights.
+    """
+
+    def step(state: tuple[Array, Array, Array], row: tuple) -> tuple[tuple, Array]:
+        z, size, lately = state
+        key, beta = row
+        z, moved = hamiltonian(key, between(start, end, beta), z, size, leapfrogs)
+        lately = 0.9 * lately + 0.1 * moved
+        return (z, size * jnp.where(lately > wanted, 1.02, 0.98), lately), size
+
+    beta, like = jnp.asarray(temperatures[1:], z.dtype), jnp.ones(len(z), z.dtype)
+    rows = jax.random.split(key, len(beta)), beta
+    return jax.lax.scan(step, (z, first * like, wanted * like), rows)[1]
+
+
+def between(start: LogDensity, end: LogDensity, beta: Array) -> LogDensity:
+    """start^(1 - beta) end^beta."""
+    return lambda z: (1 - beta) * start(z) + beta * end(z)
 
 
 def hamiltonian(

@@ -5,8 +5,8 @@ three estimate the gradient of the decoder alike. That of the encoder is, by
 
 - :func:`iwae_loss`, the gradient of the bound itself, whose signal vanishes against its noise as K
   grows (Rainforth et al. 2018, theorem 1);
-- :func:`stl_loss`, without the score of q: where q is the exact posterior it is 0 in every draw; of
-  K > 1 it is biased (Roeder et al. 2017);
+- :func:`stl_loss`, without the score of q (Roeder et al. 2017): where q is the exact posterior it
+  is 0 in every draw; of K > 1 it is biased (Tucker et al. 2019);
 - :func:`dreg_loss`, reparameterized twice: unbiased, and its signal grows against its noise with K
   (Tucker et al. 2019).
 
@@ -64,7 +64,7 @@ def stl_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples:
 
 
 def dreg_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
-    """As :func:`iwae_loss`, with Tucker et al.'s gradient (2019, eq. 8), ``[B]``.
+    """As :func:`iwae_loss`, with Tucker et al.'s gradient (2019), ``[B]``.
 
     With the normalized weights v_k the encoder's gradient is sum_k v_k^2 (d log w_k/dz) dz_k/dphi,
     and the decoder's, as for the others, sum_k v_k d log w_k/dtheta.

@@ -58,7 +58,7 @@ def free_bits(kl: Array, least: float) -> Array:
     down (Kingma et al. 2016, eq. 15).
     """
     chex.assert_rank(kl, 2)
-    return jnp.where(kl.mean(axis=0, keepdims=True) > least, kl, least).sum(axis=1)
+    return jnp.where(kl.mean(axis=0, keepdims=True) <= least, least, kl).sum(axis=1)
 
 
 Kernel = Callable[[Array, Array], Array]  # [n, Z], [m, Z] -> [n, m]
@@ -85,8 +85,13 @@ def mmd(z: Array, prior: Array, kernel: Kernel | None = None) -> Array:
     Of ``z [B, Z]`` and as many draws of the prior. The mean is the unbiased estimate, which may be
     negative (Gretton et al. 2012, eq. 3); it is the term of InfoVAE (Zhao et al. 2019) and of the
     Wasserstein autoencoder.
+
+    Raises:
+      ValueError: for a batch of one.
     """
     chex.assert_equal_shape([z, prior])
+    if len(z) < 2:
+        raise ValueError("a discrepancy needs two examples or more.")
     k = kernel or inverse_multiquadratic()
 
     def among(a: Array) -> Array:
@@ -101,9 +106,15 @@ def mmd(z: Array, prior: Array, kernel: Kernel | None = None) -> Array:
 
 def warm_up(step: Array, steps: int) -> Array:
     """From 0 to 1 in ``steps`` (Bowman et al. 2016; Sonderby et al. 2016)."""
-    return jnp.minimum(step / max(steps, 1), 1.0)
+    return jnp.minimum(step / steps, 1.0) if steps else jnp.ones(jnp.shape(step))
 
 
 def cyclical(step: Array, period: int, rising: float = 0.5) -> Array:
-    """Warm-up over ``rising`` of every period, then 1 to its end (Fu et al. 2019, eq. 6)."""
+    """Warm-up over ``rising`` of every period, then 1 to its end (Fu et al. 2019, eq. 6).
+
+    Raises:
+      ValueError: if ``rising`` is not in (0, 1].
+    """
+    if not 0 < rising <= 1:
+        raise ValueError(f"rising is a share of the period, in (0, 1], not {rising}.")
     return jnp.minimum((step % period) / (rising * period), 1.0)

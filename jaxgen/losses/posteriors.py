@@ -81,7 +81,7 @@ class Flow:
     """
 
     base: Posterior
-    steps: tuple[Step, ...] = struct.field(pytree_node=False)
+    steps: tuple[Step, ...]
 
     def draw(self, key: Array) -> tuple[Array, Array]:
         z, log_q = self.base.draw(key)
@@ -91,51 +91,61 @@ class Flow:
         return z, log_q
 
 
-def planar(u: Array, w: Array, b: Array) -> Step:
+def _dot(a: Array, b: Array) -> Array:
+    return jnp.sum(a * b, axis=-1)
+
+
+@struct.dataclass
+class Planar:
     """z + u tanh(w . z + b), with u ``[B, Z]`` moved along w ``[B, Z]`` so that it is invertible.
 
-    Rezende & Mohamed 2015, eq. 10 to 12 and appendix A.1; ``b [B]``.
+    Rezende & Mohamed 2015, eq. 10 to 12 and appendix A.1; ``b [B]``. Where w is 0 it does nothing.
     """
-    chex.assert_equal_shape([u, w])
-    dot = lambda a, b: jnp.sum(a * b, axis=-1)  # noqa: E731
-    some = dot(w, w) > 1e-12
-    slope = jnp.where(some, jax.nn.softplus(dot(w, u)), 1.0)  # 1 + u . w once u is moved
-    along = (slope - 1 - dot(w, u)) / jnp.where(some, dot(w, w), 1.0)
-    u = u + along[:, None] * w
 
-    def step(z: Array) -> tuple[Array, Array]:
-        h = jnp.tanh(dot(w, z) + b)
-        return z + u * h[:, None], jnp.log(h**2 + (1 - h**2) * slope)
+    u: Array
+    w: Array
+    b: Array
 
-    return step
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        chex.assert_equal_shape([z, self.u, self.w])
+        some = _dot(self.w, self.w) > 1e-12
+        slope = jnp.where(some, jax.nn.softplus(_dot(self.w, self.u)), 1.0)  # 1 + u . w, moved
+        along = (slope - 1 - _dot(self.w, self.u)) / jnp.where(some, _dot(self.w, self.w), 1.0)
+        u = jnp.where(some[:, None], self.u + along[:, None] * self.w, 0.0)
+        h = jnp.tanh(_dot(self.w, z) + self.b)
+        return z + u * h[:, None], jnp.log(h**2 + (1 - h**2) * jnp.maximum(slope, 1e-30))
 
 
-def householder(v: Array) -> Step:
+@struct.dataclass
+class Householder:
     """The reflection z - 2 v (v . z) / |v|^2, ``v [B, Z]``: a diagonal normal becomes a full one.
 
-    Tomczak & Welling 2016, eq. 6.
+    Tomczak & Welling 2016, eq. 6. Where v is 0 it does nothing.
     """
 
-    def step(z: Array) -> tuple[Array, Array]:
-        share = jnp.sum(v * z, axis=-1) / jnp.maximum(jnp.sum(v * v, axis=-1), 1e-12)
-        return z - 2 * share[:, None] * v, jnp.zeros(len(z), z.dtype)
+    v: Array
 
-    return step
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        squared = _dot(self.v, self.v)
+        some = squared > 1e-12
+        share = jnp.where(some, _dot(self.v, z) / jnp.where(some, squared, 1.0), 0.0)
+        return z - 2 * share[:, None] * self.v, jnp.zeros(len(z), z.dtype)
 
 
-def inverse_autoregressive(network: Callable[[Array], tuple[Array, Array]]) -> Step:
+@struct.dataclass
+class InverseAutoregressive:
     """sigma z + (1 - sigma) m with (m, s) = ``network(z)`` and sigma = sigmoid(s), each ``[B, Z]``.
 
     Entry i of m and s may depend on entries of z before i alone (Kingma et al. 2016, eq. 14).
     """
 
-    def step(z: Array) -> tuple[Array, Array]:
-        m, s = network(z)
+    network: Callable[[Array], tuple[Array, Array]] = struct.field(pytree_node=False)
+
+    def __call__(self, z: Array) -> tuple[Array, Array]:
+        m, s = self.network(z)
         chex.assert_equal_shape([z, m, s])
         gate = jax.nn.sigmoid(s)
         return gate * z + (1 - gate) * m, sum_event(jax.nn.log_sigmoid(s))
-
-    return step
 
 
 # --- priors ----------------------------------------------------------------------------------

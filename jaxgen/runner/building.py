@@ -15,6 +15,7 @@ from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.runner.options import make_ema_decay
 from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.training.checkpoints import FULL, StorageError
 from jaxgen.training.logging import console
 from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
 
@@ -52,9 +53,16 @@ def load_data(experiment: Experiment, options: Any) -> DataSet:
     Raises:
       DataError: from the source.
       Mistake: if the experiment does not take such data.
+      StorageError: if the disk is too full to prepare it.
     """
     how = {("name" if k == "data" else k): v for k, v in vars(options).items()}
-    data = experiment.load(options) if experiment.load else load(**how)
+    try:
+        data = experiment.load(options) if experiment.load else load(**how)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        what = f"{error.filename or options.data} ({error.strerror})"
+        raise StorageError(f"cannot write {what}: make room there, then run it again.") from error
     check_kind(experiment.name, experiment.kinds, data)
     for line in data.reading.lines() if data.reading else ():
         console.print(line)

@@ -1,8 +1,8 @@
 """What a command does: its verbs and options, and the sentence by which it ends.
 
 A command answers with its exit status: 0 done; 2 a mistake, told in one sentence; 3 the loss or
-its gradient was not finite; 74 a checkpoint or a log could not be written; 75 stopped by SIGTERM
-after saving, to be resumed; 130 interrupted, in training after saving.
+its gradient was not finite; 74 a checkpoint or a log could not be written; 75 stopped by SIGTERM,
+130 by Ctrl-C, in training after a step and a save.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ import tyro
 
 import jaxgen
 from jaxgen.data.cache import keep_compiled
-from jaxgen.data.records import DataError, DataSet, did_you_mean
+from jaxgen.data.records import DataError, DataSet, Image, did_you_mean
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
 from jaxgen.runner import folders, sweeps
-from jaxgen.runner.building import load_data
+from jaxgen.runner.building import build, load_data
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
 from jaxgen.runner.options import Run, carried, check_ranges
@@ -63,9 +63,10 @@ def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
         return 0
     alone = isinstance(experiment, Experiment)
     run = partial(run_experiment, experiment) if alone else experiment.run
+    remedy = "add --resume" if alone else "run it again"
     try:
-        with told_once(), ended_by_signals(insist=as_command):
-            status = in_one_sentence(lambda: run(words))
+        with told_once(), ended_by_signals(as_command, remedy):
+            status = in_one_sentence(lambda: run(words), remedy)
         if as_command and status == 74:  # while the interpreter ends, libraries tell what they
             logging.disable()  # gave up
             warnings.simplefilter("ignore")
@@ -77,8 +78,11 @@ def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
         return _failed(stopped.sentence, stopped.status)
 
 
-def in_one_sentence(command: Callable[[], None]) -> int:
-    """Runs a command, and turns whatever ends it into a sentence and an exit status."""
+def in_one_sentence(command: Callable[[], None], remedy: str = "add --resume") -> int:
+    """Runs a command, and turns whatever ends it into a sentence and an exit status.
+
+    ``remedy`` is what goes on with training.
+    """
     try:
         command()
     except (Mistake, DataError, NoCheckpoint, DamagedCheckpoint, OutOfMemory) as error:
@@ -92,7 +96,7 @@ def in_one_sentence(command: Callable[[], None]) -> int:
         return 141
     except Preempted as error:
         how, status = ENDINGS[signal.Signals(error.signal)]
-        return _failed(f"{how}: {error} and saved: add --resume to go on.", status)
+        return _failed(f"{how}: {error} and saved: {remedy} to go on.", status)
     return 0
 
 
@@ -132,8 +136,8 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     elif "train" not in verbs:
         folders.check_trained(directory, experiment, config)
     data = load_data(experiment, config.data)
-    if fresh and config.data.data not in experiment.presets:
-        _, config, run = parse(experiment, argv, data)
+    if fresh:
+        config = fitting_options(experiment, argv, config, data)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):
@@ -229,13 +233,31 @@ def report(numbers: list[Number], path: Path) -> None:
 # --- options ---------------------------------------------------------------------------------
 
 
+def fitting_options(experiment: Experiment, argv: list[str], config: Any, data: DataSet) -> Any:
+    """The options of the largest preset that images carry and that fits them, if none is named."""
+    named = early(argv, "--preset")[0].preset or config.data.data in experiment.presets
+    if named or not isinstance(data.kind, Image):
+        return config
+    first, *larger = carried(experiment.presets, data)
+    for name in reversed(larger):
+        _, found, _ = parse(experiment, argv, name)
+        try:
+            build(experiment, found, data)
+        except Mistake:  # for networks of other sizes
+            continue
+        first, config = name, found
+        break
+    console.print(f"options: those for {first}, by the size and number of images, or --preset")
+    return config
+
+
 def parse(
-    experiment: Experiment, argv: list[str], data: DataSet | None = None
+    experiment: Experiment, argv: list[str], preset: str | None = None
 ) -> tuple[tuple[str, ...], Any, Run]:
     """Reads the verb, the preset and the options into (verbs, config, run).
 
-    The preset is ``--preset``, else the one named as ``--data``, else the one that ``data`` carry,
-    else the first; where a run exists and is not begun anew, its own config takes its place.
+    The preset is ``--preset``, else that of the argument, else the one named as ``--data``, else
+    the first; where a run exists and is not begun anew, its own config takes the preset's place.
     """
     verbs, argv = take_verb(argv, VERBS, ALONE)
     first, _ = early(argv, "--data", "--dir")
@@ -244,10 +266,7 @@ def parse(
         raise Mistake("--dir is empty: name a directory, or leave it out.")
     if of.preset is not None:
         choose("preset", of.preset, experiment.presets)
-    name = of.preset or first.data or experiment.default.data.data
-    if data is not None and name not in experiment.presets:
-        name = carried(experiment.presets, data)
-        console.print(f"options: those for {name}, by the size and number of images, or --preset")
+    name = of.preset or preset or first.data or experiment.default.data.data
     default = experiment.preset(name)
     if "train" not in verbs or "--resume" in argv:
         known = folders.existing(experiment.name, first.data or default.data.data)

@@ -13,7 +13,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 import optax
 
 from jaxgen.data.images import SIZES
-from jaxgen.data.records import DataSet, Image
+from jaxgen.data.records import DataSet
 from jaxgen.data.toy import DENSITIES
 from jaxgen.runner.system import Mistake
 from jaxgen.training.step import Decay, adam, half_life_decay
@@ -132,19 +132,19 @@ def by_data(**configs: T) -> dict[str, T]:
     return presets
 
 
-def carried(presets: Mapping[str, Any], data: DataSet) -> str:
-    """The name of the largest preset that a set of images carries, else of the first.
+def carried(presets: Mapping[str, Any], data: DataSet) -> list[str]:
+    """The names of the first preset, and of the larger ones that a set of images carries, rising.
 
-    That is: whose own images have at most twice as many values, and are at most ten times as many.
+    Those are the ones whose own images have at most twice as many values, and are at most ten times
+    as many.
     """
-    found = next(iter(presets))
-    if not isinstance(data.kind, Image):
-        return found
-    values, count = math.prod(data.shape), len(data.train)
-    for name, (own_values, own_count) in SIZES.items():
-        if name in presets and own_values <= 2 * values and own_count <= 10 * count:
-            found = name
-    return found
+    first, values, count = next(iter(presets)), math.prod(data.shape), len(data.train)
+    return [first] + [
+        name
+        for name, (own_values, own_count) in SIZES.items()
+        if name in presets and name != first
+        if own_values <= 2 * values and own_count <= 10 * count
+    ]
 
 
 class Option(NamedTuple):

@@ -17,6 +17,7 @@ from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
     early,
+    fitting_options,
     parse,
     prepare_jax,
     read_options,
@@ -133,9 +134,7 @@ def ready(need: Need, data: Any, words: str) -> Path:
     _, config, _ = parse(need.experiment, argv)
     check_ranges(config)
     loaded = load_data(need.experiment, data)
-    if data.data not in need.experiment.presets:
-        _, config, _ = parse(need.experiment, argv, loaded)
-    config = replace(config, data=data)
+    config = replace(fitting_options(need.experiment, argv, config, loaded), data=data)
     for directory in reversed(folders.existing(need.experiment.name, data.data)):
         try:
             found = folders.read_config(directory, need.experiment)

@@ -45,7 +45,10 @@ class StorageError(OSError):
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR)
+FORBIDDEN = (
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.EIO,
+    errno.ESTALE, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 @contextmanager
@@ -105,7 +108,7 @@ def _reason(error: BaseException) -> str:
     """What the system says, else the first line of an error; storage libraries write pages."""
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"
+    return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])[:160]}"
 
 
 def _set_unreadable_aside(directory: Path) -> dict[int, str]:

@@ -49,17 +49,21 @@ def test_rows_are_written_once_and_mapped(tmp_path, monkeypatch):
 def test_rows_that_were_not_used_for_longest_make_room(tmp_path, monkeypatch):
     monkeypatch.setenv("JAXGEN_CACHE", str(tmp_path))
     monkeypatch.setattr("jaxgen.data.cache.ROWS_LIMIT", 400)  # a file is 128 bytes of header, and 3
-    of = lambda name: kept_rows(name, (1, 3), lambda: iter([np.full(3, ord(name), np.uint8)]))
+    of = lambda name: kept_rows(
+        f"pictures-{name}", (1, 3), lambda: iter([np.full(3, ord(name), np.uint8)])
+    )
     for age, name in enumerate("abc"):
         of(name)
-        path = tmp_path / "data" / f"{name}.npy"
+        path = tmp_path / "data" / f"pictures-{name}.npy"
         os.utime(path, (age, age))
     a = of("a")  # used again: b is the oldest now
+    (tmp_path / "data" / "of-a-user.npy").write_bytes(bytes(1000))
+    there = lambda: sorted(path.stem[-1] for path in (tmp_path / "data").iterdir())
     of("d")
-    assert sorted(path.stem for path in (tmp_path / "data").iterdir()) == ["a", "c", "d"]
+    assert there() == ["a", "c", "d", "r"]
     of("e")
     of("f")
-    assert sorted(path.stem for path in (tmp_path / "data").iterdir()) == ["d", "e", "f"]
+    assert there() == ["d", "e", "f", "r"]
     np.testing.assert_array_equal(a, [[97] * 3])  # who reads it keeps it
 
 

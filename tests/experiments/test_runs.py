@@ -14,6 +14,7 @@ from processes import COMMON, TINY, arrays, finish, report, results, start
 from experiments import ddpm
 from jaxgen.data.images import SIZES, image_set
 from jaxgen.data.records import Arrays
+from jaxgen.runner.commands import fitting_options, parse
 from jaxgen.runner.options import carried
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.logging import read_metrics
@@ -199,10 +200,25 @@ def test_a_large_folder_starts_as_fast_as_digits_once_it_is_cached(tmp_path):
 def test_the_preset_follows_from_size_and_number_of_images(shape, count, want):
     arrays = Arrays({"x": np.broadcast_to(np.uint8(0), (count, *shape))})
     data = image_set("folder:x", {"train": arrays, "validation": arrays, "test": arrays}, shape)
-    assert carried(ddpm.PRESETS, data) == want
-    assert carried({"own": ddpm.Config()}, data) == "own"
+    assert carried(ddpm.PRESETS, data)[-1] == want
+    assert carried({"own": ddpm.Config()}, data) == ["own"]
     there = {"digits": ddpm.Config(), "cifar10": ddpm.Config()}  # an experiment without the others
-    assert carried(there, data) == ("cifar10" if want == "cifar10" else "digits")
+    assert carried(there, data) == ["digits", "cifar10"][: 1 + (want == "cifar10")]
+
+
+@pytest.mark.parametrize(("side", "want"), [(32, "cifar10"), (28, "mnist")])
+def test_a_preset_whose_network_does_not_fit_is_passed_over(side, want):
+    """That of CIFAR-10 attends at 16 pixels, which halves of 28 never reach."""
+    arrays = Arrays({"x": np.broadcast_to(np.uint8(0), (60_000, side, side, 3))})
+    splits = {"train": arrays, "validation": arrays, "test": arrays}
+    data = image_set("folder:x", splits, (side, side, 3))
+    words = ["train", "--data", "folder:x"]
+    _, config, _ = parse(ddpm.EXPERIMENT, words)
+    found = fitting_options(ddpm.EXPERIMENT, words, config, data)
+    assert found.net == ddpm.PRESETS[want].net
+    assert found.data.data == "folder:x"
+    named = fitting_options(ddpm.EXPERIMENT, [*words, "--preset", "digits"], config, data)
+    assert named == config
 
 
 def test_the_preset_of_a_folder_is_said_and_another_can_be_named(command, tmp_path, monkeypatch):

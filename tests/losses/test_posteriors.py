@@ -10,10 +10,10 @@ from jaxgen.distributions import Normal
 from jaxgen.losses.posteriors import (
     Flow,
     FullNormal,
+    Householder,
+    InverseAutoregressive,
     Mixture,
-    householder,
-    inverse_autoregressive,
-    planar,
+    Planar,
     vamp_prior,
 )
 
@@ -33,9 +33,9 @@ def masked(z):
 
 
 STEPS = {
-    "planar": planar(normal(B, Z, scale=3.0), normal(B, Z, scale=2.0), normal(B)),
-    "householder": householder(normal(B, Z)),
-    "inverse autoregressive": inverse_autoregressive(masked),
+    "planar": Planar(normal(B, Z, scale=3.0), normal(B, Z, scale=2.0), normal(B)),
+    "householder": Householder(normal(B, Z)),
+    "inverse autoregressive": InverseAutoregressive(masked),
 }
 
 
@@ -56,11 +56,30 @@ def test_the_log_determinant_is_that_of_the_jacobian(name):
 def test_planar_steps_are_invertible_whatever_the_parameters(dot):
     """Along w they rise: 1 + u . w tanh' stays above 0, also where u . w was far below -1."""
     w = jnp.array([[1.0, 0.0, 0.0]])
-    step = planar(dot * w, w, jnp.zeros(1))
+    step = Planar(dot * w, w, jnp.zeros(1))
     line = jnp.linspace(-3, 3, 101)[:, None] * w
     out, log_det = jax.vmap(lambda z: step(z[None]))(line)
     assert (np.diff(out[:, 0, 0]) > -1e-6).all()
     assert np.isfinite(log_det).all()
+
+
+def test_steps_without_a_direction_do_nothing_and_parameters_are_leaves(key):
+    z, zero, tiny = normal(1, Z), jnp.zeros((1, Z)), jnp.full((1, Z), 1e-8)
+    for step in (Planar(-1e9 * tiny / 2, tiny, jnp.ones(1)), Householder(zero), Householder(tiny)):
+        out, log_det = step(z)
+        np.testing.assert_allclose(out, z)
+        np.testing.assert_allclose(log_det, 0, atol=1e-6)
+    # far below -1, at the very plane
+    out, log_det = Planar(-100 * jnp.ones((1, Z)), jnp.ones((1, Z)), jnp.zeros(1))(zero)
+    assert np.isfinite(log_det).all()
+    flow = Flow(Normal(zero, zero), (Planar(z, z, jnp.ones(1)), Householder(z)))
+    assert len(jax.tree.leaves(flow)) == 6
+
+    def stopped(u):
+        moved = jax.lax.stop_gradient(Flow(flow.base, (Planar(u, z, jnp.ones(1)),)))
+        return moved.draw(key)[1].sum()
+
+    assert not jax.grad(stopped)(z).any()
 
 
 def test_a_full_normal_has_its_covariance_and_density(key):
@@ -77,7 +96,7 @@ def test_a_full_normal_has_its_covariance_and_density(key):
 def test_a_flow_of_reflections_is_a_normal_turned(key):
     v, base = normal(1, Z), Normal(normal(1, Z), normal(1, Z, scale=0.5))
     turn = np.eye(Z) - 2 * np.outer(v[0], v[0]) / np.sum(np.asarray(v) ** 2)
-    z, log_q = Flow(base, (householder(v),)).draw(key)
+    z, log_q = Flow(base, (Householder(v),)).draw(key)
     cov = turn @ np.diag(np.exp(2 * np.asarray(base.log_std[0]))) @ turn.T
     exact = Gaussian(turn @ np.asarray(base.mean[0]), cov).log_prob(np.asarray(z))
     np.testing.assert_allclose(log_q, exact, rtol=1e-4)
@@ -139,10 +158,10 @@ def test_gradients_are_finite_at_extreme_parameters(key):
 
     def value(big):
         steps = [
-            planar(big["u"], big["w"], jnp.zeros(1)),
-            planar(big["u"], big["zero"], jnp.zeros(1)),
+            Planar(big["u"], big["w"], jnp.zeros(1)),
+            Planar(big["u"], big["zero"], jnp.zeros(1)),
         ]
-        steps += [householder(big["zero"]), inverse_autoregressive(lambda z: (z, -big["w"]))]
+        steps += [Householder(big["zero"]), InverseAutoregressive(lambda z: (z, -big["w"]))]
         z, log_q = Flow(Normal(big["zero"], big["zero"]), tuple(steps)).draw(key)
         mixture = Mixture(
             jnp.array([-100.0, 100.0]),
