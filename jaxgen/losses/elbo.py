@@ -141,6 +141,17 @@ def negative_elbo(
     return -elbo_terms(key, encode, decode, x, samples=samples).elbo(beta)
 
 
+def log_weight(q: Normal, decode: Decoder, x: Array) -> Callable[[Array], Array]:
+    """log w = log p(x, z) - log q(z|x), ``[B]``, as a function of z ``[B, Z]``."""
+    prior = standard_normal(q.mean.shape)
+
+    def of(z: Array) -> Array:
+        log_joint = sum_event(decode(z).log_prob(x)) + sum_event(prior.log_prob(z))
+        return log_joint - sum_event(q.log_prob(z))
+
+    return of
+
+
 def importance_log_likelihood(
     key: Array,
     encode: Encoder,
@@ -159,14 +170,10 @@ def importance_log_likelihood(
         raise ValueError(f"samples ({samples}) must be a multiple of chunk ({chunk}).")
     q = encode(x)
     chex.assert_rank(q.mean, 2)
-    prior = standard_normal(q.mean.shape)
-
-    def log_weight(z: Array) -> Array:
-        log_joint = sum_event(decode(z).log_prob(x)) + sum_event(prior.log_prob(z))
-        return log_joint - sum_event(q.log_prob(z))
+    weigh = jax.vmap(log_weight(q, decode, x))
 
     def accumulate(log_sum: Array, key: Array) -> tuple[Array, None]:
-        log_weights = jax.vmap(log_weight)(sample_latents(key, q, chunk))  # [chunk, B]
+        log_weights = weigh(sample_latents(key, q, chunk))  # [chunk, B]
         return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_weights, axis=0)), None
 
     keys = jax.random.split(key, samples // chunk)

@@ -15,28 +15,13 @@ Values are in nats.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.distributions import Normal, standard_normal, sum_event
-from jaxgen.losses.elbo import Decoder, Encoder, sample_latents
-
-LogWeight = Callable[[Array], Array]  # z [B, Z] -> log w [B]
-
-
-def _log_weight(q: Normal, decode: Decoder, x: Array) -> LogWeight:
-    """log p(x, z) - log q(z|x), as a function of z."""
-    prior = standard_normal(q.mean.shape)
-
-    def log_weight(z: Array) -> Array:
-        log_joint = sum_event(decode(z).log_prob(x)) + sum_event(prior.log_prob(z))
-        return log_joint - sum_event(q.log_prob(z))
-
-    return log_weight
+from jaxgen.distributions import Normal
+from jaxgen.losses.elbo import Decoder, Encoder, log_weight, sample_latents
 
 
 def _bound(log_w: Array) -> Array:
@@ -54,13 +39,13 @@ def _draws(key: Array, encode: Encoder, x: Array, samples: int) -> tuple[Normal,
 def iwae_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
     """-log 1/K sum_k w_k, ``[B]``; K = ``samples``. It is the negative ELBO where K = 1."""
     q, z = _draws(key, encode, x, samples)
-    return -_bound(jax.vmap(_log_weight(q, decode, x))(z))
+    return -_bound(jax.vmap(log_weight(q, decode, x))(z))
 
 
 def stl_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
     """As :func:`iwae_loss`, of which the gradient leaves out the parameters of log q (``[B]``)."""
     q, z = _draws(key, encode, x, samples)
-    return -_bound(jax.vmap(_log_weight(jax.lax.stop_gradient(q), decode, x))(z))
+    return -_bound(jax.vmap(log_weight(jax.lax.stop_gradient(q), decode, x))(z))
 
 
 def dreg_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
@@ -70,10 +55,10 @@ def dreg_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples
     and the decoder's, as for the others, sum_k v_k d log w_k/dtheta.
     """
     q, z = _draws(key, encode, x, samples)
-    log_weight = jax.vmap(_log_weight(jax.lax.stop_gradient(q), decode, x))
+    weigh = jax.vmap(log_weight(jax.lax.stop_gradient(q), decode, x))
     fixed = jax.lax.stop_gradient(z)
-    log_w = log_weight(fixed)  # in it theta alone moves
-    slope = jax.grad(lambda z: log_weight(z).sum())(fixed)  # d log w_k/dz_k, [K, B, Z]
+    log_w = weigh(fixed)  # in it theta alone moves
+    slope = jax.grad(lambda z: weigh(z).sum())(fixed)  # d log w_k/dz_k, [K, B, Z]
     v, slope = jax.lax.stop_gradient((jax.nn.softmax(log_w, axis=0), slope))
     through_z = jnp.sum(v[..., None] ** 2 * slope * (z - fixed), axis=(0, 2))  # of value 0
     return -_bound(log_w) - through_z

@@ -112,10 +112,15 @@ class Study:
         """The runs, those that are lacking once they are trained."""
         runs: Runs = {}
         loaded: dict[Any, DataSet] = {}
+
+        def load(experiment: Experiment, options: Any) -> DataSet:
+            loaded[options] = loaded.get(options) or load_data(experiment, options)
+            return loaded[options]
+
         for i, (name, need) in enumerate(self.needs.items()):
-            directory = which.dir[i] if which.dir else ready(need, config.data, which.train)
+            directory = which.dir[i] if which.dir else ready(need, config.data, which.train, load)
             own = folders.read_config(directory, need.experiment).data
-            loaded[own] = data = loaded.get(own) or load_data(need.experiment, own)
+            data = load(need.experiment, own)
             check_kind(self.name, self.kinds, data)
             how = {"experiment": need.experiment, "data": data}
             trained = open_run(directory, which.checkpoint, **how)
@@ -124,7 +129,7 @@ class Study:
         return runs
 
 
-def ready(need: Need, data: Any, words: str) -> Path:
+def ready(need: Need, data: Any, words: str, load: Callable[[Experiment, Any], DataSet]) -> Path:
     """The directory of the newest run that fits the need, trained to its end."""
     try:
         given = shlex.split(words)
@@ -133,8 +138,9 @@ def ready(need: Need, data: Any, words: str) -> Path:
     argv = ["train", "--data", data.data, *shlex.split(need.options), *given]
     _, config, _ = parse(need.experiment, argv)
     check_ranges(config)
-    loaded = load_data(need.experiment, data)
-    config = replace(fitting_options(need.experiment, argv, config, loaded), data=data)
+    if data.data not in need.experiment.presets:
+        config = fitting_options(need.experiment, argv, config, load(need.experiment, data))
+    config = replace(config, data=data)
     for directory in reversed(folders.existing(need.experiment.name, data.data)):
         try:
             found = folders.read_config(directory, need.experiment)
@@ -150,5 +156,5 @@ def ready(need: Need, data: Any, words: str) -> Path:
         directory = folders.new_directory(need.experiment.name, data.data)
     console.print(f"{need.experiment.name} is trained first, in {directory}")
     resume = folders.is_run(directory)
-    train(need.experiment, config, loaded, directory, Run(resume=resume))
+    train(need.experiment, config, load(need.experiment, data), directory, Run(resume=resume))
     return directory
