@@ -2,7 +2,8 @@
 
     python -m experiments.benchmark                   # the digits model on CPU, else CIFAR-10's
     python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
-    python -m experiments.benchmark --torch           # against PyTorch and diffusers, on CPU
+    python -m experiments.benchmark --torch           # a U-Net against PyTorch's and diffusers', on CPU
+    python -m experiments.benchmark --torch vae       # the MNIST VAE and its IWAE against PyTorch's
 
 It needs jax, flax, optax and numpy only (and the two libraries it compares with for --torch), so it
 also runs on a bare accelerator machine. Everything is measured in one process, in turns, and quoted
@@ -38,7 +39,7 @@ except ImportError:  # a bare machine: do without the checks of shapes
     sys.modules["chex"] = stand_in
 
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.records import Arrays, to_signed
+from jaxgen.data.records import Arrays, binarize, to_signed
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import ancestral, evaluations, sample
@@ -50,9 +51,11 @@ from jaxgen.diffusion.schedules import (
     uniform_grid,
 )
 from jaxgen.diffusion.solvers import SOLVERS
+from jaxgen.losses import elbo, importance
 from jaxgen.losses.denoising import simple_loss
 from jaxgen.models.unet import UNet
-from jaxgen.training.devices import Sharded, compile_lowered, tune_cpu
+from jaxgen.models.vae import MLPDecoder, MLPEncoder
+from jaxgen.training.devices import Sharded, compile_lowered, scan_steps, tune_cpu
 from jaxgen.training.loop import fit
 from jaxgen.training.step import adam, init_state, make_step
 
@@ -251,21 +254,20 @@ def measure_solvers(model: str, batch: int | None, steps: int, rounds: int) -> d
     return numbers
 
 
-OURS = ("train", "forward")
+# --- against PyTorch ---------------------------------------------------------------------------
 
 
-def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
-    """diffusers' U-Net of "medium"'s widths, trained by PyTorch; and its number of parameters.
+def unet_in_torch() -> dict[str, Callable[[], Any]]:
+    """diffusers' U-Net of "medium"'s widths: its training step and its forward pass.
 
-    Eager, on all cores, in both of PyTorch's memory layouts: ``torch_train``, ``torch_forward`` and
-    the same names with ``_channels_last``.
+    Eager, on all cores, in both of PyTorch's memory layouts: ``train``, ``forward`` and the same
+    names with ``_channels_last``.
     """
     import torch  # pyright: ignore[reportMissingImports]
     from diffusers import UNet2DModel  # pyright: ignore[reportMissingImports]
 
-    torch.set_num_threads(os.cpu_count() or 1)
     tasks: dict[str, Callable[[], Any]] = {}
-    size = 0
+    _, _, batch = MODELS["medium"]
     for suffix, layout in (("", torch.contiguous_format), ("_channels_last", torch.channels_last)):
         model: Any = UNet2DModel(
             sample_size=32,
@@ -277,7 +279,6 @@ def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
             up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
         )
         model = model.train().to(memory_format=layout)
-        size = sum(p.numel() for p in model.parameters())
         optimizer = torch.optim.Adam(model.parameters(), lr=2e-4)
         x = torch.rand(batch, 3, 32, 32).to(memory_format=layout)
 
@@ -292,49 +293,103 @@ def torch_tasks(batch: int) -> tuple[dict[str, Callable[[], Any]], int]:
         def forward(model=model, x=x) -> None:
             model(x, torch.ones(batch))
 
-        tasks |= {f"torch_train{suffix}": train, f"torch_forward{suffix}": forward}
-    return tasks, size
+        tasks |= {f"train{suffix}": train, f"forward{suffix}": forward}
+    return tasks
 
 
-def torch_worker(batch: int, pipe: Any) -> None:
-    """Sends the number of parameters, and then runs each task whose name it receives."""
-    tasks, size = torch_tasks(batch)
-    pipe.send(size)
+def vae_in_torch() -> dict[str, Callable[[], Any]]:
+    """The VAE of MNIST (784-400-20), eager: 20 steps of the ELBO, 2 of the IWAE with 50 samples.
+
+    A batch is gathered from bytes and binarized at random, as ours is.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+    images = torch.randint(0, 256, (4096, 784), dtype=torch.uint8)
+
+    def steps(samples: int, count: int) -> Callable[[], Any]:
+        encoder = nn.Sequential(nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 40))
+        decoder = nn.Sequential(nn.Linear(20, 400), nn.ReLU(), nn.Linear(400, 784))
+        optimizer = torch.optim.Adam([*encoder.parameters(), *decoder.parameters()], lr=1e-3)
+
+        def loss(x: Any) -> Any:
+            mean, log_std = encoder(x).chunk(2, -1)
+            eps = torch.randn(samples, *mean.shape)
+            logits = decoder(mean + log_std.exp() * eps)
+            cross_entropy = functional.binary_cross_entropy_with_logits
+            log_p = -cross_entropy(logits, x.expand_as(logits), reduction="none").sum(-1)
+            if samples == 1:
+                kl = 0.5 * (mean**2 + (2 * log_std).exp() - 1 - 2 * log_std).sum(-1)
+                return (kl - log_p).mean()
+            z = mean + log_std.exp() * eps
+            log_ratio = (0.5 * (eps**2 - z**2) + log_std).sum(-1)
+            return -(log_p + log_ratio).logsumexp(0).mean()
+
+        def run() -> None:
+            for _ in range(count):
+                x = torch.bernoulli(images[torch.randint(4096, (128,))].float() / 255)
+                optimizer.zero_grad()
+                loss(x).backward()
+                optimizer.step()
+
+        return run
+
+    return {"vae": steps(1, VAE_STEPS), "iwae": steps(50, IWAE_STEPS)}
+
+
+VAE_STEPS, IWAE_STEPS = 20, 2  # in a call
+IN_TORCH = {"unet": unet_in_torch, "vae": vae_in_torch}
+
+
+def torch_worker(which: str, pipe: Any) -> None:
+    """Sends the names of its tasks, and then runs each whose name it receives."""
+    import torch  # pyright: ignore[reportMissingImports]
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    tasks = IN_TORCH[which]()
+    pipe.send(list(tasks))
     with suppress(EOFError):  # the other end is closed
         while True:
             tasks[pipe.recv()]()
             pipe.send(None)
 
 
-def measure_against_torch(rounds: int) -> dict:
-    """The training step and the forward pass of "medium", float32, over PyTorch's times.
+def in_turns_with_torch(which: str, ours: dict[str, Any], rounds: int, calls: int) -> dict:
+    """Median seconds of our tasks, and by ``torch_NAME`` of PyTorch's.
 
-    Ours also clips the gradient, keeps an EMA and checks for what is not finite. PyTorch's time is
-    that of its faster layout, in a process of its own, which waits while ours works: in one process
-    the two disturb each other's memory.
+    PyTorch works in a process of its own, which waits while ours works: in one process the two
+    disturb each other's memory.
 
     Raises:
       SystemExit: if the libraries are not installed.
     """
-    for library in ("torch", "diffusers"):
+    for library in ("torch", "diffusers")[: 2 if which == "unet" else 1]:
         if importlib.util.find_spec(library) is None:
             raise SystemExit(
                 f"--torch compares with libraries that are not installed ({library}): "
                 "pip install torch diffusers"
             )
-    unet, shape, batch = MODELS["medium"]
-    apply: Any = unet.apply
     spawn = multiprocessing.get_context("spawn")
     pipe, end = spawn.Pipe()
-    spawn.Process(target=torch_worker, args=(batch, end), daemon=True).start()
-    their_size = pipe.recv()
+    spawn.Process(target=torch_worker, args=(which, end), daemon=True).start()
 
     def elsewhere(name: str) -> Any:
         pipe.send(name)
         return pipe.recv()
 
-    names = [f"torch_{task}{layout}" for task in OURS for layout in ("", "_channels_last")]
-    theirs = {name: partial(elsewhere, name) for name in names}
+    theirs = {f"torch_{name}": partial(elsewhere, name) for name in pipe.recv()}
+    return interleaved({**ours, **theirs}, rounds, calls=calls, settle=0.3)
+
+
+def unet_against_torch(rounds: int) -> dict:
+    """The training step and the forward pass of "medium", float32, over PyTorch's times.
+
+    Ours also clips the gradient, keeps an EMA and checks for what is not finite. PyTorch's time is
+    that of its faster layout.
+    """
+    unet, shape, batch = MODELS["medium"]
+    apply: Any = unet.apply
     schedule, optimizer = from_betas(linear_betas()), adam(2e-4, warmup=5000, clip=1.0)
 
     def loss_fn(params, batch, key):
@@ -354,19 +409,59 @@ def measure_against_torch(rounds: int) -> dict:
         return metrics
 
     forward = jax.jit(lambda params, x: apply({"params": params}, x, jnp.ones(x.shape[:1])))
-    ours = dict(zip(OURS, (train, lambda: forward(params, x)), strict=True))
-    seconds = interleaved({**ours, **theirs}, rounds, calls=4, settle=0.3)
-    fastest = {
-        name: min(seconds[f"torch_{name}"], seconds[f"torch_{name}_channels_last"]) for name in ours
-    }
+    ours = {"train": train, "forward": lambda: forward(params, x)}
+    seconds = in_turns_with_torch("unet", ours, rounds, 4)
+    over = {}
+    for name in ours:
+        fastest = min(seconds[f"torch_{name}"], seconds[f"torch_{name}_channels_last"])
+        over[f"{name}_over_torch"] = seconds[name] / fastest
     return {
         "jax": jax.__version__,
         "parameters": sum(p.size for p in jax.tree.leaves(params)),
-        "torch_parameters": their_size,
         **{f"{name}_ms": 1e3 * value for name, value in seconds.items()},
-        "train_step_over_torch": seconds["train"] / fastest["train"],
-        "forward_over_torch": seconds["forward"] / fastest["forward"],
+        **over,
     }
+
+
+def vae_against_torch(rounds: int) -> dict:
+    """Steps a second of the VAE of MNIST (784-400-20, batch 128) and of its IWAE, over PyTorch's.
+
+    Ours also keep an EMA, check for what is not finite and report the norms of gradient, update and
+    parameters.
+    """
+    encoder, decoder = MLPEncoder(20, hidden=400), MLPDecoder((28, 28, 1), hidden=400)
+    likelihood, optimizer, key = elbo.bernoulli(), adam(1e-3), jax.random.key(0)
+    images = np.random.default_rng(0).integers(256, size=(4096, 28, 28, 1), dtype=np.uint8)
+    z, x = jnp.zeros((1, 20)), jnp.zeros((1, 28, 28, 1))
+    variables = {"encoder": encoder.init(key, x), "decoder": decoder.init(key, z)}
+
+    def steps(loss: Callable[..., Any], count: int) -> Callable[[], Any]:
+        def loss_fn(params, batch, key):
+            key_x, key_z = jax.random.split(key)
+            encode: Any = partial(encoder.apply, params["encoder"])
+            decode = lambda z: likelihood.density(decoder.apply(params["decoder"], z))  # noqa: E731
+            return loss(key_z, encode, decode, binarize(key_x, batch["x"], 256)), {}
+
+        held = [init_state({"params": jax.tree.map(jnp.copy, variables)}, optimizer)]
+        placement = Sharded((jax.devices()[0],))
+        gather = placement.resident({"x": images}, lambda arrays, i: {"x": arrays["x"][i]})
+        step = placement.compile(scan_steps(make_step(loss_fn, optimizer, 0.999)))
+        rng = np.random.default_rng(1)
+
+        def run() -> Any:
+            batches = gather(placement.put_batch(rng.integers(4096, size=(count, 128)), leading=1))
+            held[0], metrics = step(held[0], batches, key)
+            return metrics
+
+        return run
+
+    iwae = partial(importance.iwae_loss, samples=50)
+    ours = {"vae": steps(elbo.negative_elbo, VAE_STEPS), "iwae": steps(iwae, IWAE_STEPS)}
+    seconds = in_turns_with_torch("vae", ours, rounds, 4)
+    made = {"vae": VAE_STEPS, "iwae": IWAE_STEPS}
+    rates = {f"{name}_steps_per_s": made[name[-4:].strip("_")] / s for name, s in seconds.items()}
+    over = {f"{name}_over_torch": seconds[f"torch_{name}"] / seconds[name] for name in ours}
+    return {"jax": jax.__version__, **rates, **over}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -383,15 +478,19 @@ def main(argv: list[str] | None = None) -> int:
         "--solvers", action="store_true", help="measure every solver instead, against its cost"
     )
     parser.add_argument(
-        "--torch", action="store_true", help='compare "medium" with diffusers\' U-Net instead'
+        "--torch",
+        choices=("unet", "vae"),
+        nargs="?",
+        const="unet",
+        help="compare \"medium\" with diffusers' U-Net, or the VAE of MNIST with PyTorch's",
     )
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args(argv)
+    against = {"unet": unet_against_torch, "vae": vae_against_torch}
+    what = options.torch or options.model
+    print(f"measuring {what} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
     if options.torch:
-        options.model = "medium"
-    print(f"measuring {options.model} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
-    if options.torch:
-        numbers = measure_against_torch(options.rounds)
+        numbers = against[options.torch](options.rounds)
     elif options.solvers:
         numbers = measure_solvers(
             options.model, options.batch, options.sample_steps, options.rounds

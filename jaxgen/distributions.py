@@ -8,7 +8,7 @@ example. Variances are stored as logarithms so that they stay positive and keep 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -32,7 +32,10 @@ class Distribution(Protocol):
 
 def sum_event(x: Array) -> Array:
     """Sums every axis but the first: ``[B, ...] -> [B]``."""
-    return x.reshape(x.shape[0], -1).sum(axis=1)
+    x = x.reshape(x.shape[0], -1)
+    # A product, as XLA on CPU would take the exponentials and logarithms of what it sums one by
+    # one, in the loop of the sum (a training step of the MNIST VAE: 9.3 ms in place of 6.3).
+    return jnp.matmul(x, jnp.ones(x.shape[1:], x.dtype), precision=jax.lax.Precision.HIGHEST)
 
 
 @struct.dataclass
@@ -71,6 +74,21 @@ def kl_normal(q: Normal, p: Normal) -> Array:
     return 0.5 * (jnp.expm1(2 * log_ratio) - 2 * log_ratio + z**2)
 
 
+@jax.custom_jvp
+def bernoulli_log_prob(x: Array, logits: Array) -> Array:
+    """x log sigmoid(l) + (1 - x) log sigmoid(-l), entry by entry, in nats.
+
+    By one exponential; in this order no digit is lost where the outcome is sure.
+    """
+    return x * logits - jnp.maximum(logits, 0) - jnp.log1p(jnp.exp(-jnp.abs(logits)))
+
+
+@bernoulli_log_prob.defjvp
+def _bernoulli_log_prob_jvp(primals: Any, tangents: Any) -> tuple[Array, Array]:
+    (x, logits), (dx, dlogits) = primals, tangents
+    return bernoulli_log_prob(x, logits), dx * logits + dlogits * (x - jax.nn.sigmoid(logits))
+
+
 @struct.dataclass
 class Bernoulli:
     """P(x = 1) = sigmoid(logits) for x in {0, 1}.
@@ -87,7 +105,7 @@ class Bernoulli:
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.logits])
-        return x * jax.nn.log_sigmoid(self.logits) + (1 - x) * jax.nn.log_sigmoid(-self.logits)
+        return bernoulli_log_prob(x, self.logits)
 
     def sample(self, key: Array) -> Array:
         return jax.random.bernoulli(key, self.mean).astype(self.logits.dtype)

@@ -375,6 +375,21 @@ def to_bytes(x: Array | np.ndarray) -> np.ndarray:
     return np.asarray(np.clip(np.round((np.asarray(x) + 1) * 127.5), 0, 255), np.uint8)
 
 
+def binarize(key: Array, x: Array | np.ndarray, levels: int) -> Array:
+    """Bin numbers ``[B, ...]`` to bits, 1 with the probability of their intensity in [0, 1].
+
+    Each is drawn with 16 random bits (a probability is met within 2^-17). The pixels of an example
+    are independent; its neighbours in the batch share a byte of it, as random numbers are dear.
+    """
+    x = jnp.asarray(x)
+    count, size = len(x), math.prod(x.shape[1:])
+    words = jax.random.bits(key, (count // 4 + 1, size), jnp.uint32)
+    rows = jnp.stack([words >> shift & 0xFF for shift in (0, 8, 16, 24)]).reshape(-1, size)
+    drawn = (rows[:count] << 8 | rows[1 : count + 1]).reshape(x.shape)
+    below = jnp.round(to_unit(x, levels) * 2**16).astype(jnp.uint32)
+    return (drawn < below).astype(jnp.float32)
+
+
 def random_flip(key: Array, x: Array) -> Array:
     """Mirrors each image of ``[B, H, W, C]`` left to right with probability 1/2."""
     flip = jax.random.bernoulli(key, shape=(x.shape[0], 1, 1, 1))

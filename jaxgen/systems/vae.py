@@ -19,7 +19,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, to_unit
+from jaxgen.data.records import Image, Points, binarize
 from jaxgen.evaluation.latents import spherical_path
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
@@ -69,7 +69,7 @@ class Vae(runner.System):
         """Examples at the scale of the likelihood: bits drawn at random, or as models see them."""
         if not self.binary:
             return self.data.kind.values(x)
-        return jax.random.bernoulli(key, to_unit(x, self.data.levels)).astype(jnp.float32)
+        return binarize(key, x, self.data.levels)
 
     def shown(self, x: Any) -> Array:
         """The scale of the likelihood as that of models."""

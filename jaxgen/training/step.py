@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,7 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+T = TypeVar("T")
 Params = Any
 Batch = Any
 Metrics = dict[str, Array]
@@ -129,8 +130,8 @@ def descend(
 ) -> tuple[TrainState, Metrics]:
     """One update: gradient, mean over devices, optimizer, EMA.
 
-    Where the loss, the gradient or what it makes of the parameters is not finite the update is
-    skipped: everything but the step count stays as it was, and the metric ``skipped`` is 1. Under
+    Where the loss, the gradient or the update is not finite it is skipped: everything but the step
+    count stays as it was, and the metric ``skipped`` is 1. Under
     ``pmap`` each device sees its share of the batch: gradients, memory and metrics are averaged
     over ``axis_name``. ``accumulate`` is the ``parts`` of :func:`gradient`.
 
@@ -150,26 +151,45 @@ def descend(
         grads, memory, metrics = lax.pmean((grads, memory, metrics), axis_name)
     memory = state.memory if memory is None else jax.tree.map(_as_before, memory, state.memory)
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
-    grad_norm = optax.tree.norm(grads)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new_state = TrainState(
-        step=state.step,
-        params=params,
-        opt_state=opt_state,
-        ema=optax.incremental_update(params, state.ema, 1 - decay),
-        memory=memory,
-    )
-    param_norm = optax.tree.norm(params)
-    finite = jnp.isfinite(jnp.stack([metrics["loss"], grad_norm, param_norm])).all()
-    new_state = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new_state, state)
+    updates, _ = optimizer.update(grads, state.opt_state, state.params)
+    grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
+
+    def moved(state: TrainState) -> TrainState:
+        params = optax.apply_updates(state.params, updates)
+        return TrainState(
+            step=state.step,
+            params=params,
+            opt_state=optimizer.update(grads, state.opt_state, state.params)[1],
+            ema=optax.incremental_update(params, state.ema, 1 - decay),
+            memory=memory,
+        )
+
+    finite = jnp.isfinite(jnp.stack([metrics["loss"], grad_norm, update_norm])).all()
+    state = where(finite, moved, state)
     norms = {
         "grad_norm": grad_norm,
-        "update_norm": optax.tree.norm(updates),
-        "param_norm": param_norm,
+        "update_norm": update_norm,
+        "param_norm": optax.tree.norm(state.params),
     }
     skipped = 1 - finite.astype(jnp.int32)
-    return replace(new_state, step=state.step + 1), {**metrics, **norms, "skipped": skipped}
+    return replace(state, step=state.step + 1), {**metrics, **norms, "skipped": skipped}
+
+
+def where(condition: Array, moved: Callable[[T], T], state: T) -> T:
+    """``moved(state)`` where the condition holds, else ``state``.
+
+    On CPU by a branch, which changes the state in place: a choice between two states there takes
+    as long as all of Adam (0.4 of 1.0 ms for 650,000 parameters). An accelerator makes the choice
+    on the way, and would wait for the host to branch.
+    """
+
+    def chosen(condition: Array, state: T) -> T:
+        return jax.tree.map(lambda new, old: jnp.where(condition, new, old), moved(state), state)
+
+    def branched(condition: Array, state: T) -> T:
+        return lax.cond(condition, moved, lambda state: state, state)
+
+    return lax.platform_dependent(condition, state, cpu=branched, default=chosen)
 
 
 def _as_before(new: Array, old: Array) -> Array:

@@ -177,3 +177,19 @@ def test_flips_mirror_about_half_of_the_images(key):
     is_mirrored = (flipped == [2, 1, 0]).all(axis=(1, 2))
     assert ((flipped == [0, 1, 2]).all(axis=(1, 2)) | is_mirrored).all()
     assert 430 < is_mirrored.sum() < 570
+
+
+@pytest.mark.parametrize("count", [1, 5])
+def test_images_are_binarized_with_their_intensity_pixel_by_pixel(key, count):
+    """Means, and products of two pixels of an image, are those of independent bits."""
+    x = np.broadcast_to(np.array([0, 1, 64, 128, 254, 255], np.uint8), (count, 6))
+    draw = jax.jit(lambda key: records.binarize(key, x, 256))
+    bits = np.asarray(jax.vmap(draw)(jax.random.split(key, 40_000)))
+    assert set(np.unique(bits)) == {0.0, 1.0}
+    p, n = x[0] / 255, len(bits)
+    assert np.all(np.abs(bits.mean(0) - p) <= 5 * np.sqrt(p * (1 - p) / n) + 2.0**-17)
+    for i, j in ((1, 2), (2, 3), (3, 4)):
+        both = p[i] * p[j]
+        assert np.all(np.abs((bits[..., i] * bits[..., j]).mean(0) - both) < 5 * np.sqrt(both / n))
+    if count > 1:  # neighbours share a byte: so little that 40,000 draws do not show it
+        assert np.all(np.abs(np.corrcoef(bits[:, :, 3].T) - np.eye(count)) < 0.03)
