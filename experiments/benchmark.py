@@ -2,8 +2,8 @@
 
     python -m experiments.benchmark                   # the digits model on CPU, else CIFAR-10's
     python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
-    python -m experiments.benchmark --torch           # a U-Net against PyTorch's and diffusers', on CPU
-    python -m experiments.benchmark --torch vae       # the MNIST VAE and its IWAE against PyTorch's
+    python -m experiments.benchmark --torch           # a U-Net against diffusers', on CPU
+    python -m experiments.benchmark --torch vae       # the MNIST VAE against PyTorch's
 
 It needs jax, flax, optax and numpy only (and the two libraries it compares with for --torch), so it
 also runs on a bare accelerator machine. Everything is measured in one process, in turns, and quoted
@@ -439,7 +439,8 @@ def vae_against_torch(rounds: int) -> dict:
         def loss_fn(params, batch, key):
             key_x, key_z = jax.random.split(key)
             encode: Any = partial(encoder.apply, params["encoder"])
-            decode = lambda z: likelihood.density(decoder.apply(params["decoder"], z))  # noqa: E731
+            maps: Any = partial(decoder.apply, params["decoder"])
+            decode = lambda z: likelihood.density(maps(z))  # noqa: E731
             return loss(key_z, encode, decode, binarize(key_x, batch["x"], 256)), {}
 
         held = [init_state({"params": jax.tree.map(jnp.copy, variables)}, optimizer)]

@@ -14,10 +14,37 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from functools import partial
 
+from flax import linen as nn
+
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.losses import elbo
-from jaxgen.models.vae import ConvDecoder, ConvEncoder, MLPDecoder, MLPEncoder
+from jaxgen.losses.importance import dreg_loss, iwae_loss, stl_loss
+from jaxgen.losses.latents import cyclical, warm_up
+from jaxgen.models.vae import (
+    ConvDecoder,
+    ConvEncoder,
+    FlowPrior,
+    Head,
+    MixturePrior,
+    MLPDecoder,
+    MLPEncoder,
+    StandardPrior,
+    VampPrior,
+    autoregressive_flow,
+    full_normal,
+    householder_flow,
+    latent_normal,
+    planar_flow,
+)
+from jaxgen.systems.bounds import (
+    Discrepancy,
+    Importance,
+    NegativeElbo,
+    Objective,
+    Over,
+    TotalCorrelation,
+)
 from jaxgen.systems.vae import (
     Likelihoods,
     Vae,
@@ -30,6 +57,10 @@ from jaxgen.systems.vae import (
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
 LIKELIHOODS = ("bernoulli", "gaussian", "learned_gaussian", "logistic")
+POSTERIORS = ("normal", "full", "planar", "householder", "iaf")
+PRIORS = ("normal", "mixture", "vamp", "flow")
+IMPORTANCE = {"iwae": iwae_loss, "stl": stl_loss, "dreg": dreg_loss}
+OBJECTIVES = ("elbo", *IMPORTANCE, "tc", "mmd")
 
 
 @dataclass(frozen=True)
@@ -43,16 +74,49 @@ class Config:
     model: str = "mlp"  # mlp or conv.
     latents: runner.Count = 10  # Dimensions of z.
     hidden: runner.Count = 400  # Units of the hidden layers.
+    layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (mlp).
     # bernoulli (of images binarized at random), gaussian, learned_gaussian or logistic (default:
     # bernoulli for grey images, logistic for coloured ones, learned_gaussian for points).
     likelihood: str = "default"
     std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
-    beta: runner.NonNegative = 1.0  # Weight of the KL term.
+    # q(z|x): normal (diagonal), full (every covariance), or a diagonal normal moved by planar,
+    # householder or iaf (inverse autoregressive) steps.
+    posterior: str = "normal"
+    posterior_steps: runner.Count = 2  # Of planar, householder and iaf.
+    prior: str = "normal"  # p(z): normal, mixture, vamp or flow (autoregressive).
+    prior_components: runner.Count = 100  # Of mixture and vamp.
+    # elbo, iwae (importance-weighted; stl and dreg: with other gradients), tc (the total
+    # correlation weighted) or mmd (with a discrepancy of q(z) and p(z)).
+    objective: str = "elbo"
+    beta: runner.NonNegative = 1.0  # Weight of the KL, of its total correlation for tc.
     latent_samples: runner.Count = 1  # Draws of z a training example.
+    free_bits: runner.NonNegative = 0.0  # Nats of a latent's KL that cost nothing.
+    kl_warmup: runner.Natural = 0  # Steps in which the KL's weight rises to beta.
+    kl_cycles: runner.Natural = 0  # How often it rises anew, each time over half a cycle.
+    mmd_weight: runner.NonNegative = 100.0  # Of mmd.
 
 
 def build(config: Config, data: DataSet) -> Vae:
     """The VAE of the options."""
+    likelihood, binary = likelihood_of(config, data)
+    encoder_type, decoder_type = runner.choose("model", config.model, MODELS)
+    layers = {"layers": config.layers} if config.model == "mlp" else {}
+    size = {"hidden": config.hidden, **layers}
+    return Vae(
+        data,
+        runner.make_optimizer(config.train),
+        encoder_type(config.latents, head=head_of(config), **size),
+        decoder_type(data.shape, maps=likelihood.maps, **size),
+        prior_of(config, data, binary),
+        likelihood,
+        config.latents,
+        binary,
+        objective_of(config, data),
+    )
+
+
+def likelihood_of(config: Config, data: DataSet) -> tuple[elbo.Likelihood, bool]:
+    """p(x|z), and whether it is of bits."""
     points = isinstance(data.kind, Points)
     usual = "learned_gaussian" if points else "logistic" if data.shape[-1] > 1 else "bernoulli"
     name = usual if config.likelihood == "default" else config.likelihood
@@ -65,19 +129,64 @@ def build(config: Config, data: DataSet) -> Vae:
         "learned_gaussian": elbo.learned_gaussian,
         "logistic": lambda: elbo.discretized_logistic(data.levels),
     }
-    likelihood = likelihoods[name]()
-    encoder_type, decoder_type = runner.choose("model", config.model, MODELS)
-    return Vae(
-        data,
-        runner.make_optimizer(config.train),
-        encoder_type(config.latents, hidden=config.hidden),
-        decoder_type(data.shape, maps=likelihood.maps, hidden=config.hidden),
-        likelihood,
-        config.latents,
-        name == "bernoulli",
-        config.beta,
-        config.latent_samples,
-    )
+    return likelihoods[name](), name == "bernoulli"
+
+
+def head_of(config: Config) -> Head:
+    """What makes q(z|x) of the encoder's features."""
+    steps = {"steps": config.posterior_steps}
+    heads: dict[str, Head] = {
+        "normal": latent_normal,
+        "full": full_normal,
+        "planar": partial(planar_flow, **steps),
+        "householder": partial(householder_flow, **steps),
+        "iaf": partial(autoregressive_flow, **steps),
+    }
+    return heads[runner.choose("posterior", config.posterior, POSTERIORS)]
+
+
+def prior_of(config: Config, data: DataSet, binary: bool) -> nn.Module:
+    """p(z)."""
+    if config.prior == "vamp" and config.posterior != "normal":
+        raise ValueError("the components of --prior vamp are posteriors: use --posterior normal.")
+    count, low = config.prior_components, 0.0 if binary else -1.0
+    priors = {
+        "normal": lambda: StandardPrior(config.latents),
+        "mixture": lambda: MixturePrior(config.latents, count),
+        "vamp": lambda: VampPrior(data.shape, count, low),
+        "flow": lambda: FlowPrior(config.latents),
+    }
+    return priors[runner.choose("prior", config.prior, PRIORS)]()
+
+
+def objective_of(config: Config, data: DataSet) -> Objective:
+    """What is descended."""
+    name = runner.choose("objective", config.objective, OBJECTIVES)
+    samples, weighed = config.latent_samples, weight_over_time(config)
+    if name in IMPORTANCE:
+        if config.beta != 1 or config.free_bits or config.kl_warmup or config.kl_cycles:
+            raise ValueError(f"--objective {name} has no KL to weigh: leave out its options.")
+        if name != "iwae" and config.posterior not in ("normal", "full"):
+            raise ValueError(f"--objective {name} takes --posterior normal or full: use iwae.")
+        return Importance(IMPORTANCE[name], samples)
+    if config.free_bits and name != "elbo":
+        raise ValueError("--free-bits go with --objective elbo.")
+    if name == "tc":
+        if (config.posterior, config.prior) != ("normal", "normal"):
+            raise ValueError("--objective tc takes --posterior normal and --prior normal.")
+        return TotalCorrelation(weighed, len(data.train))
+    if name == "mmd":
+        return Discrepancy(weighed, config.mmd_weight)
+    return NegativeElbo(weighed, samples, config.free_bits)
+
+
+def weight_over_time(config: Config) -> Over:
+    """The weight of the KL at a step."""
+    if config.kl_warmup and config.kl_cycles:
+        raise ValueError("--kl-cycles rise by themselves: leave out --kl-warmup.")
+    if config.kl_cycles:
+        return lambda step: config.beta * cyclical(step, config.train.steps // config.kl_cycles)
+    return lambda step: config.beta * warm_up(step, config.kl_warmup)
 
 
 DIGITS = Config(
@@ -96,6 +205,23 @@ CIFAR10 = Config(
     model="conv",
     latents=64,
 )
+# Burda et al. 2016: two layers of 200 units, 50 latents.
+BINARIZED = Config(
+    train=runner.Train(
+        steps=60_000,
+        batch=128,
+        decay="cosine",
+        learning_rate=2e-3,
+        ema=0.999,
+        steps_per_call=50,
+        log_every=500,
+        checkpoint_every=5000,
+    ),
+    measured=Likelihoods(5000, 10_000),
+    latents=50,
+    hidden=200,
+    layers=2,
+)
 POINTS = replace(
     DIGITS,
     latents=2,
@@ -103,7 +229,12 @@ POINTS = replace(
     sampling=runner.Sampling(2048, 2048),
 )
 PRESETS = runner.by_data(
-    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, cifar10=CIFAR10, points=POINTS
+    digits=DIGITS,
+    mnist=MNIST,
+    fashion_mnist=MNIST,
+    binarized_mnist=BINARIZED,
+    cifar10=CIFAR10,
+    points=POINTS,
 )
 EXPERIMENT = runner.Experiment(
     "vae",

@@ -118,13 +118,13 @@ def test_shapes_must_agree():
         Normal(jnp.zeros((2, 1)), jnp.zeros((2, 1))).log_prob(jnp.zeros((2, 3)))
 
 
-def test_the_bernoulli_and_its_gradient_keep_their_digits_at_extreme_logits():
-    """log p and its slope x - sigmoid(l) against float64, relative to what they are."""
+@pytest.mark.parametrize("x", [0.0, 0.3, 1.0])
+def test_the_bernoulli_and_its_gradient_keep_their_digits_at_extreme_logits(x):
+    """log p and its slope x - sigmoid(logits) against float64, relative to what they are."""
     logits = np.array([-100.0, -15.0, -1e-3, 0.0, 2.0, 15.0, 100.0], np.float32)
-    for x in (0.0, 0.3, 1.0):
-        log_p = lambda l, x=x: Bernoulli(l).log_prob(jnp.full(l.shape, x, l.dtype))
-        value, slope = log_p(jnp.asarray(logits)), jax.grad(lambda l: log_p(l).sum())(logits)
-        wide = logits.astype(np.float64)
-        want = -x * np.logaddexp(0, -wide) - (1 - x) * np.logaddexp(0, wide)
-        np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-40)
-        np.testing.assert_allclose(slope, x - 1 / (1 + np.exp(-wide)), rtol=1e-5, atol=1e-7)
+    log_p = lambda a: Bernoulli(a).log_prob(jnp.full(a.shape, x, a.dtype))
+    value, slope = log_p(jnp.asarray(logits)), jax.grad(lambda a: log_p(a).sum())(logits)
+    wide = logits.astype(np.float64)
+    want = -x * np.logaddexp(0, -wide) - (1 - x) * np.logaddexp(0, wide)
+    np.testing.assert_allclose(value, want, rtol=1e-6, atol=1e-40)
+    np.testing.assert_allclose(slope, x - 1 / (1 + np.exp(-wide)), rtol=1e-5, atol=1e-7)

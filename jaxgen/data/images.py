@@ -45,6 +45,7 @@ IDX_FILES = {
     "train": ("train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"),
     "test": ("t10k-images-idx3-ubyte.gz", "t10k-labels-idx1-ubyte.gz"),
 }
+BINARIZED_FILES = {s: f"binarized_mnist_{s[:5]}.amat" for s in ("train", "validation", "test")}
 CIFAR_FILES = {  # archive -> (the folder in it, what file names end in)
     "cifar-10-binary.tar.gz": ("cifar-10-batches-bin", ".bin"),
     "cifar-10-python.tar.gz": ("cifar-10-batches-py", ""),
@@ -53,6 +54,7 @@ CIFAR_BATCHES = [*(f"data_batch_{i}" for i in range(1, 6)), "test_batch"]
 ORIGINALS = {  # what a manual_dir holds
     "mnist": ", ".join(f for pair in IDX_FILES.values() for f in pair),
     "fashion_mnist": ", ".join(f for pair in IDX_FILES.values() for f in pair),
+    "binarized_mnist": ", ".join(BINARIZED_FILES.values()),
     "cifar10": " or ".join(CIFAR_FILES),
 }
 SIZES = {  # name -> (values of an image, training images), rising
@@ -60,6 +62,7 @@ SIZES = {  # name -> (values of an image, training images), rising
     "mnist": (28 * 28, 54_000),
     "cifar10": (32 * 32 * 3, 45_000),
 }
+LEVELS = {"binarized_mnist": 2}  # of a pixel, where not 256
 CLASSES = {
     "digits": "0 1 2 3 4 5 6 7 8 9",
     "mnist": "0 1 2 3 4 5 6 7 8 9",
@@ -162,18 +165,20 @@ def digits() -> DataSet:
 
 
 def original(name: str, folder: Path, image_size: int | None) -> DataSet:
-    """``mnist``, ``fashion_mnist`` or ``cifar10`` from a folder with its original files.
+    """One of the sets of ``ORIGINALS`` from a folder with its original files.
 
     Raises:
       DataError: if a file is missing or corrupt, naming it.
     """
-    parts = (_read_cifar if name == "cifar10" else _read_mnist)(name, folder)
+    readers = {"cifar10": _read_cifar, "binarized_mnist": _read_binarized}
+    parts = readers.get(name, _read_mnist)(name, folder)
     shape = parts["train"][0].shape[1:]
     if image_size:
         shape = (image_size, image_size, shape[-1])
         parts = {s: (np.stack([fit(i, shape) for i in x]), y) for s, (x, y) in parts.items()}
     splits = {s: Arrays({"x": x, "label": y.astype(np.int32)}) for s, (x, y) in parts.items()}
-    return image_set(name, splits, shape, classes=CLASSES[name].split())
+    classes, levels = CLASSES.get(name, "").split(), LEVELS.get(name, 256)
+    return image_set(name, splits, shape, classes=classes, levels=levels)
 
 
 Parts = dict[str, tuple[np.ndarray, np.ndarray]]  # split -> x uint8 [N, H, W, C], label [N]
@@ -191,6 +196,22 @@ def _read_mnist(name: str, folder: Path) -> Parts:
         if x.shape[:-3] != y.shape:
             raise DataError(f"{folder} holds images and labels that differ in number in '{split}'.")
     return parts
+
+
+def _read_binarized(name: str, folder: Path) -> Parts:
+    """Larochelle & Murray 2011: a line of 784 zeros and ones an image."""
+
+    def read(file: str) -> np.ndarray:
+        if not (folder / file).is_file():
+            raise DataError(f"{folder} lacks {file}, one of the original files of '{name}'.")
+        bits = np.frombuffer((folder / file).read_bytes(), np.uint8)
+        bits = bits[(bits == ord("0")) | (bits == ord("1"))] - ord("0")
+        if not len(bits) or len(bits) % 784:
+            raise DataError(f"{folder / file} is no whole number of binarized images.")
+        return bits.reshape(-1, 28, 28, 1)
+
+    parts = {split: read(file) for split, file in BINARIZED_FILES.items()}
+    return {split: (x, np.zeros(len(x), np.uint8)) for split, x in parts.items()}
 
 
 def read_idx(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxgen.data.images import ORIGINALS, Lazy, image_set, in_memory, splits_of
+from jaxgen.data.images import LEVELS, ORIGINALS, Lazy, image_set, in_memory, splits_of
 from jaxgen.data.pictures import Header, common_shape, fit, is_grey
 from jaxgen.data.records import Batch, DataError, DataSet, Source, spread, take
 from jaxgen.data.text import captions, text_set
@@ -89,7 +89,8 @@ def of_tensorflow(
 
     splits = _with_train(name, {split: split for split in builder.info.splits})
     classes = features[label].names if label else ()
-    return image_set(name, {s: source(n) for s, n in splits.items()}, shape, classes=classes)
+    sources, levels = {s: source(n) for s, n in splits.items()}, LEVELS.get(builder.name, 256)
+    return image_set(name, sources, shape, classes=classes, levels=levels)
 
 
 def _prepare(tfds: Any, builder: Any, manual_dir: str | None) -> Any:

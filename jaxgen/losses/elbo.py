@@ -23,8 +23,9 @@ from jaxgen.distributions import (
     standard_normal,
     sum_event,
 )
+from jaxgen.posteriors import Posterior, Prior, StandardNormal
 
-Encoder = Callable[[Array], Normal]  # x [B, ...] -> q(z|x) over [B, Z]
+Encoder = Callable[[Array], Posterior]  # x [B, ...] -> q(z|x) over [B, Z]
 Decoder = Callable[[Array], Distribution]  # z [B, Z] -> p(x|z) over [B, ...]
 
 
@@ -80,22 +81,37 @@ class ElboTerms(NamedTuple):
         return self.reconstruction - beta * self.kl
 
 
-def kl_closed_form(q: Normal, z: Array) -> Array:
-    """KL(q || N(0, I)) ``[B]``; the samples ``z [K, B, Z]`` are not needed."""
-    del z
+# (q(z|x), draws z [K, B, Z] of it, log q of these [K, B]) -> KL(q(z|x) || p(z)) [B]
+KL = Callable[[Posterior, Array, Array], Array]
+
+
+def kl_closed_form(q: Posterior, z: Array, log_q: Array) -> Array:
+    """KL(q || N(0, I)) ``[B]`` of a diagonal normal q (Kingma & Welling 2014, eq. 10).
+
+    Raises:
+      ValueError: for another q.
+    """
+    del z, log_q
+    if not isinstance(q, Normal):
+        raise ValueError(f"the KL of a {type(q).__name__} has no closed form: use kl_monte_carlo.")
     return sum_event(kl_normal(q, standard_normal(q.mean.shape)))
 
 
-def kl_monte_carlo(q: Normal, z: Array) -> Array:
-    """The mean of log q(z|x) - log p(z) over samples ``z [K, B, Z]`` of q, ``[B]``: unbiased."""
-    prior = standard_normal(q.mean.shape)
-    log_ratio = jax.vmap(lambda z_k: sum_event(q.log_prob(z_k) - prior.log_prob(z_k)))(z)
-    return log_ratio.mean(axis=0)
+def kl_monte_carlo(prior: Prior) -> KL:
+    """The mean of log q(z|x) - log p(z) over the draws, ``[B]``: unbiased, for any q and prior."""
+
+    def kl(q: Posterior, z: Array, log_q: Array) -> Array:
+        del q
+        return (log_q - jax.vmap(prior.log_prob)(z)).mean(axis=0)
+
+    return kl
 
 
-def sample_latents(key: Array, q: Normal, samples: int) -> Array:
-    """``samples`` reparameterized draws z = mu + sigma * eps from q, ``[K, B, Z]``."""
-    return jax.vmap(q.sample)(jax.random.split(key, samples))
+def draws(key: Array, q: Posterior, samples: int) -> tuple[Array, Array]:
+    """``samples`` reparameterized draws z ``[K, B, Z]`` of q, and log q(z|x) ``[K, B]``."""
+    z, log_q = jax.vmap(q.draw)(jax.random.split(key, samples))
+    chex.assert_rank([z, log_q], [3, 2])
+    return z, log_q
 
 
 def elbo_terms(
@@ -105,27 +121,26 @@ def elbo_terms(
     x: Array,
     *,
     samples: int = 1,
-    kl: Callable[[Normal, Array], Array] = kl_closed_form,
+    kl: KL = kl_closed_form,
 ) -> ElboTerms:
     """The terms of the ELBO, estimated with ``samples`` draws of z (Kingma & Welling 2014, eq. 7).
 
     Args:
       key: one PRNG key.
-      encode: x -> q(z|x), a diagonal normal over ``[B, Z]``.
+      encode: x -> q(z|x) over ``[B, Z]``.
       decode: z ``[B, Z]`` -> p(x|z) over arrays shaped like x; its scale of data is x's.
       x: data, ``[B, ...]``.
       samples: K, the number of draws of z for each example.
-      kl: :func:`kl_closed_form` (eq. 10) or :func:`kl_monte_carlo` (eq. 6).
+      kl: :func:`kl_closed_form`, to N(0, I), or :func:`kl_monte_carlo` to any prior.
 
     Raises:
-      AssertionError: if q(z|x) is not of shape ``[B, Z]`` or p(x|z) not shaped like x.
+      AssertionError: if z is not of shape ``[B, Z]`` or p(x|z) not shaped like x.
     """
     q = encode(x)
-    chex.assert_rank(q.mean, 2)
-    chex.assert_equal_shape_prefix([x, q.mean], 1)
-    z = sample_latents(key, q, samples)
+    z, log_q = draws(key, q, samples)
+    chex.assert_equal_shape_prefix([x, z[0]], 1)
     log_likelihood = jax.vmap(lambda z_k: sum_event(decode(z_k).log_prob(x)))(z)  # [K, B]
-    return ElboTerms(reconstruction=log_likelihood.mean(axis=0), kl=kl(q, z))
+    return ElboTerms(reconstruction=log_likelihood.mean(axis=0), kl=kl(q, z, log_q))
 
 
 def negative_elbo(
@@ -136,18 +151,18 @@ def negative_elbo(
     *,
     beta: float | Array = 1.0,
     samples: int = 1,
+    kl: KL = kl_closed_form,
 ) -> Array:
     """-ELBO ``[B]`` in nats, with the KL weighted by beta: what a VAE is trained to minimize."""
-    return -elbo_terms(key, encode, decode, x, samples=samples).elbo(beta)
+    return -elbo_terms(key, encode, decode, x, samples=samples, kl=kl).elbo(beta)
 
 
-def log_weight(q: Normal, decode: Decoder, x: Array) -> Callable[[Array], Array]:
-    """log w = log p(x, z) - log q(z|x), ``[B]``, as a function of z ``[B, Z]``."""
-    prior = standard_normal(q.mean.shape)
+def log_joint(decode: Decoder, x: Array, prior: Prior | None = None) -> Callable[[Array], Array]:
+    """log p(x, z), ``[B]``, as a function of z ``[B, Z]``; of the prior N(0, I) where None."""
 
     def of(z: Array) -> Array:
-        log_joint = sum_event(decode(z).log_prob(x)) + sum_event(prior.log_prob(z))
-        return log_joint - sum_event(q.log_prob(z))
+        log_prior = (prior or StandardNormal(z.shape[-1])).log_prob(z)
+        return sum_event(decode(z).log_prob(x)) + log_prior
 
     return of
 
@@ -160,20 +175,21 @@ def importance_log_likelihood(
     *,
     samples: int,
     chunk: int = 1,
+    prior: Prior | None = None,
 ) -> Array:
     """The K-sample bound log 1/K sum_k p(x, z_k) / q(z_k|x), ``[B]`` (Burda et al. 2016, eq. 8).
 
     It is the ELBO at K = 1, grows with K in expectation and tends to log p(x). ``chunk`` samples
-    are decoded at a time, so memory does not grow with K; K must be a multiple of it.
+    are decoded at a time, so memory does not grow with K; K must be a multiple of it. The prior is
+    N(0, I) where None.
     """
     if samples % chunk:
         raise ValueError(f"samples ({samples}) must be a multiple of chunk ({chunk}).")
-    q = encode(x)
-    chex.assert_rank(q.mean, 2)
-    weigh = jax.vmap(log_weight(q, decode, x))
+    q, joint = encode(x), jax.vmap(log_joint(decode, x, prior))
 
     def accumulate(log_sum: Array, key: Array) -> tuple[Array, None]:
-        log_weights = weigh(sample_latents(key, q, chunk))  # [chunk, B]
+        z, log_q = draws(key, q, chunk)
+        log_weights = joint(z) - log_q  # [chunk, B]
         return jnp.logaddexp(log_sum, jax.nn.logsumexp(log_weights, axis=0)), None
 
     keys = jax.random.split(key, samples // chunk)

@@ -15,13 +15,16 @@ Values are in nats.
 
 from __future__ import annotations
 
-import chex
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.distributions import Normal
-from jaxgen.losses.elbo import Decoder, Encoder, log_weight, sample_latents
+from jaxgen.distributions import sum_event
+from jaxgen.losses.elbo import Decoder, Encoder, draws, log_joint
+from jaxgen.posteriors import Posterior, Prior
 
 
 def _bound(log_w: Array) -> Array:
@@ -29,33 +32,71 @@ def _bound(log_w: Array) -> Array:
     return jax.nn.logsumexp(log_w, axis=0) - jnp.log(len(log_w))
 
 
-def _draws(key: Array, encode: Encoder, x: Array, samples: int) -> tuple[Normal, Array]:
+def _fixed_log_prob(q: Posterior) -> Callable[[Array], Array]:
+    """log q(z|x) ``[B]`` as a function of z alone, whose parameters stay."""
+    fixed: Any = jax.lax.stop_gradient(q)
+    if not hasattr(fixed, "log_prob"):
+        raise ValueError(
+            f"the density of a {type(q).__name__} is known at its draws alone: use iwae_loss."
+        )
+    return lambda z: sum_event(fixed.log_prob(z))
+
+
+def iwae_loss(
+    key: Array,
+    encode: Encoder,
+    decode: Decoder,
+    x: Array,
+    *,
+    samples: int,
+    prior: Prior | None = None,
+) -> Array:
+    """-log 1/K sum_k w_k, ``[B]``; K = ``samples``. It is the negative ELBO where K = 1.
+
+    The prior is N(0, I) where None, for all three.
+    """
+    z, log_q = draws(key, encode(x), samples)
+    return -_bound(jax.vmap(log_joint(decode, x, prior))(z) - log_q)
+
+
+def stl_loss(
+    key: Array,
+    encode: Encoder,
+    decode: Decoder,
+    x: Array,
+    *,
+    samples: int,
+    prior: Prior | None = None,
+) -> Array:
+    """As :func:`iwae_loss`, of which the gradient leaves out the parameters of log q (``[B]``).
+
+    Raises:
+      ValueError: for a posterior without ``log_prob``, such as a flow; so does the next.
+    """
     q = encode(x)
-    chex.assert_rank(q.mean, 2)
-    chex.assert_equal_shape_prefix([x, q.mean], 1)
-    return q, sample_latents(key, q, samples)
+    z, _ = draws(key, q, samples)
+    log_q = jax.vmap(_fixed_log_prob(q))(z)
+    return -_bound(jax.vmap(log_joint(decode, x, prior))(z) - log_q)
 
 
-def iwae_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
-    """-log 1/K sum_k w_k, ``[B]``; K = ``samples``. It is the negative ELBO where K = 1."""
-    q, z = _draws(key, encode, x, samples)
-    return -_bound(jax.vmap(log_weight(q, decode, x))(z))
-
-
-def stl_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
-    """As :func:`iwae_loss`, of which the gradient leaves out the parameters of log q (``[B]``)."""
-    q, z = _draws(key, encode, x, samples)
-    return -_bound(jax.vmap(log_weight(jax.lax.stop_gradient(q), decode, x))(z))
-
-
-def dreg_loss(key: Array, encode: Encoder, decode: Decoder, x: Array, *, samples: int) -> Array:
+def dreg_loss(
+    key: Array,
+    encode: Encoder,
+    decode: Decoder,
+    x: Array,
+    *,
+    samples: int,
+    prior: Prior | None = None,
+) -> Array:
     """As :func:`iwae_loss`, with Tucker et al.'s gradient (2019), ``[B]``.
 
     With the normalized weights v_k the encoder's gradient is sum_k v_k^2 (d log w_k/dz) dz_k/dphi,
-    and the decoder's, as for the others, sum_k v_k d log w_k/dtheta.
+    and that of decoder and prior, as for the others, sum_k v_k d log w_k/dtheta.
     """
-    q, z = _draws(key, encode, x, samples)
-    weigh = jax.vmap(log_weight(jax.lax.stop_gradient(q), decode, x))
+    q = encode(x)
+    z, _ = draws(key, q, samples)
+    joint, log_q = log_joint(decode, x, prior), _fixed_log_prob(q)
+    weigh = jax.vmap(lambda z_k: joint(z_k) - log_q(z_k))
     fixed = jax.lax.stop_gradient(z)
     log_w = weigh(fixed)  # in it theta alone moves
     slope = jax.grad(lambda z: weigh(z).sum())(fixed)  # d log w_k/dz_k, [K, B, Z]

@@ -23,7 +23,7 @@ class KLParts(NamedTuple):
     total_correlation: Array  # KL(q(z) || prod_j q(z_j)): how dependent the latents are
     dimension_wise: Array  # sum_j KL(q(z_j) || p(z_j))
 
-    def weighted(self, alpha: float = 1.0, beta: float = 1.0, gamma: float = 1.0) -> Array:
+    def weighted(self, alpha: float = 1.0, beta: float | Array = 1.0, gamma: float = 1.0) -> Array:
         """The KL term of beta-TC-VAE (eq. 4), ``[B]``; with weights of 1 that of the ELBO."""
         mi, tc, dw = self
         return alpha * mi + beta * tc + gamma * dw

@@ -7,33 +7,187 @@ which a likelihood of ``jaxgen.losses.elbo`` turns into a density.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
 from jaxgen.distributions import Normal
+from jaxgen.models.made import MADE
+from jaxgen.posteriors import (
+    Autoregressive,
+    AutoregressiveFlow,
+    Flow,
+    FullNormal,
+    Householder,
+    InverseAutoregressive,
+    Mixture,
+    Planar,
+    Posterior,
+    Prior,
+    StandardNormal,
+    vamp_prior,
+)
+
+# --- from features to a posterior ---------------------------------------------------------------
+
+# (features h [B, F], latents) -> q(z|x) over [B, latents]; called inside of a module's ``__call__``
+Head = Callable[[Array, int], Posterior]
 
 
 def latent_normal(h: Array, latents: int) -> Normal:
-    """q(z|x) over ``[B, latents]`` from features ``[B, F]``: two linear maps, mean and log std."""
+    """A diagonal normal by two linear maps of the features, mean and log std."""
     mean, log_std = jnp.split(nn.Dense(2 * latents)(h), 2, axis=-1)
     return Normal(mean, log_std)
 
 
+def full_normal(h: Array, latents: int) -> FullNormal:
+    """A normal with every covariance."""
+    base = latent_normal(h, latents)
+    lower = nn.Dense(latents * latents, kernel_init=nn.initializers.normal(1e-3))(h)
+    return FullNormal(base.mean, base.log_std, lower.reshape(-1, latents, latents))
+
+
+def planar_flow(h: Array, latents: int, steps: int = 4) -> Flow:
+    """A diagonal normal moved by planar steps, whose parameters are linear in the features."""
+    base = latent_normal(h, latents)
+    maps = nn.Dense(steps * (2 * latents + 1), kernel_init=nn.initializers.normal(1e-2))(h)
+    found = []
+    for each in jnp.split(maps, steps, axis=-1):
+        u, w, b = jnp.split(each, [latents, 2 * latents], axis=-1)
+        found.append(Planar(u, w, b[:, 0]))
+    return Flow(base, tuple(found))
+
+
+def householder_flow(h: Array, latents: int, steps: int = 4) -> Flow:
+    """A diagonal normal turned by reflections, each v linear in the one before it.
+
+    Tomczak & Welling 2016, eq. 8.
+    """
+    base, found, v = latent_normal(h, latents), [], h
+    for _ in range(steps):
+        v = nn.Dense(latents)(v)
+        found.append(Householder(v))
+    return Flow(base, tuple(found))
+
+
+def autoregressive_flow(h: Array, latents: int, steps: int = 2, hidden: int = 320) -> Flow:
+    """A diagonal normal moved by inverse autoregressive steps, which see the features.
+
+    Their order turns from step to step, and they begin nearly as the identity (Kingma et al. 2016,
+    section 4).
+    """
+    base, context = latent_normal(h, latents), nn.elu(nn.Dense(latents)(h))
+    found = []
+    for i in range(steps):
+        made = MADE(2, hidden, layers=1, backward=i % 2 == 1)
+        network, weights = unbound(made, base.mean, context)
+
+        def maps(weights: Any, z: Array, network: Any = network) -> tuple[Array, Array]:
+            weights, context = weights
+            m, s = jnp.moveaxis(network(weights, z, context), -1, 0)
+            return m, s + 2.0
+
+        found.append(InverseAutoregressive(maps, (weights, context)))
+    return Flow(base, tuple(found))
+
+
+def unbound(module: nn.Module, *inputs: Any) -> tuple[Callable[..., Any], Any]:
+    """A submodule as a pure function of its variables, and these, for use outside of its parent."""
+    module(*inputs)  # makes its parameters
+    alone, variables = module.unbind()
+    return alone.apply, variables
+
+
+# --- priors -------------------------------------------------------------------------------------
+
+
+class StandardPrior(nn.Module):
+    """N(0, I)."""
+
+    latents: int
+
+    def __call__(self, encode: Callable[[Array], Any]) -> Prior:
+        return StandardNormal(self.latents)
+
+
+class MixturePrior(nn.Module):
+    """A mixture of learned normals."""
+
+    latents: int
+    components: int = 100
+
+    @nn.compact
+    def __call__(self, encode: Callable[[Array], Any]) -> Prior:
+        shape, zeros = (self.components, self.latents), nn.initializers.zeros_init()
+        return Mixture(
+            self.param("logits", zeros, shape[:1]),
+            self.param("mean", nn.initializers.normal(1.0), shape),
+            self.param("log_std", zeros, shape),
+        )
+
+
+class VampPrior(nn.Module):
+    """The mean of the posteriors of learned inputs (Tomczak & Welling 2018).
+
+    ``low`` and ``high`` are the ends of the data's scale, inside of which the inputs stay.
+    """
+
+    shape: tuple[int, ...]
+    components: int = 500
+    low: float = 0.0
+    high: float = 1.0
+
+    @nn.compact
+    def __call__(self, encode: Callable[[Array], Any]) -> Prior:
+        free = self.param("inputs", nn.initializers.normal(1.0), (self.components, *self.shape))
+        return vamp_prior(encode, self.low + (self.high - self.low) * jax.nn.sigmoid(free - 1.0))
+
+
+class FlowPrior(nn.Module):
+    """N(0, I) moved by autoregressive steps, whose order turns (Chen et al. 2017)."""
+
+    latents: int
+    steps: int = 2
+    hidden: int = 100
+
+    @nn.compact
+    def __call__(self, encode: Callable[[Array], Any]) -> Prior:
+        networks: list[Autoregressive] = []
+        found = []
+        for i in range(self.steps):
+            made = MADE(2, self.hidden, backward=i % 2 == 1)
+            network, weights = unbound(made, jnp.zeros((1, self.latents)))
+
+            def maps(weights: Any, z: Array, network: Any = network) -> tuple[Array, Array]:
+                m, s = jnp.moveaxis(network(weights, z), -1, 0)
+                return m, 3 * jnp.tanh(s / 3)  # exp(s) stays in range far from the data
+
+            networks.append(maps)
+            found.append(weights)
+        return AutoregressiveFlow(self.latents, tuple(networks), tuple(found))
+
+
+# --- encoders and decoders ----------------------------------------------------------------------
+
+
 class MLPEncoder(nn.Module):
-    """Flattens x and applies ``hidden`` units, ``layers`` times."""
+    """Flattens x and applies ``hidden`` units, ``layers`` times; ``head`` makes q(z|x) of them."""
 
     latents: int
     hidden: int = 400
     layers: int = 1
+    head: Head = latent_normal
 
     @nn.compact
-    def __call__(self, x: Array) -> Normal:
+    def __call__(self, x: Array) -> Any:
         h = x.reshape(x.shape[0], -1)
         for _ in range(self.layers):
             h = nn.relu(nn.Dense(self.hidden)(h))
-        return latent_normal(h, self.latents)
+        return self.head(h, self.latents)
 
 
 class MLPDecoder(nn.Module):
@@ -59,13 +213,14 @@ class ConvEncoder(nn.Module):
     latents: int
     channels: int = 32
     hidden: int = 256
+    head: Head = latent_normal
 
     @nn.compact
-    def __call__(self, x: Array) -> Normal:
+    def __call__(self, x: Array) -> Any:
         h = nn.relu(nn.Conv(self.channels, (3, 3), strides=2)(x))
         h = nn.relu(nn.Conv(2 * self.channels, (3, 3), strides=2)(h))
         h = nn.relu(nn.Dense(self.hidden)(h.reshape(h.shape[0], -1)))
-        return latent_normal(h, self.latents)
+        return self.head(h, self.latents)
 
 
 class ConvDecoder(nn.Module):

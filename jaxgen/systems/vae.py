@@ -24,6 +24,7 @@ from jaxgen.evaluation.latents import spherical_path
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
 from jaxgen.plotting import save_grid
+from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center
 from jaxgen.training.step import Metrics, Now
 
 
@@ -37,24 +38,27 @@ class Likelihoods:
 
 @dataclass(frozen=True, eq=False)
 class Vae(runner.System):
-    """q(z|x) and p(x|z); images are binarized at random where the likelihood is of bits."""
+    """q(z|x), p(x|z) and p(z); images are binarized at random where the likelihood is of bits."""
 
     encoder: nn.Module
     decoder: nn.Module
+    prior: nn.Module
     likelihood: elbo.Likelihood
     latents: int
     binary: bool
-    beta: float = 1.0
-    draws: int = 1  # of z an example
+    objective: Objective
 
     def init(self, key: Array) -> Any:
-        key_encoder, key_decoder = jax.random.split(key)
+        key_encoder, key_decoder, key_prior = jax.random.split(key, 3)
         x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, self.latents))
         encoder, decoder = self.encoder.init(key_encoder, x), self.decoder.init(key_decoder, z)
-        return {"params": {"encoder": encoder["params"], "decoder": decoder["params"]}}
+        encode = lambda x: self.encoder.apply(encoder, x)  # noqa: E731
+        prior = self.prior.init(key_prior, encode)
+        found = {"encoder": encoder, "decoder": decoder, "prior": prior}
+        return {"params": {name: v["params"] for name, v in found.items() if "params" in v}}
 
-    def coder(self, params: Any) -> tuple[elbo.Encoder, elbo.Decoder]:
-        """x -> q(z|x) and z -> p(x|z)."""
+    def model(self, params: Any) -> Model:
+        """Its densities with these parameters."""
 
         def encode(x: Array) -> Any:
             return self.encoder.apply({"params": params["encoder"]}, x)
@@ -63,7 +67,8 @@ class Vae(runner.System):
             maps: Any = self.decoder.apply({"params": params["decoder"]}, z)
             return self.likelihood.density(maps)
 
-        return encode, decode
+        prior: Any = self.prior.apply({"params": params.get("prior", {})}, encode)
+        return Model(encode, decode, prior)
 
     def prepare(self, key: Array, x: Any) -> Array:
         """Examples at the scale of the likelihood: bits drawn at random, or as models see them."""
@@ -76,19 +81,22 @@ class Vae(runner.System):
         return 2 * x - 1 if self.binary else x
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        """The objective in training, and -ELBO by one draw where it is measured."""
         key_data, key_z = jax.random.split(key)
-        x, draws = self.prepare(key_data, batch["x"]), self.draws if now.train else 1
-        terms = elbo.elbo_terms(key_z, *self.coder(params), x, samples=draws)
-        return -terms.elbo(self.beta), {"reconstruction": terms.reconstruction, "kl": terms.kl}
+        x, model = self.prepare(key_data, batch["x"]), self.model(params)
+        if now.train:
+            return self.objective(key_z, model, x, now.step)
+        return NegativeElbo()(key_z, model, x, now.step)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         key_z, key_x = jax.random.split(key)
-        p_x = self.decode(weights, jax.random.normal(key_z, (len(given["label"]), self.latents)))
+        model = self.model(weights.params)
+        p_x = model.decode(model.prior.sample(key_z, len(given["label"])))
         return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
 
     def decode(self, weights: Any, z: Array) -> Any:
         """p(x|z)."""
-        return self.coder(weights.params)[1](z)
+        return self.model(weights.params).decode(z)
 
     def how(self) -> str:
         return "p(x|z)" if isinstance(self.data.kind, Points) else "means of p(x|z), z of the prior"
@@ -99,9 +107,16 @@ class Vae(runner.System):
 
 def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
     """Examples and the means of p(x|mean of z), at the scale of the likelihood."""
-    x = system.prepare(key, batch["x"])
-    encode, decode = system.coder(weights.params)
-    return x, decode(encode(x).mean).mean
+    key_x, key_z = jax.random.split(key)
+    x, model = system.prepare(key_x, batch["x"]), system.model(weights.params)
+    return x, model.decode(center(key_z, model.encode(x))).mean
+
+
+def codes(system: Vae, weights: Any, key: Array, batch: Any) -> Array:
+    """The means of q(z|x), ``[B, Z]``."""
+    key_x, key_z = jax.random.split(key)
+    x = system.prepare(key_x, batch["x"])
+    return center(key_z, system.model(weights.params).encode(x))
 
 
 def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
@@ -126,12 +141,12 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
     if not isinstance(trained.data.kind, Image):
         return []
     system, batch = trained.system, trained.test(20)
-    encode, _ = system.coder(trained.weights.params)
-    means = encode(system.prepare(trained.key, batch["x"])).mean
+    means = trained.over("codes", partial(codes, system), batch, key=7)
     half = len(means) // 2
     if not half:  # a single test image
         return []
-    path = spherical_path(means[:half], means[half : 2 * half], 10).swapaxes(0, 1)
+    ends = jnp.asarray(means[:half]), jnp.asarray(means[half : 2 * half])
+    path = spherical_path(*ends, 10).swapaxes(0, 1)
     between = decoded(trained, path.reshape(-1, system.latents))
     files = [save_grid(trained.results / "interpolations.png", between, 10)]
     if system.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
@@ -146,7 +161,8 @@ def conditionals(trained: runner.Trained[Vae]) -> list[Path]:
     if not isinstance(trained.data.kind, Image):
         return []
     system = trained.system
-    z = np.asarray(jax.random.normal(jax.random.fold_in(trained.key, 6), (10, system.latents)))
+    prior = system.model(trained.weights.params).prior
+    z = np.asarray(prior.sample(jax.random.fold_in(trained.key, 6), 10))
 
     def draw(weights: Any, key: Array, z: Array) -> Array:
         return system.shown(system.decode(weights, z).sample(key))
@@ -188,9 +204,10 @@ def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
 
     def estimate(weights: Any, key: Array, batch: Any) -> Array:
         key_data, key_z = jax.random.split(key)
-        x, coder = system.prepare(key_data, batch["x"]), system.coder(weights.params)
-        chunk = math.gcd(k, 10)
-        return elbo.importance_log_likelihood(key_z, *coder, x, samples=k, chunk=chunk)
+        x, model = system.prepare(key_data, batch["x"]), system.model(weights.params)
+        encode, decode, prior = model
+        how = {"samples": k, "chunk": math.gcd(k, 10), "prior": prior}
+        return elbo.importance_log_likelihood(key_z, encode, decode, x, **how)
 
     batch = trained.test(options.likelihood_images)
     nats = trained.over("likelihood", estimate, batch, key=4, size=250)

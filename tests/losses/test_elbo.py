@@ -6,6 +6,7 @@ from oracles import linear_gaussian_model
 
 from jaxgen.distributions import Normal, sum_event
 from jaxgen.losses import elbo
+from jaxgen.posteriors import Flow, FullNormal, Householder, Mixture, StandardNormal
 
 RNG = np.random.default_rng(0)
 MODEL = linear_gaussian_model(RNG)
@@ -29,7 +30,9 @@ def encode_with(shift=0.0, widen=1.0):
 
 
 def test_with_the_exact_posterior_every_draw_of_the_bound_is_log_p(key):
-    terms = elbo.elbo_terms(key, encode_with(), decode, X, kl=elbo.kl_monte_carlo)
+    terms = elbo.elbo_terms(
+        key, encode_with(), decode, X, kl=elbo.kl_monte_carlo(StandardNormal(3))
+    )
     np.testing.assert_allclose(terms.elbo(), MODEL.log_prob(X), rtol=1e-4)
 
 
@@ -45,7 +48,12 @@ def test_the_gap_is_the_kl_to_the_posterior(key):
 def test_the_two_forms_of_the_kl_agree(key):
     closed = elbo.elbo_terms(key, encode_with(0.3, 1.5), decode, X, samples=20_000)
     drawn = elbo.elbo_terms(
-        key, encode_with(0.3, 1.5), decode, X, samples=20_000, kl=elbo.kl_monte_carlo
+        key,
+        encode_with(0.3, 1.5),
+        decode,
+        X,
+        samples=20_000,
+        kl=elbo.kl_monte_carlo(StandardNormal(3)),
     )
     np.testing.assert_allclose(drawn.kl, closed.kl, rtol=0.02)
 
@@ -60,8 +68,9 @@ def test_importance_bound_is_the_elbo_at_one_sample(key):
     q = encode_with(0.3, 1.5)
     one = elbo.importance_log_likelihood(key, q, decode, X, samples=1)
     same_key = jax.random.split(key, 1)[0]
-    z = elbo.sample_latents(same_key, q(X), 1)
-    drawn = sum_event(decode(z[0]).log_prob(jnp.asarray(X))) - elbo.kl_monte_carlo(q(X), z)
+    z, log_q = elbo.draws(same_key, q(X), 1)
+    kl = elbo.kl_monte_carlo(StandardNormal(3))(q(X), z, log_q)
+    drawn = sum_event(decode(z[0]).log_prob(jnp.asarray(X))) - kl
     np.testing.assert_allclose(one, drawn, rtol=1e-4)
 
 
@@ -124,3 +133,20 @@ def test_wrong_ranks_are_refused(key):
         elbo.elbo_terms(key, flat, decode, X)
     with pytest.raises(ValueError, match="multiple of chunk"):
         elbo.importance_log_likelihood(key, encode_with(), decode, X, samples=5, chunk=2)
+
+
+def test_a_posterior_and_a_prior_of_any_kind_have_a_bound(key):
+    """With the model's own posterior as a full normal, and the prior as a mixture of one, exact."""
+    mean, std = MODEL.posterior(X.astype(np.float64))
+    log_std = np.broadcast_to(np.log(std), mean.shape)
+    q = FullNormal(*map(jnp.float32, (mean, log_std, np.zeros((5, 3, 3)))))
+    prior = Mixture(jnp.zeros(1), jnp.zeros((1, 3)), jnp.zeros((1, 3)))
+    terms = elbo.elbo_terms(key, lambda x: q, decode, X, kl=elbo.kl_monte_carlo(prior))
+    np.testing.assert_allclose(terms.elbo(), MODEL.log_prob(X), rtol=1e-4)
+    # turned twice by one reflection it is where it was
+    v = jnp.broadcast_to(jnp.array([1.0, 2.0, -1.0]), (5, 3))
+    turned = lambda x: Flow(q, (Householder(v), Householder(v)))
+    one = elbo.importance_log_likelihood(key, turned, decode, X, samples=4, prior=prior)
+    np.testing.assert_allclose(one, MODEL.log_prob(X), rtol=1e-4)
+    with pytest.raises(ValueError, match="use kl_monte_carlo"):
+        elbo.elbo_terms(key, turned, decode, X)

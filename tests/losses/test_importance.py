@@ -9,6 +9,7 @@ from oracles import linear_gaussian_model
 from jaxgen.distributions import Normal
 from jaxgen.losses import importance
 from jaxgen.losses.elbo import negative_elbo
+from jaxgen.posteriors import Flow
 
 MODEL = linear_gaussian_model(np.random.default_rng(0))
 X = (np.random.default_rng(1).standard_normal((4, 3)) @ MODEL.W.T + MODEL.b).astype(np.float32)
@@ -121,3 +122,9 @@ def test_gradients_are_finite_where_scales_are_extreme(key):
         for loss in LOSSES:
             value, found = jax.jit(jax.value_and_grad(loss_of(loss, 3)))(params, key)
             assert all(np.isfinite(v).all() for v in jax.tree.leaves((value, found)))
+
+
+def test_a_density_that_is_known_at_its_draws_alone_is_refused(key):
+    flow = lambda x: Flow(encoder(OFF)(x), ())
+    with pytest.raises(ValueError, match="use iwae_loss"):
+        importance.stl_loss(key, flow, decoder(OFF), X, samples=2)

@@ -7,13 +7,15 @@ import pytest
 from oracles import Gaussian
 
 from jaxgen.distributions import Normal
-from jaxgen.losses.posteriors import (
+from jaxgen.posteriors import (
+    AutoregressiveFlow,
     Flow,
     FullNormal,
     Householder,
     InverseAutoregressive,
     Mixture,
     Planar,
+    StandardNormal,
     vamp_prior,
 )
 
@@ -25,9 +27,11 @@ def normal(*shape, scale=1.0):
     return jnp.asarray(scale * RNG.standard_normal(shape), jnp.float32)
 
 
-def masked(z):
+MIX = jnp.asarray(np.tril(np.random.default_rng(1).standard_normal((2, Z, Z)), -1), jnp.float32)
+
+
+def masked(mix, z):
     """Two maps whose entry i depends on the entries before i."""
-    mix = jnp.asarray(np.tril(np.random.default_rng(1).standard_normal((2, Z, Z)), -1), jnp.float32)
     m, s = jnp.tanh(jnp.einsum("fij,bj->fbi", mix, z))
     return m, 2 * s
 
@@ -35,7 +39,7 @@ def masked(z):
 STEPS = {
     "planar": Planar(normal(B, Z, scale=3.0), normal(B, Z, scale=2.0), normal(B)),
     "householder": Householder(normal(B, Z)),
-    "inverse autoregressive": InverseAutoregressive(masked),
+    "inverse autoregressive": InverseAutoregressive(masked, MIX),
 }
 
 
@@ -161,7 +165,7 @@ def test_gradients_are_finite_at_extreme_parameters(key):
             Planar(big["u"], big["w"], jnp.zeros(1)),
             Planar(big["u"], big["zero"], jnp.zeros(1)),
         ]
-        steps += [Householder(big["zero"]), InverseAutoregressive(lambda z: (z, -big["w"]))]
+        steps += [Householder(big["zero"]), InverseAutoregressive(lambda _, z: (z, -big["w"]))]
         z, log_q = Flow(Normal(big["zero"], big["zero"]), tuple(steps)).draw(key)
         mixture = Mixture(
             jnp.array([-100.0, 100.0]),
@@ -172,3 +176,30 @@ def test_gradients_are_finite_at_extreme_parameters(key):
 
     for leaf in jax.tree.leaves(jax.jit(jax.value_and_grad(value))(big)):
         assert np.isfinite(leaf).all()
+
+
+def test_an_autoregressive_flow_draws_from_its_density(key):
+    """A draw goes back to the base by the steps' definition; the density is by the Jacobian."""
+    backward = lambda mix, z: tuple(a[:, ::-1] for a in masked(mix, z[:, ::-1]))
+    prior = AutoregressiveFlow(Z, (masked, backward), (MIX, MIX / 2))
+    z = prior.sample(key, B)
+    base = jax.random.normal(key, (B, Z))
+
+    def back(z):
+        for network, mix in ((backward, MIX / 2), (masked, MIX)):
+            m, s = network(mix, z)
+            z = (z - m) * jnp.exp(-s)
+        return z
+
+    np.testing.assert_allclose(back(z), base, atol=1e-4)
+    jacobian = jax.jacobian(back)(z)
+    volume = np.linalg.slogdet(np.stack([jacobian[i, :, i] for i in range(B)]).astype(float))[1]
+    want = Gaussian(np.zeros(Z), np.eye(Z)).log_prob(np.asarray(base, float)) + volume
+    np.testing.assert_allclose(prior.log_prob(z), want, rtol=1e-3, atol=1e-3)
+
+
+def test_the_standard_normal_has_its_density(key):
+    prior = StandardNormal(Z)
+    z = np.asarray(prior.sample(key, 10))
+    want = Gaussian(np.zeros(Z), np.eye(Z)).log_prob(z)
+    np.testing.assert_allclose(prior.log_prob(z), want, rtol=1e-5)

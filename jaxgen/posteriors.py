@@ -7,7 +7,7 @@ prior answers its log-density. The density of a flow is known at what it drew al
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -132,23 +132,42 @@ class Householder:
         return z - 2 * share[:, None] * self.v, jnp.zeros(len(z), z.dtype)
 
 
+# An autoregressive network: (its weights, z [B, Z]) -> two maps [B, Z], of which entry i depends on
+# the entries of z before it alone, in some order.
+Autoregressive = Callable[[Any, Array], tuple[Array, Array]]
+
+
 @struct.dataclass
 class InverseAutoregressive:
-    """sigma z + (1 - sigma) m with (m, s) = ``network(z)`` and sigma = sigmoid(s), each ``[B, Z]``.
+    """sigma z + (1 - sigma) m with (m, s) = ``network(weights, z)`` and sigma = sigmoid(s).
 
-    Entry i of m and s may depend on entries of z before i alone (Kingma et al. 2016, eq. 14).
+    Kingma et al. 2016, eq. 14.
     """
 
-    network: Callable[[Array], tuple[Array, Array]] = struct.field(pytree_node=False)
+    network: Autoregressive = struct.field(pytree_node=False)
+    weights: Any = ()
 
     def __call__(self, z: Array) -> tuple[Array, Array]:
-        m, s = self.network(z)
+        m, s = self.network(self.weights, z)
         chex.assert_equal_shape([z, m, s])
         gate = jax.nn.sigmoid(s)
         return gate * z + (1 - gate) * m, sum_event(jax.nn.log_sigmoid(s))
 
 
 # --- priors ----------------------------------------------------------------------------------
+
+
+@struct.dataclass
+class StandardNormal:
+    """N(0, I) over ``[Z]``."""
+
+    latents: int = struct.field(pytree_node=False)
+
+    def log_prob(self, z: Array) -> Array:
+        return -0.5 * sum_event(z**2 + LOG_2PI)
+
+    def sample(self, key: Array, count: int) -> Array:
+        return jax.random.normal(key, (count, self.latents))
 
 
 @struct.dataclass
@@ -175,6 +194,38 @@ class Mixture:
         key_c, key_z = jax.random.split(key)
         c = jax.random.categorical(key_c, self.logits, shape=(count,))
         return Normal(self.mean[c], self.log_std[c]).sample(key_z)
+
+
+@struct.dataclass
+class AutoregressiveFlow:
+    """z_i = m_i + exp(s_i) z'_i with (m, s) = ``network(weights, z)``, step by step from N(0, I).
+
+    A density takes one pass of each network, a draw as many as there are latents (Papamakarios et
+    al. 2017; as a prior Chen et al. 2017). The last of ``networks`` is nearest to z.
+    """
+
+    latents: int = struct.field(pytree_node=False)
+    networks: tuple[Autoregressive, ...] = struct.field(pytree_node=False)
+    weights: tuple[Any, ...]
+
+    def log_prob(self, z: Array) -> Array:
+        log_det = jnp.zeros(len(z), z.dtype)
+        for network, weights in reversed(list(zip(self.networks, self.weights, strict=True))):
+            m, s = network(weights, z)
+            z, log_det = (z - m) * jnp.exp(-s), log_det - sum_event(s)
+        return StandardNormal(self.latents).log_prob(z) + log_det
+
+    def sample(self, key: Array, count: int) -> Array:
+        z = StandardNormal(self.latents).sample(key, count)
+        for network, weights in zip(self.networks, self.weights, strict=True):
+
+            def right(_: Any, found: Array, base=z, network=network, weights=weights) -> Array:
+                """One entry more, in the network's order, is what it should be."""
+                m, s = network(weights, found)
+                return m + jnp.exp(s) * base
+
+            z = jax.lax.fori_loop(0, self.latents, right, z)
+        return z
 
 
 def vamp_prior(encode: Callable[[Array], Normal], inputs: Array) -> Mixture:

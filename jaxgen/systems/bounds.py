@@ -1,0 +1,133 @@
+"""What a VAE descends: its densities, and objectives over them.
+
+An objective is a function of key, :class:`Model`, x and the steps so far; its parts are the pure
+functions of ``jaxgen.losses``. All values are in nats.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+from jax import Array
+
+from jaxgen.distributions import Normal, kl_normal, standard_normal, sum_event
+from jaxgen.losses import elbo
+from jaxgen.losses.latents import free_bits, kl_parts, mmd
+from jaxgen.posteriors import FullNormal, Posterior, Prior, StandardNormal
+from jaxgen.training.step import Metrics
+
+
+class Model(NamedTuple):
+    """x -> q(z|x), z -> p(x|z), and p(z)."""
+
+    encode: elbo.Encoder
+    decode: elbo.Decoder
+    prior: Prior
+
+    def terms(self, key: Array, x: Array, samples: int = 1) -> elbo.ElboTerms:
+        """The terms of the bound; the KL in closed form where there is one."""
+        exact = isinstance(self.prior, StandardNormal) and isinstance(self.encode(x), Normal)
+        kl = elbo.kl_closed_form if exact else elbo.kl_monte_carlo(self.prior)
+        return elbo.elbo_terms(key, self.encode, self.decode, x, samples=samples, kl=kl)
+
+
+def center(key: Array, q: Posterior, draws: int = 16) -> Array:
+    """The mean of q(z|x) ``[B, Z]``: known, or by some draws of a flow."""
+    if isinstance(q, Normal | FullNormal):
+        return q.mean
+    return elbo.draws(key, q, draws)[0].mean(axis=0)
+
+
+# (key, model, x, steps so far)-> what is descended [B], and metrics
+Objective = Callable[[Array, Model, Array, Array | int], tuple[Array, Metrics]]
+Over = Callable[[Any], Any]  # the steps so far -> a weight
+
+
+@dataclass(frozen=True, eq=False)
+class NegativeElbo:
+    """-ELBO with the KL weighted by ``beta``, and at least ``free`` nats of each latent for free.
+
+    Of a KL without a closed form the nats are of all latents together.
+    """
+
+    beta: Over = lambda step: 1.0
+    samples: int = 1
+    free: float = 0.0
+
+    def __call__(
+        self, key: Array, model: Model, x: Array, step: Array | int
+    ) -> tuple[Array, Metrics]:
+        terms, beta = model.terms(key, x, self.samples), self.beta(step)
+        metrics = {"reconstruction": terms.reconstruction, "kl": terms.kl}
+        if not self.free:
+            return -terms.elbo(beta), metrics
+        q = model.encode(x)
+        if isinstance(q, Normal) and isinstance(model.prior, StandardNormal):
+            kl = free_bits(kl_normal(q, standard_normal(q.mean.shape)), self.free)
+        else:
+            kl = free_bits(terms.kl[:, None], self.free * q_latents(key, q))
+        return beta * kl - terms.reconstruction, metrics
+
+
+def q_latents(key: Array, q: Posterior) -> int:
+    """How many latents q is over."""
+    return jax.eval_shape(q.draw, key)[0].shape[-1]
+
+
+@dataclass(frozen=True, eq=False)
+class Importance:
+    """The importance-weighted bound of ``samples`` draws, by one of its three gradients."""
+
+    loss: Callable[..., Array]
+    samples: int
+
+    def __call__(
+        self, key: Array, model: Model, x: Array, step: Array | int
+    ) -> tuple[Array, Metrics]:
+        return self.loss(
+            key, model.encode, model.decode, x, samples=self.samples, prior=model.prior
+        ), {}
+
+
+@dataclass(frozen=True, eq=False)
+class TotalCorrelation:
+    """-ELBO whose KL has its total correlation weighted by ``beta`` (Chen et al. 2018)."""
+
+    beta: Over
+    size: int  # of the training set
+
+    def __call__(
+        self, key: Array, model: Model, x: Array, step: Array | int
+    ) -> tuple[Array, Metrics]:
+        q: Any = model.encode(x)
+        if not (isinstance(q, Normal) and isinstance(model.prior, StandardNormal)):
+            raise ValueError("the total correlation is of --posterior normal and --prior normal.")
+        z = q.sample(key)
+        reconstruction, parts = sum_event(model.decode(z).log_prob(x)), kl_parts(q, z, self.size)
+        metrics = {"reconstruction": reconstruction, **parts._asdict()}
+        return parts.weighted(beta=self.beta(step)) - reconstruction, metrics
+
+
+@dataclass(frozen=True, eq=False)
+class Discrepancy:
+    """-reconstruction + ``beta`` KL + ``weight`` MMD(q(z), p(z)) (Zhao et al. 2019, eq. 6).
+
+    In their terms beta = 1 - alpha and weight = alpha + lambda - 1. With beta = 0 it is the
+    Wasserstein autoencoder.
+    """
+
+    beta: Over
+    weight: float
+
+    def __call__(
+        self, key: Array, model: Model, x: Array, step: Array | int
+    ) -> tuple[Array, Metrics]:
+        key, key_prior, key_z = jax.random.split(key, 3)
+        terms = model.terms(key, x)
+        z, _ = model.encode(x).draw(key_z)
+        apart = mmd(z, model.prior.sample(key_prior, len(z)))
+        metrics = {"reconstruction": terms.reconstruction, "kl": terms.kl, "mmd": apart}
+        return self.weight * apart - terms.elbo(self.beta(step)), metrics
