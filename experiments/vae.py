@@ -48,11 +48,14 @@ from jaxgen.systems.bounds import (
 from jaxgen.systems.vae import (
     Likelihoods,
     Vae,
+    annealed,
     bound,
+    collapse,
     conditionals,
     interpolations,
     log_likelihood,
     reconstructions,
+    use_of_latents,
 )
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
@@ -242,7 +245,8 @@ EXPERIMENT = runner.Experiment(
     PRESETS,
     build,
     pictures=(runner.samples, conditionals, reconstructions, interpolations),
-    measures=(bound, log_likelihood, runner.quality),
+    measures=(bound, log_likelihood, annealed, use_of_latents, runner.quality),
+    comparisons=(collapse,),
     kinds=(Image, Points),
 )
 

@@ -292,6 +292,16 @@ def save_lines(
     return _save(path, figure)
 
 
+def save_together(
+    path: Path, lines: Mapping[str, Sequence[tuple[float, float]]], label: str, title: str
+) -> Path:
+    """Draws lines of (x, y) in one panel, with their names: members of a sweep."""
+    figure, (axis,) = _panels(1, 1, 6, 3.5)
+    _draw(axis, lines, label)
+    axis.set_title(title, fontsize=10)
+    return _save(path, figure)
+
+
 def save_bars(
     path: Path, at: np.ndarray, height: np.ndarray, spread: np.ndarray, labels: tuple[str, str]
 ) -> Path:

@@ -382,6 +382,8 @@ def binarize(key: Array, x: Array | np.ndarray, levels: int) -> Array:
     are independent; its neighbours in the batch share a byte of it, as random numbers are dear.
     """
     x = jnp.asarray(x)
+    if levels == 2:  # bits already
+        return to_unit(x, levels)
     count, size = len(x), math.prod(x.shape[1:])
     words = jax.random.bits(key, (count // 4 + 1, size), jnp.uint32)
     rows = jnp.stack([words >> shift & 0xFF for shift in (0, 8, 16, 24)]).reshape(-1, size)

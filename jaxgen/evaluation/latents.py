@@ -1,9 +1,10 @@
-"""Walks through a latent space."""
+"""Walks through a latent space, and how much of it is used."""
 
 from __future__ import annotations
 
 import chex
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 
@@ -35,3 +36,14 @@ def analogy(a: Array, b: Array, c: Array) -> Array:
     Radford et al. 2016, section 6.3.2, who average three latents for each concept.
     """
     return c.mean(axis=0) + b.mean(axis=0) - a.mean(axis=0)
+
+
+ACTIVE = 0.01  # variance over the data, Burda et al. 2016, section 5.2
+
+
+def active_units(means: np.ndarray) -> np.ndarray:
+    """Which latents the means of q(z|x), ``[N, Z]``, vary in over the data: ``[Z]`` of bool.
+
+    A unit is active where that variance exceeds 0.01 (Burda et al. 2016, section 5.2).
+    """
+    return np.var(means, axis=0) > ACTIVE

@@ -186,11 +186,12 @@ def look(
         console.print(f"warning: {changed}: numbers are of what it holds now.")
     members = sweeps.members(config)
     groups: dict[str, list[list[Number]]] = {}
+    opened: dict[str, Any] = {}
     out = run.out or directory
     table = out / "report.json"
     for name, group, own in [(m.name, m.group, m.config) for m in members] or [(".", "", config)]:
         how = {"experiment": experiment, "config": own, "data": data, "out": out / name}
-        trained = open_run(directory / name, run.checkpoint, **how)
+        trained = opened[name] = open_run(directory / name, run.checkpoint, **how)
         console.print(f"results of step {trained.step} in {trained.results}")
         if "sample" in verbs:
             draw_pictures(experiment.pictures, trained)
@@ -202,6 +203,8 @@ def look(
             table = out / trained.results.name / "report.json"
         if "diagnose" in verbs:
             report(diagnose(trained), trained.results / "diagnosis.json")
+    if "sample" in verbs and members and experiment.comparisons:
+        draw_pictures(experiment.comparisons, opened)
     if "evaluate" in verbs:
         report(over_seeds(groups), table)
 

@@ -148,6 +148,7 @@ class Experiment:
     build: Callable[[Any, DataSet], System]
     pictures: tuple[Callable[[Any], Any], ...] = ()  # trained -> files in its directory
     measures: tuple[Callable[[Any], Any], ...] = ()  # trained -> numbers
+    comparisons: tuple[Callable[[Any], Any], ...] = ()  # {member of a sweep: trained} -> files
     kinds: tuple[type, ...] = (Image,)  # of data that it takes
     load: Callable[[Any], DataSet] | None = None  # options -> data, where not by name
 

@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,18 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, binarize
-from jaxgen.evaluation.latents import spherical_path
+from jaxgen.data.records import Image, Points, binarize, some
+from jaxgen.distributions import Normal, kl_normal, standard_normal
+from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
+from jaxgen.evaluation.latents import active_units, spherical_path
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
-from jaxgen.plotting import save_grid
+from jaxgen.losses.latents import kl_parts
+from jaxgen.plotting import save_grid, save_rows, save_together
+from jaxgen.runner.system import CHUNK, SCORED
 from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center
+from jaxgen.training.logging import console
+from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
 
 
@@ -34,6 +41,9 @@ class Likelihoods:
 
     importance_samples: runner.Count = 500  # K of the importance-sampled log-likelihood.
     likelihood_images: runner.Count = 1000  # Test examples whose log-likelihood is estimated.
+    annealed_images: runner.Natural = 0  # And by annealed importance sampling, which takes long.
+    annealing_steps: runner.Count = 1000  # Temperatures of it.
+    annealing_chains: runner.Count = 16  # Chains of it for each example.
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +103,21 @@ class Vae(runner.System):
         model = self.model(weights.params)
         p_x = model.decode(model.prior.sample(key_z, len(given["label"])))
         return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
+
+    def score(self, weights: Any) -> float:
+        """The bound in validation; latents that are not used are told."""
+        batch = some(self.data.validation, SCORED)
+        means = self._codes(weights, jax.random.key(0), batch, CHUNK)
+        if dead := self.latents - int(active_units(means).sum()):
+            console.print(
+                f"warning: {dead} of {self.latents} latents are unused (the mean of q(z|x) varies "
+                "by less than 0.01 over the data): see --free-bits, --kl-warmup and --beta."
+            )
+        return super().score(weights)
+
+    @cached_property
+    def _codes(self) -> OverRows:
+        return OverRows(partial(codes, self), jax.local_devices()[:1])
 
     def decode(self, weights: Any, z: Array) -> Any:
         """p(x|z)."""
@@ -195,6 +220,87 @@ def bound(trained: runner.Trained[Vae]) -> list[Number]:
         Number("kl", float(terms["kl"].mean()), tested),
         Number("reconstruction_error", float(errors.mean()), how),
     ]
+
+
+def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
+    """How many latents are used, and how much they tell of x."""
+    system, batch = trained.system, trained.test()
+    means = trained.over("codes", partial(codes, system), batch, key=7, size=250)
+    ema = f"EMA of step {trained.step}"
+    how = f"of {system.latents}: variance of the mean of q(z|x) above 0.01, {len(means)} test"
+    found = [Number("active_units", float(active_units(means).sum()), f"{how} examples, {ema}")]
+    some_of_them = trained.test(500)
+    key_x, key_z = jax.random.split(trained.key)
+    q: Any = system.model(trained.weights.params).encode(system.prepare(key_x, some_of_them["x"]))
+    if isinstance(q, Normal):
+        size = len(q.mean)
+        parts = kl_parts(q, q.sample(key_z), size)
+        how = f"nats, of z and which of {size} test examples (at most {np.log(size):.2f}), {ema}"
+        found.append(Number("mutual_information", float(parts.mutual_information.mean()), how))
+    return found
+
+
+def annealed(trained: runner.Trained[Vae]) -> list[Number]:
+    """log p(x) of test examples by annealed importance sampling from the prior."""
+    system, options = trained.system, trained.config.measured
+    images, chains, steps = (
+        options.annealed_images,
+        options.annealing_chains,
+        options.annealing_steps,
+    )
+    if not images:
+        return []
+    temperatures = sigmoid_temperatures(steps)
+
+    def estimate(weights: Any, key: Array, batch: Any) -> Array:
+        key_data, key_z, key_sizes, key_pilot, key = jax.random.split(key, 5)
+        x, model = system.prepare(key_data, batch["x"]), system.model(weights.params)
+        x = jnp.repeat(x, chains, axis=0)
+        joint, start = elbo.log_joint(model.decode, x, model.prior), model.prior.log_prob
+        z, pilot = (model.prior.sample(k, len(x)) for k in (key_z, key_pilot))
+        sizes = adapted_sizes(key_sizes, start, joint, pilot, temperatures)
+        log_w = anneal(key, start, joint, z, temperatures, sizes).log_weight
+        return jax.nn.logsumexp(log_w.reshape(-1, chains), axis=1) - jnp.log(chains)
+
+    nats = trained.over("annealing", estimate, trained.test(images), key=8, size=min(images, 50))
+    how = f"nats an example, {chains} chains of {steps} temperatures from p(z), {images} test"
+    return [
+        Number(
+            "annealed_log_likelihood",
+            float(nats.mean()),
+            f"{how} examples, EMA of step {trained.step}",
+        )
+    ]
+
+
+# --- of a sweep ----------------------------------------------------------------------------------
+
+
+def collapse(members: Mapping[str, runner.Trained[Vae]]) -> list[Path]:
+    """``collapse.png``: the KL of each latent, in falling order, of the members of a sweep.
+
+    ``collapse-samples.png``: their samples. The KL is that of diagonal normals to N(0, I).
+    """
+    lines, rows = {}, {}
+    (first, *_) = members.values()
+    if first.config.posterior != "normal":
+        return []
+    for name, trained in members.items():
+        system = trained.system
+
+        def kl(weights: Any, key: Array, batch: Any, system: Vae = system) -> Array:
+            key_x, _ = jax.random.split(key)
+            q: Any = system.model(weights.params).encode(system.prepare(key_x, batch["x"]))
+            return kl_normal(q, standard_normal(q.mean.shape))
+
+        each = trained.over("latents", kl, trained.test(1000), key=9, size=250).mean(axis=0)
+        lines[name] = [*enumerate(np.sort(each)[::-1].tolist(), 1)]
+        rows[name] = trained.draw(10)
+    place = first.directory.parent
+    files = [save_together(place / "collapse.png", lines, "latents in falling order", "KL, nats")]
+    if isinstance(first.data.kind, Image):
+        files.append(save_rows(place / "collapse-samples.png", rows))
+    return files
 
 
 def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:

@@ -105,12 +105,16 @@ class Called(NamedTuple):
 
 
 def called_networks(function: Callable[..., Any], *args: Any) -> dict[str, Called]:
-    """The Flax networks that a function calls, by the names of their types; it is traced alone."""
+    """The Flax networks that a function calls with arrays, by the names of their types.
+
+    The function is traced alone.
+    """
     found: dict[str, Called] = {}
 
     def watch(call: Any, args: Any, kwargs: Any, context: Any) -> Any:
         module = context.module
-        if context.method_name == "__call__" and not module.path:
+        arrays = all(hasattr(x, "dtype") for x in jax.tree.leaves(args))
+        if context.method_name == "__call__" and not module.path and arrays:
             zeros = jax.tree.map(lambda x: jnp.zeros(jnp.shape(x), jnp.result_type(x)), args)
             found.setdefault(type(module).__name__, Called(module.clone(), zeros, kwargs))
         return call(*args, **kwargs)

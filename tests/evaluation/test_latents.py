@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.evaluation.latents import analogy, linear_path, spherical_path
+from jaxgen.evaluation.latents import active_units, analogy, linear_path, spherical_path
 
 
 def test_paths_begin_and_end_where_they_should(key):
@@ -30,3 +30,10 @@ def test_analogies_and_shapes():
     np.testing.assert_allclose(analogy(a, b, c), [12.0, 12.0])
     with pytest.raises(AssertionError):
         linear_path(jnp.zeros(2), jnp.zeros(3), 4)
+
+
+def test_units_that_do_not_follow_the_data_are_not_active():
+    rng = np.random.default_rng(0)
+    std = np.array([1.0, 0.11, 0.09, 0.0])
+    means = 5 + std * rng.standard_normal((5000, 4))
+    np.testing.assert_array_equal(active_units(means), [True, True, False, False])
