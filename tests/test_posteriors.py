@@ -73,6 +73,9 @@ def test_steps_without_a_direction_do_nothing_and_parameters_are_leaves(key):
         out, log_det = step(z)
         np.testing.assert_allclose(out, z)
         np.testing.assert_allclose(log_det, 0, atol=1e-6)
+    out, log_det = Planar(zero, normal(1, Z), jnp.ones(1))(z)  # also where w has a direction
+    np.testing.assert_allclose(out, z, atol=1e-6)
+    np.testing.assert_allclose(log_det, 0, atol=1e-6)
     # far below -1, at the very plane
     out, log_det = Planar(-100 * jnp.ones((1, Z)), jnp.ones((1, Z)), jnp.zeros(1))(zero)
     assert np.isfinite(log_det).all()

@@ -1,0 +1,104 @@
+"""The VAE of the options, held to log p(x) by quadrature over one latent."""
+
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from experiments.vae import DIGITS, build
+from jaxgen.data.sources import load
+from jaxgen.losses import elbo
+from jaxgen.runner import Mistake
+from jaxgen.training.step import Now
+
+SMALL = replace(DIGITS, latents=1, hidden=8, prior_components=5)
+DATA = load("digits")
+POSTERIORS = ("normal", "full", "planar", "householder", "iaf")
+CELLS = [(q, "normal") for q in POSTERIORS]
+CELLS += [("normal", p) for p in ("mixture", "vamp", "flow")] + [("iaf", "flow")]
+
+
+def noisy(key, params):
+    """Parameters with noise, so that no part is at its beginning."""
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    moved = [a + 0.1 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def system_and_params(key, **options):
+    system = build(replace(SMALL, **options), DATA)
+    return system, noisy(key, jax.jit(system.init)(key)["params"])
+
+
+@pytest.mark.parametrize(("posterior", "prior"), CELLS)
+def test_log_p_of_every_posterior_and_prior_is_that_of_quadrature(key, posterior, prior):
+    """And the bound is below it."""
+    system, params = system_and_params(key, posterior=posterior, prior=prior)
+    line = jnp.linspace(-15, 15, 3001)[:, None]
+
+    @jax.jit
+    def both(params, key):
+        x, model = system.prepare(key, DATA.test.fetch(np.arange(4))["x"]), system.model(params)
+        joint = jax.vmap(
+            lambda z: elbo.log_joint(model.decode, x, model.prior)(z + jnp.zeros((4, 1)))
+        )
+        exact = jax.nn.logsumexp(joint(line[:, None]), axis=0) + jnp.log(0.01)
+        encode, decode, p = model
+        how = {"samples": 20_000, "chunk": 2000, "prior": p}
+        found = elbo.importance_log_likelihood(key, encode, decode, x, **how)
+        return exact, found, model.terms(key, x, 2000).elbo()
+
+    exact, found, bound = both(params, key)
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    assert (bound < exact + 0.05).all()
+
+
+NEUTRAL = {  # options that leave the ELBO what it is
+    "free bits below the KL": {"free_bits": 1e-9},
+    "no discrepancy": {"objective": "mmd", "mmd_weight": 0.0},
+    "one sample of the importance-weighted bound": {"objective": "iwae"},
+    "the end of the warm-up": {"kl_warmup": 10},
+    "the top of a cycle": {"kl_cycles": 1},
+}
+
+
+@pytest.mark.parametrize("options", NEUTRAL.values(), ids=NEUTRAL)
+def test_objectives_with_nothing_added_are_the_elbo(key, options):
+    system, params = system_and_params(key)
+    other, _ = system_and_params(key, **options)
+    batch = DATA.train.fetch(np.arange(64))
+    step = DIGITS.train.steps - 1
+    loss = lambda s: lambda k: s.loss(params, batch, k, Now(step, {}))[0].mean()
+    keys = jax.random.split(key, 500)
+    wants, founds = (jax.jit(lambda k, s=s: jax.lax.map(loss(s), k))(keys) for s in (system, other))
+    tolerance = 4 * np.hypot(np.std(wants), np.std(founds)) / np.sqrt(len(keys))
+    assert abs(np.mean(wants) - np.mean(founds)) < tolerance + 1e-4
+
+
+def test_the_total_correlation_of_one_latent_is_zero(key):
+    """So that its weight does not matter."""
+    batch, values = DATA.train.fetch(np.arange(64)), []
+    for beta in (1.0, 9.0):
+        system, params = system_and_params(key, objective="tc", beta=beta)
+        values.append(system.loss(params, batch, key, Now(0, {}))[0])
+    np.testing.assert_allclose(*values, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("options", "advice"),
+    [
+        ({"prior": "vamp", "posterior": "iaf"}, "use --posterior normal"),
+        ({"objective": "iwae", "beta": 2.0}, "no KL to weigh"),
+        ({"objective": "stl", "posterior": "planar"}, "use iwae"),
+        ({"objective": "tc", "prior": "flow"}, "--prior normal"),
+        ({"objective": "mmd", "free_bits": 1.0}, "--objective elbo"),
+        ({"kl_warmup": 5, "kl_cycles": 2}, "leave out --kl-warmup"),
+        ({"posterior": "norml"}, "did you mean normal"),
+    ],
+)
+def test_options_that_do_not_go_together_are_refused_with_advice(options, advice):
+    with pytest.raises((ValueError, Mistake), match=advice):
+        build(replace(SMALL, **options), DATA)
