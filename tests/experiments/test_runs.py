@@ -29,12 +29,27 @@ PICTURES = {
         "manifold.png",
     },
     "gan": {"samples.png", "interpolations.png"},
+    "vqvae": {"samples.png", "reconstructions.png"},
 }
 NUMBERS = {
     "ddpm": {"class_agreement", "svm_class_agreement", "bits_per_dimension"},
     "vae": {"elbo", "log_likelihood", "reconstruction_error", "classes_covered"},
     "gan": {"classes_covered"},
 }
+
+
+def test_codes_are_remembered_across_a_stop(command):
+    """Codebooks are memory: a run that went on has those of the unbroken one, bit for bit."""
+    assert command("vqvae", "--steps 8 --dir whole")[0] == 0
+    made = {p.name for p in results("whole").iterdir()}
+    assert made >= {"report.json"} | PICTURES["vqvae"]
+    assert report("whole").keys() >= {"reconstruction_error", "pca_error", "perplexity"}
+    assert command("vqvae", "train --steps 4 --dir parts")[0] == 0
+    assert command("vqvae", "train --steps 8 --dir parts --resume")[0] == 0
+    whole, parts = arrays("whole", 8), arrays("parts", 8)
+    assert any("books" in leaf for leaf in whole)
+    for leaf, value in whole.items():
+        np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "vae", pytest.param("gan", marks=pytest.mark.slow)])
@@ -103,6 +118,15 @@ def test_pmap_trains_and_its_checkpoint_resumes_under_jit(command, name):
     assert command(name, "train --steps 8 --devices 2 --dir run --resume")[0] == 0
     for value in arrays("run", 8).values():
         assert np.isfinite(value).all()
+
+
+def test_a_sweep_of_vaes_draws_how_their_latents_collapse(command):
+    words = "--steps 4 --dir run --sweep beta=0,50"
+    status, out, err = command("vae", words)
+    assert status == 0, err
+    for picture in ("collapse.png", "collapse-samples.png"):
+        assert picture in out
+        assert np.asarray(Image.open(Path("run") / picture).convert("L")).std() > 5
 
 
 def test_verbs_one_by_one(command):
