@@ -59,7 +59,15 @@ from jaxgen.systems.vae import (
 )
 
 MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
-LIKELIHOODS = ("bernoulli", "gaussian", "learned_gaussian", "logistic")
+OF_POINTS = ("gaussian", "learned_gaussian")
+LIKELIHOODS = (
+    "bernoulli",
+    *OF_POINTS,
+    "logistic",
+    "logistic_mixture",
+    "beta",
+    "continuous_bernoulli",
+)
 POSTERIORS = ("normal", "full", "planar", "householder", "iaf")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 IMPORTANCE = {"iwae": iwae_loss, "stl": stl_loss, "dreg": dreg_loss}
@@ -78,8 +86,9 @@ class Config:
     latents: runner.Count = 10  # Dimensions of z.
     hidden: runner.Count = 400  # Units of the hidden layers.
     layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (mlp).
-    # bernoulli (of images binarized at random), gaussian, learned_gaussian or logistic (default:
-    # bernoulli for grey images, logistic for coloured ones, learned_gaussian for points).
+    # bernoulli (of images binarized at random), gaussian, learned_gaussian, logistic,
+    # logistic_mixture, beta or continuous_bernoulli (default: bernoulli for grey images, logistic
+    # for coloured ones, learned_gaussian for points).
     likelihood: str = "default"
     std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
     # q(z|x): normal (diagonal), full (every covariance), or a diagonal normal moved by planar,
@@ -124,13 +133,16 @@ def likelihood_of(config: Config, data: DataSet) -> tuple[elbo.Likelihood, bool]
     usual = "learned_gaussian" if points else "logistic" if data.shape[-1] > 1 else "bernoulli"
     name = usual if config.likelihood == "default" else config.likelihood
     runner.choose("likelihood", name, LIKELIHOODS)
-    if points and name in ("bernoulli", "logistic"):
+    if points and name not in OF_POINTS:
         raise ValueError("points have a density: use --likelihood learned_gaussian or gaussian.")
     likelihoods = {
         "bernoulli": elbo.bernoulli,
         "gaussian": partial(elbo.gaussian, config.std),
         "learned_gaussian": elbo.learned_gaussian,
         "logistic": lambda: elbo.discretized_logistic(data.levels),
+        "logistic_mixture": lambda: elbo.logistic_mixture(data.levels, data.shape[-1]),
+        "beta": lambda: elbo.beta(data.levels),
+        "continuous_bernoulli": elbo.continuous_bernoulli,
     }
     return likelihoods[name](), name == "bernoulli"
 

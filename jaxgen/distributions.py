@@ -189,6 +189,127 @@ class DiscretizedLogistic:
         return quantize(self.location + jnp.exp(self.log_scale) * u, self.levels)
 
 
+def log_sinhc(x: Array) -> Array:
+    """log(sinh(x) / x), even in x, exact near 0 and far from it."""
+    a = jnp.abs(x)
+    small = jnp.minimum(a, 0.1) ** 2
+    far = jnp.maximum(a, 0.1)
+    series = small / 6 - small**2 / 180 + small**3 / 2835
+    return jnp.where(a < 0.1, series, far + log1mexp(2 * far) - jnp.log(2 * far))
+
+
+@struct.dataclass
+class ContinuousBernoulli:
+    """The density proportional to exp(logits u) of u = (x + 1)/2 in [0, 1], for x in [-1, 1].
+
+    Loaiza-Ganem & Cunningham 2019, eq. 5: the cross-entropy as a density, with its constant.
+    """
+
+    logits: Array
+
+    @property
+    def mean(self) -> Array:
+        """2 E[u] - 1 = coth(l/2) - 2/l."""
+        half = self.logits / 2
+        near = jnp.abs(half) < 0.1
+        safe = jnp.where(near, 1.0, half)
+        return jnp.where(near, half / 3 - half**3 / 45, 1 / jnp.tanh(safe) - 1 / safe)
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.logits])
+        return x * self.logits / 2 - log_sinhc(self.logits / 2) - jnp.log(2.0)
+
+    def sample(self, key: Array) -> Array:
+        """By the inverse of the distribution function."""
+        v = jax.random.uniform(key, self.logits.shape, self.logits.dtype)
+        near = jnp.abs(self.logits) < 1e-3
+        a = jnp.where(near, 1.0, jnp.abs(self.logits))
+        u = 1 + jnp.log(v + (1 - v) * jnp.exp(-a)) / a  # of |l|; mirrored for the other sign
+        u = jnp.where(self.logits < 0, 1 - u, u)
+        return 2 * jnp.clip(jnp.where(near, v, u), 0, 1) - 1
+
+
+@struct.dataclass
+class Beta:
+    """Beta(exp(log_a), exp(log_b)) of u in (0, 1), for x in [-1, 1] on ``levels`` values.
+
+    A density may be infinite at 0 and 1, so u is the middle of x's bin: never either end.
+    """
+
+    log_a: Array
+    log_b: Array
+    levels: int = struct.field(pytree_node=False, default=256)
+
+    @property
+    def mean(self) -> Array:
+        return jnp.tanh((self.log_a - self.log_b) / 2)
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.log_a, self.log_b])
+        a, b = jnp.exp(self.log_a), jnp.exp(self.log_b)
+        u = ((x + 1) / 2 * (self.levels - 1) + 0.5) / self.levels
+        log_density = (a - 1) * jnp.log(u) + (b - 1) * jnp.log1p(-u)
+        # du/dx; the grid in x is as wide as that of the bins' middles times levels / (levels - 1)
+        log_slope = jnp.log((self.levels - 1) / (2 * self.levels))
+        return log_density - jax.scipy.special.betaln(a, b) + log_slope
+
+    def sample(self, key: Array) -> Array:
+        u = jax.random.beta(key, jnp.exp(self.log_a), jnp.exp(self.log_b))
+        return jnp.clip(2 * (self.levels * u - 0.5) / (self.levels - 1) - 1, -1, 1)
+
+
+@struct.dataclass
+class LogisticMixture:
+    """Pixels as a mixture of discretized logistics, whose channels are coupled.
+
+    Salimans et al. 2017 ("PixelCNN++"), section 2.1 and 2.2: one component for all channels of a
+    pixel; a channel's location moves linearly with the channels before it. ``logits [..., M]``,
+    ``location`` and ``log_scale [..., C, M]``, ``coupling [..., C, C, M]``, of which the part
+    below the diagonal counts. ``log_prob`` of ``x [..., C]`` is one value a pixel, ``[...]``.
+    """
+
+    logits: Array
+    location: Array
+    log_scale: Array
+    coupling: Array
+    levels: int = struct.field(pytree_node=False, default=256)
+
+    def _located(self, x: Array) -> Array:
+        """The location of each channel given those before it in ``x [..., C]``: ``[..., C, M]``."""
+        channels = x.shape[-1]
+        below = jnp.tril(jnp.ones((channels, channels), x.dtype), -1)
+        below = below.reshape((1,) * (x.ndim - 1) + (channels, channels, 1))
+        return self.location + jnp.sum(self.coupling * below * x[..., None, :, None], axis=-2)
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([self.location, self.log_scale])
+        each = bin_log_prob(
+            jax.nn.log_sigmoid, x[..., None], self._located(x), self.log_scale, self.levels
+        )
+        return jax.nn.logsumexp(each.sum(axis=-2) + jax.nn.log_softmax(self.logits), axis=-1)
+
+    @property
+    def mean(self) -> Array:
+        """The mean of the locations, each component's followed through the channels."""
+        found = jnp.zeros_like(self.location)
+        for c in range(found.shape[-2]):
+            along = jnp.sum(self.coupling[..., c, :c, :] * found[..., :c, :], axis=-2)
+            found = found.at[..., c, :].set(jnp.clip(self.location[..., c, :] + along, -1, 1))
+        return jnp.sum(found * jax.nn.softmax(self.logits)[..., None, :], axis=-1)
+
+    def sample(self, key: Array) -> Array:
+        key_k, key_x = jax.random.split(key)
+        k = jax.random.categorical(key_k, self.logits)[..., None]
+        of = lambda a: jnp.take_along_axis(a, k, axis=-1)[..., 0]  # noqa: E731
+        x = jnp.zeros(self.location.shape[:-1])
+        noise = jax.random.logistic(key_x, x.shape)
+        for c in range(x.shape[-1]):
+            location = of(self._located(x)[..., c, :])
+            drawn = location + jnp.exp(of(self.log_scale[..., c, :])) * noise[..., c]
+            x = x.at[..., c].set(quantize(drawn, self.levels))
+        return x
+
+
 def quantize(x: Array, levels: int) -> Array:
     """Rounds x to the nearest of ``levels`` equally spaced values in [-1, 1]."""
     step = 2.0 / (levels - 1)

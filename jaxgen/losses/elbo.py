@@ -6,6 +6,7 @@ Burda et al. 2016 (the importance-weighted bound). All values are in nats per ex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,8 +17,11 @@ from jax import Array
 
 from jaxgen.distributions import (
     Bernoulli,
+    Beta,
+    ContinuousBernoulli,
     DiscretizedLogistic,
     Distribution,
+    LogisticMixture,
     Normal,
     kl_normal,
     standard_normal,
@@ -68,6 +72,40 @@ def discretized_logistic(levels: int) -> Likelihood:
         return DiscretizedLogistic(location, jnp.maximum(log_scale, -7.0), levels)
 
     return Likelihood(2, density)
+
+
+def continuous_bernoulli() -> Likelihood:
+    """A continuous Bernoulli from one map of logits, over data in [-1, 1]."""
+    return Likelihood(1, ContinuousBernoulli)
+
+
+def beta(levels: int) -> Likelihood:
+    """A Beta density from two maps, over data in [-1, 1] on ``levels`` values."""
+
+    def density(maps: Array) -> Beta:
+        log_a, log_b = jnp.split(jnp.clip(maps, -6.0, 6.0), 2, axis=-1)
+        return Beta(log_a, log_b, levels)
+
+    return Likelihood(2, density)
+
+
+def logistic_mixture(levels: int, channels: int, components: int = 5) -> Likelihood:
+    """A mixture of logistics with coupled channels, over the ``levels`` values in [-1, 1].
+
+    A pixel takes components (1 + 2 C + C^2) numbers, and the maps are as many as hold them.
+    """
+    count = components * (1 + 2 * channels + channels**2)
+
+    def density(maps: Array) -> LogisticMixture:
+        parts = maps[..., :count].reshape(*maps.shape[:-1], -1, components)
+        logits, location, log_scale, coupling = jnp.split(
+            parts, [1, 1 + channels, 1 + 2 * channels], axis=-2
+        )
+        coupling = jnp.tanh(coupling).reshape(*maps.shape[:-1], channels, channels, components)
+        scale = jnp.maximum(log_scale, -7.0)
+        return LogisticMixture(logits[..., 0, :], location, scale, coupling, levels)
+
+    return Likelihood(math.ceil(count / channels), density)
 
 
 class ElboTerms(NamedTuple):
