@@ -4,6 +4,10 @@ python -m experiments.vae                                # digits: train, sample
 python -m experiments.vae --data mnist --manual-dir DIR  # 400 units, 20 latents, 20 epochs
 python -m experiments.vae --latents 2                    # also draws the latent manifold
 python -m experiments.vae --data moons                   # points in the plane
+python -m experiments.vae --conditional                  # p(x|z, y)
+python -m experiments.vae --sweep beta=0,1,4             # how latents collapse, in a picture
+python -m experiments.vae --posterior iaf --prior flow   # beyond diagonal and standard normals
+python -m experiments.vae --objective iwae --latent-samples 50
 
 Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.6 nats and 500-sample
 log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
@@ -97,6 +101,7 @@ class Config:
     posterior_steps: runner.Count = 2  # Of planar, householder and iaf.
     prior: str = "normal"  # p(z): normal, mixture, vamp or flow (autoregressive).
     prior_components: runner.Count = 100  # Of mixture and vamp.
+    conditional: bool = False  # Tell the classes: q(z|x, y) and p(x|z, y).
     # elbo, iwae (importance-weighted; stl and dreg: with other gradients), tc (the total
     # correlation weighted) or mmd (with a discrepancy of q(z) and p(z)).
     objective: str = "elbo"
@@ -124,6 +129,7 @@ def build(config: Config, data: DataSet) -> Vae:
         config.latents,
         binary,
         objective_of(config, data),
+        classes_of(config, data),
     )
 
 
@@ -145,6 +151,17 @@ def likelihood_of(config: Config, data: DataSet) -> tuple[elbo.Likelihood, bool]
         "continuous_bernoulli": elbo.continuous_bernoulli,
     }
     return likelihoods[name](), name == "bernoulli"
+
+
+def classes_of(config: Config, data: DataSet) -> int | None:
+    """How many classes the networks are told of, if they are."""
+    if not config.conditional:
+        return None
+    if data.classes < 2:
+        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
+    if config.prior == "vamp":
+        raise ValueError("the inputs of --prior vamp have no class: use another with --conditional")
+    return data.classes
 
 
 def head_of(config: Config) -> Head:

@@ -174,8 +174,16 @@ class FlowPrior(nn.Module):
 # --- encoders and decoders ----------------------------------------------------------------------
 
 
+def joined(h: Array, y: Array | None) -> Array:
+    """Features ``[B, F]`` with what else is known of the examples, ``y [B, K]``."""
+    return h if y is None else jnp.concatenate([h, y], axis=-1)
+
+
 class MLPEncoder(nn.Module):
-    """Flattens x and applies ``hidden`` units, ``layers`` times; ``head`` makes q(z|x) of them."""
+    """Flattens x and applies ``hidden`` units, ``layers`` times; ``head`` makes q(z|x) of them.
+
+    All encoders and decoders take a class y ``[B, K]``, one-hot, beside.
+    """
 
     latents: int
     hidden: int = 400
@@ -183,8 +191,8 @@ class MLPEncoder(nn.Module):
     head: Head = latent_normal
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
-        h = x.reshape(x.shape[0], -1)
+    def __call__(self, x: Array, y: Array | None = None) -> Any:
+        h = joined(x.reshape(x.shape[0], -1), y)
         for _ in range(self.layers):
             h = nn.relu(nn.Dense(self.hidden)(h))
         return self.head(h, self.latents)
@@ -199,8 +207,8 @@ class MLPDecoder(nn.Module):
     layers: int = 1
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
-        h = z
+    def __call__(self, z: Array, y: Array | None = None) -> Array:
+        h = joined(z, y)
         for _ in range(self.layers):
             h = nn.relu(nn.Dense(self.hidden)(h))
         out = nn.Dense(math.prod(self.shape) * self.maps)(h)
@@ -216,10 +224,10 @@ class ConvEncoder(nn.Module):
     head: Head = latent_normal
 
     @nn.compact
-    def __call__(self, x: Array) -> Any:
+    def __call__(self, x: Array, y: Array | None = None) -> Any:
         h = nn.relu(nn.Conv(self.channels, (3, 3), strides=2)(x))
         h = nn.relu(nn.Conv(2 * self.channels, (3, 3), strides=2)(h))
-        h = nn.relu(nn.Dense(self.hidden)(h.reshape(h.shape[0], -1)))
+        h = nn.relu(nn.Dense(self.hidden)(joined(h.reshape(h.shape[0], -1), y)))
         return self.head(h, self.latents)
 
 
@@ -232,10 +240,10 @@ class ConvDecoder(nn.Module):
     hidden: int = 256
 
     @nn.compact
-    def __call__(self, z: Array) -> Array:
+    def __call__(self, z: Array, y: Array | None = None) -> Array:
         height, width, channels = self.shape
         h, w = math.ceil(height / 4), math.ceil(width / 4)
-        x = nn.relu(nn.Dense(self.hidden)(z))
+        x = nn.relu(nn.Dense(self.hidden)(joined(z, y)))
         x = nn.relu(nn.Dense(h * w * 2 * self.channels)(x)).reshape(z.shape[0], h, w, -1)
         x = nn.relu(nn.ConvTranspose(self.channels, (4, 4), strides=(2, 2))(x))
         x = nn.ConvTranspose(channels * self.maps, (4, 4), strides=(2, 2))(x)

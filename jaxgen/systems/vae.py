@@ -48,7 +48,11 @@ class Likelihoods:
 
 @dataclass(frozen=True, eq=False)
 class Vae(runner.System):
-    """q(z|x), p(x|z) and p(z); images are binarized at random where the likelihood is of bits."""
+    """q(z|x), p(x|z) and p(z); images are binarized at random where the likelihood is of bits.
+
+    With ``classes`` encoder and decoder are told the class y: q(z|x, y) and p(x|z, y) (Kingma et
+    al. 2014; Sohn et al. 2015).
+    """
 
     encoder: nn.Module
     decoder: nn.Module
@@ -57,24 +61,36 @@ class Vae(runner.System):
     latents: int
     binary: bool
     objective: Objective
+    classes: int | None = None
+
+    def told(self, labels: Array) -> tuple[Array, ...]:
+        """What the networks are told of ``labels [B]``: y ``[B, classes]``, or nothing."""
+        return (jax.nn.one_hot(labels, self.classes),) if self.classes else ()
+
+    @property
+    def labelled(self) -> bool:
+        return self.classes is not None
 
     def init(self, key: Array) -> Any:
         key_encoder, key_decoder, key_prior = jax.random.split(key, 3)
         x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, self.latents))
-        encoder, decoder = self.encoder.init(key_encoder, x), self.decoder.init(key_decoder, z)
-        encode = lambda x: self.encoder.apply(encoder, x)  # noqa: E731
+        y = self.told(jnp.zeros(1, jnp.int32))
+        encoder = self.encoder.init(key_encoder, x, *y)
+        decoder = self.decoder.init(key_decoder, z, *y)
+        encode = lambda x: self.encoder.apply(encoder, x, *y)  # noqa: E731
         prior = self.prior.init(key_prior, encode)
         found = {"encoder": encoder, "decoder": decoder, "prior": prior}
         return {"params": {name: v["params"] for name, v in found.items() if "params" in v}}
 
-    def model(self, params: Any) -> Model:
-        """Its densities with these parameters."""
+    def model(self, params: Any, labels: Array) -> Model:
+        """Its densities with these parameters, of examples with ``labels [B]``."""
+        y = self.told(labels)
 
         def encode(x: Array) -> Any:
-            return self.encoder.apply({"params": params["encoder"]}, x)
+            return self.encoder.apply({"params": params["encoder"]}, x, *y)
 
         def decode(z: Array) -> Any:
-            maps: Any = self.decoder.apply({"params": params["decoder"]}, z)
+            maps: Any = self.decoder.apply({"params": params["decoder"]}, z, *y)
             return self.likelihood.density(maps)
 
         prior: Any = self.prior.apply({"params": params.get("prior", {})}, encode)
@@ -93,14 +109,14 @@ class Vae(runner.System):
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """The objective in training, and -ELBO by one draw where it is measured."""
         key_data, key_z = jax.random.split(key)
-        x, model = self.prepare(key_data, batch["x"]), self.model(params)
+        x, model = self.prepare(key_data, batch["x"]), self.model(params, batch["label"])
         if now.train:
             return self.objective(key_z, model, x, now.step)
         return NegativeElbo()(key_z, model, x, now.step)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         key_z, key_x = jax.random.split(key)
-        model = self.model(weights.params)
+        model = self.model(weights.params, given["label"])
         p_x = model.decode(model.prior.sample(key_z, len(given["label"])))
         return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
 
@@ -119,9 +135,9 @@ class Vae(runner.System):
     def _codes(self) -> OverRows:
         return OverRows(partial(codes, self), jax.local_devices()[:1])
 
-    def decode(self, weights: Any, z: Array) -> Any:
+    def decode(self, weights: Any, z: Array, labels: Array) -> Any:
         """p(x|z)."""
-        return self.model(weights.params).decode(z)
+        return self.model(weights.params, labels).decode(z)
 
     def how(self) -> str:
         return "p(x|z)" if isinstance(self.data.kind, Points) else "means of p(x|z), z of the prior"
@@ -133,7 +149,7 @@ class Vae(runner.System):
 def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
     """Examples and the means of p(x|mean of z), at the scale of the likelihood."""
     key_x, key_z = jax.random.split(key)
-    x, model = system.prepare(key_x, batch["x"]), system.model(weights.params)
+    x, model = system.prepare(key_x, batch["x"]), system.model(weights.params, batch["label"])
     return x, model.decode(center(key_z, model.encode(x))).mean
 
 
@@ -141,7 +157,7 @@ def codes(system: Vae, weights: Any, key: Array, batch: Any) -> Array:
     """The means of q(z|x), ``[B, Z]``."""
     key_x, key_z = jax.random.split(key)
     x = system.prepare(key_x, batch["x"])
-    return center(key_z, system.model(weights.params).encode(x))
+    return center(key_z, system.model(weights.params, batch["label"]).encode(x))
 
 
 def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
@@ -154,11 +170,17 @@ def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
     return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
 
 
-def decoded(trained: runner.Trained[Vae], z: Array | np.ndarray) -> np.ndarray:
-    """Pictures of z ``[N, Z]``."""
+def decoded(
+    trained: runner.Trained[Vae], z: Array | np.ndarray, labels: np.ndarray | None = None
+) -> np.ndarray:
+    """Pictures of z ``[N, Z]``, told ``labels [N]``; where None, all classes in turn."""
     system = trained.system
-    mean = lambda weights, key, z: system.shown(system.decode(weights, z).mean)  # noqa: E731
-    return trained.over("decoding", mean, np.asarray(z), size=100)
+    labels = trained.data.given(len(z))["label"] if labels is None else labels
+
+    def mean(weights: Any, key: Array, rows: Any) -> Array:
+        return system.shown(system.decode(weights, rows["z"], rows["label"]).mean)
+
+    return trained.over("decoding", mean, {"z": np.asarray(z), "label": labels}, size=100)
 
 
 def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
@@ -172,7 +194,8 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
         return []
     ends = jnp.asarray(means[:half]), jnp.asarray(means[half : 2 * half])
     path = spherical_path(*ends, 10).swapaxes(0, 1)
-    between = decoded(trained, path.reshape(-1, system.latents))
+    labels = np.repeat(batch["label"][:half], 10)
+    between = decoded(trained, path.reshape(-1, system.latents), labels)
     files = [save_grid(trained.results / "interpolations.png", between, 10)]
     if system.latents == 2:  # K&W 2014, figure 4: the prior's quantiles, decoded
         quantiles = norm.ppf(jnp.linspace(0.025, 0.975, 20))
@@ -182,19 +205,28 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
 
 
 def conditionals(trained: runner.Trained[Vae]) -> list[Path]:
-    """``conditionals.png``: the means of p(x|z) for ten z of the prior, and four draws of each."""
+    """``conditionals.png``: the means of p(x|z) for ten z of the prior, and four draws of each.
+
+    ``classes.png``, of a model that is told classes: a z in each row, a class in each column.
+    """
     if not isinstance(trained.data.kind, Image):
         return []
-    system = trained.system
-    prior = system.model(trained.weights.params).prior
+    system, labels = trained.system, trained.data.given(10)["label"]
+    prior = system.model(trained.weights.params, labels).prior
     z = np.asarray(prior.sample(jax.random.fold_in(trained.key, 6), 10))
 
-    def draw(weights: Any, key: Array, z: Array) -> Array:
-        return system.shown(system.decode(weights, z).sample(key))
+    def draw(weights: Any, key: Array, rows: Any) -> Array:
+        return system.shown(system.decode(weights, rows["z"], rows["label"]).sample(key))
 
-    x = trained.over("p(x|z)", draw, np.tile(z, (4, 1)), key=6, size=40)
-    rows = np.concatenate([decoded(trained, z), x])
-    return [save_grid(trained.results / "conditionals.png", rows, 10)]
+    rows = {"z": np.tile(z, (4, 1)), "label": np.tile(labels, 4)}
+    x = trained.over("p(x|z)", draw, rows, key=6, size=40)
+    rows = np.concatenate([decoded(trained, z, labels), x])
+    files = [save_grid(trained.results / "conditionals.png", rows, 10)]
+    if system.classes:  # Kingma et al. 2014, figure 1: what is left to z is the style
+        each = np.repeat(z, system.classes, axis=0), np.tile(np.arange(system.classes), len(z))
+        path = trained.results / "classes.png"
+        files.append(save_grid(path, decoded(trained, *each), system.classes))
+    return files
 
 
 # --- measures ----------------------------------------------------------------------------------
@@ -231,7 +263,8 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     found = [Number("active_units", float(active_units(means).sum()), f"{how} examples, {ema}")]
     some_of_them = trained.test(500)
     key_x, key_z = jax.random.split(trained.key)
-    q: Any = system.model(trained.weights.params).encode(system.prepare(key_x, some_of_them["x"]))
+    model = system.model(trained.weights.params, some_of_them["label"])
+    q: Any = model.encode(system.prepare(key_x, some_of_them["x"]))
     if isinstance(q, Normal):
         size = len(q.mean)
         parts = kl_parts(q, q.sample(key_z), size)
@@ -254,8 +287,11 @@ def annealed(trained: runner.Trained[Vae]) -> list[Number]:
 
     def estimate(weights: Any, key: Array, batch: Any) -> Array:
         key_data, key_z, key_sizes, key_pilot, key = jax.random.split(key, 5)
-        x, model = system.prepare(key_data, batch["x"]), system.model(weights.params)
-        x = jnp.repeat(x, chains, axis=0)
+        x, labels = (
+            jnp.repeat(a, chains, axis=0)
+            for a in (system.prepare(key_data, batch["x"]), batch["label"])
+        )
+        model = system.model(weights.params, labels)
         joint, start = elbo.log_joint(model.decode, x, model.prior), model.prior.log_prob
         z, pilot = (model.prior.sample(k, len(x)) for k in (key_z, key_pilot))
         sizes = adapted_sizes(key_sizes, start, joint, pilot, temperatures)
@@ -290,7 +326,8 @@ def collapse(members: Mapping[str, runner.Trained[Vae]]) -> list[Path]:
 
         def kl(weights: Any, key: Array, batch: Any, system: Vae = system) -> Array:
             key_x, _ = jax.random.split(key)
-            q: Any = system.model(weights.params).encode(system.prepare(key_x, batch["x"]))
+            model = system.model(weights.params, batch["label"])
+            q: Any = model.encode(system.prepare(key_x, batch["x"]))
             return kl_normal(q, standard_normal(q.mean.shape))
 
         each = trained.over("latents", kl, trained.test(1000), key=9, size=250).mean(axis=0)
@@ -310,7 +347,8 @@ def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
 
     def estimate(weights: Any, key: Array, batch: Any) -> Array:
         key_data, key_z = jax.random.split(key)
-        x, model = system.prepare(key_data, batch["x"]), system.model(weights.params)
+        x = system.prepare(key_data, batch["x"])
+        model = system.model(weights.params, batch["label"])
         encode, decode, prior = model
         how = {"samples": k, "chunk": math.gcd(k, 10), "prior": prior}
         return elbo.importance_log_likelihood(key_z, encode, decode, x, **how)

@@ -41,7 +41,10 @@ def test_log_p_of_every_posterior_and_prior_is_that_of_quadrature(key, posterior
 
     @jax.jit
     def both(params, key):
-        x, model = system.prepare(key, DATA.test.fetch(np.arange(4))["x"]), system.model(params)
+        x, model = (
+            system.prepare(key, DATA.test.fetch(np.arange(4))["x"]),
+            system.model(params, None),
+        )
         joint = jax.vmap(
             lambda z: elbo.log_joint(model.decode, x, model.prior)(z + jnp.zeros((4, 1)))
         )
@@ -102,3 +105,28 @@ def test_the_total_correlation_of_one_latent_is_zero(key):
 def test_options_that_do_not_go_together_are_refused_with_advice(options, advice):
     with pytest.raises((ValueError, Mistake), match=advice):
         build(replace(SMALL, **options), DATA)
+
+
+def test_a_model_that_is_told_the_class_is_another_model_for_each(key):
+    """One image, ten classes: ten values, each that of quadrature over the latent."""
+    system, params = system_and_params(key, conditional=True)
+    line = jnp.linspace(-15, 15, 3001)[:, None, None]
+
+    @jax.jit
+    def both(params, key, labels):
+        x = system.prepare(key, DATA.test.fetch(np.zeros(10, int))["x"])
+        model = system.model(params, labels)
+        joint = jax.vmap(lambda z: elbo.log_joint(model.decode, x)(jnp.broadcast_to(z, (10, 1))))
+        exact = jax.nn.logsumexp(joint(line), axis=0) + jnp.log(0.01)
+        how = {"samples": 20_000, "chunk": 2000}
+        return exact, elbo.importance_log_likelihood(key, model.encode, model.decode, x, **how)
+
+    exact, found = both(params, key, jnp.arange(10))
+    np.testing.assert_allclose(found, exact, atol=0.1)
+    assert np.std(exact) > 0.05
+    assert system.labelled
+
+
+def test_data_without_classes_cannot_be_conditional():
+    with pytest.raises(ValueError, match="leave out --conditional"):
+        build(replace(SMALL, conditional=True), load("moons"))
