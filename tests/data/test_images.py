@@ -357,3 +357,23 @@ def test_only_arrays_are_read_from_pickles(tmp_path, content, monkeypatch):
     with pytest.raises(DataError, match="data_batch_1 is not a batch of 'cifar10'"):
         load("cifar10", manual_dir=str(tmp_path))
     assert not (tmp_path / "harmed").exists()
+
+
+def test_binarized_mnist_is_read_from_its_lines_of_bits(tmp_path):
+    rng = np.random.default_rng(0)
+    bits = {s: rng.integers(0, 2, (n, 784)) for s, n in (("train", 5), ("valid", 2), ("test", 3))}
+    for split, rows in bits.items():
+        np.savetxt(tmp_path / f"binarized_mnist_{split}.amat", rows, fmt="%d")
+    data = load("binarized_mnist", manual_dir=str(tmp_path))
+    assert (data.levels, data.shape, data.classes) == (2, (28, 28, 1), 1)
+    for split, source in (("train", data.train), ("valid", data.validation), ("test", data.test)):
+        found = source.fetch(np.arange(len(source)))["x"]
+        np.testing.assert_array_equal(found.reshape(-1, 784), bits[split])
+    values = np.unique(data.kind.values(found))
+    np.testing.assert_array_equal(values, [-1, 1])
+    (tmp_path / "binarized_mnist_valid.amat").write_text("0 1 0\n")
+    with pytest.raises(DataError, match=r"valid\.amat is no whole number"):
+        load("binarized_mnist", manual_dir=str(tmp_path))
+    (tmp_path / "binarized_mnist_valid.amat").unlink()
+    with pytest.raises(DataError, match=r"lacks binarized_mnist_valid\.amat"):
+        load("binarized_mnist", manual_dir=str(tmp_path))
