@@ -193,6 +193,22 @@ def save_points(path: Path, sets: Mapping[str, np.ndarray], limit: int = 2000) -
     return _save(path, figure)
 
 
+def save_classes(path: Path, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Path:
+    """Draws ``points [n, 2]``, each in the colour of its class ``labels [n]``."""
+    figure, (axis,) = _panels(1, 1, 6, 5)
+    figure.subplots_adjust(right=0.82)
+    from matplotlib import colormaps
+
+    few = len(names) <= 20
+    colours = colormaps["tab10" if len(names) <= 10 else "tab20" if few else "hsv"]
+    for c, name in enumerate(names):
+        colour = colours(c if few else c / len(names))
+        axis.scatter(*points[labels == c].T, s=8, alpha=0.7, linewidths=0, color=colour, label=name)
+    if len(names) > 1 and few:
+        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    return _save(path, figure)
+
+
 def save_density(path: Path, panels: Mapping[str, np.ndarray], half: float) -> Path:
     """Draws densities ``[n, n]`` on the square [-half, half]^2, indexed ``[y, x]``, from 0 upwards.
 

@@ -27,8 +27,13 @@ TINY = {
         f"{NET} --samples 10 --sample-batch 10 --teacher-steps 4 --round-steps 2 --first 4"
     ),
     "vae": "--hidden 16 --latents 2 --samples 20 --importance-samples 20 --steps-per-call 2",
+    "hvae": (
+        "--hidden 16 --latents 2 3 --samples 20 --importance-samples 20 --steps-per-call 2 "
+        "--kl-warmup 0"
+    ),
     "vqvae": "--width 8 --blocks 1 --codes 8 --latents 4 --samples 20 --sample-batch 20",
     "gan": "--channels 8 --samples 20 --discriminator-steps 2",
+    "autoencoder": "--hidden 16 --latents 2 --samples 20 --steps-per-call 2",
 }
 COMMON = "--batch 16 --log-every 2 --checkpoint-every 4"
 

@@ -99,8 +99,9 @@ def draw_levels(
 ) -> tuple[State, list[Array]]:
     """A draw of p: the last state, and z of every level from the top down.
 
-    The standard deviations of all levels are multiplied by ``temperature`` (Vahdat & Kautz 2020, section 4). Of
-    the first levels z may be ``known``: what is drawn anew shows what the others hold.
+    The standard deviations of all levels are multiplied by ``temperature`` (Vahdat & Kautz 2020,
+    section 4). Of the first levels z may be ``known``: what is drawn anew shows what the others
+    hold.
     """
     found = []
     for i, (key_l, step) in enumerate(zip(jax.random.split(key, len(steps)), steps, strict=True)):

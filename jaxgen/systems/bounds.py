@@ -13,11 +13,22 @@ from typing import Any, NamedTuple
 import jax
 from jax import Array
 
+from jaxgen.data.records import DataSet, binarize
 from jaxgen.distributions import Normal, kl_normal, standard_normal, sum_event
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import free_bits, kl_parts, mmd
 from jaxgen.posteriors import FullNormal, Posterior, Prior, StandardNormal
 from jaxgen.training.step import Metrics
+
+
+def prepared(data: DataSet, binary: bool, key: Array, x: Any) -> Array:
+    """Examples at the scale of a likelihood: bits drawn at random, or as models see them."""
+    return binarize(key, x, data.levels) if binary else data.kind.values(x)
+
+
+def shown(binary: bool, x: Any) -> Array:
+    """The scale of a likelihood as that of models."""
+    return 2 * x - 1 if binary else x
 
 
 class Model(NamedTuple):

@@ -20,7 +20,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, binarize, some
+from jaxgen.data.records import Image, Points, some
 from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
 from jaxgen.evaluation.latents import active_units, spherical_path
@@ -29,7 +29,7 @@ from jaxgen.losses import elbo
 from jaxgen.losses.latents import kl_parts
 from jaxgen.plotting import save_grid, save_rows, save_together
 from jaxgen.runner.system import CHUNK, SCORED
-from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center
+from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepared, shown
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
@@ -98,13 +98,11 @@ class Vae(runner.System):
 
     def prepare(self, key: Array, x: Any) -> Array:
         """Examples at the scale of the likelihood: bits drawn at random, or as models see them."""
-        if not self.binary:
-            return self.data.kind.values(x)
-        return binarize(key, x, self.data.levels)
+        return prepared(self.data, self.binary, key, x)
 
     def shown(self, x: Any) -> Array:
         """The scale of the likelihood as that of models."""
-        return 2 * x - 1 if self.binary else x
+        return shown(self.binary, x)
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """The objective in training, and -ELBO by one draw where it is measured."""

@@ -30,11 +30,15 @@ PICTURES = {
     },
     "gan": {"samples.png", "interpolations.png"},
     "vqvae": {"samples.png", "reconstructions.png"},
+    "autoencoder": {"samples.png", "reconstructions.png", "interpolations.png", "codes.png"},
+    "hvae": {"samples.png", "reconstructions.png", "levels.png"},
 }
 NUMBERS = {
     "ddpm": {"class_agreement", "svm_class_agreement", "bits_per_dimension"},
     "vae": {"elbo", "log_likelihood", "reconstruction_error", "classes_covered"},
     "gan": {"classes_covered"},
+    "autoencoder": {"reconstruction_error", "probe_accuracy", "probe_accuracy_of_pca"},
+    "hvae": {"elbo", "kl_1", "kl_2", "log_likelihood"},
 }
 
 
@@ -52,7 +56,9 @@ def test_codes_are_remembered_across_a_stop(command):
         np.testing.assert_array_equal(value, parts[leaf], err_msg=leaf)
 
 
-@pytest.mark.parametrize("name", ["ddpm", "vae", pytest.param("gan", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["ddpm", "vae", "autoencoder", "hvae", pytest.param("gan", marks=pytest.mark.slow)]
+)
 def test_one_command_leaves_everything(command, name):
     status, out, _ = command(name, "--steps 8")
     assert status == 0

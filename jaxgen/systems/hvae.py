@@ -1,0 +1,193 @@
+"""A VAE of many levels, inferred from the top down (Sonderby et al. 2016; Vahdat & Kautz 2020).
+
+``experiments.hvae`` is its options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from jaxgen import runner
+from jaxgen.distributions import Normal
+from jaxgen.evaluation.report import Number
+from jaxgen.losses import elbo, hierarchy
+from jaxgen.losses.hierarchy import Level, LevelTerms, Step
+from jaxgen.plotting import save_grid, save_rows
+from jaxgen.systems.bounds import Over, prepared, shown
+from jaxgen.training.step import Metrics, Now
+
+# (p(z|state), what x adds) -> q(z|state, x)
+Combine = Callable[[Normal, Normal], Normal]
+
+
+@dataclass(frozen=True, eq=False)
+class HVae(runner.System):
+    """``levels`` from the top down, told x by the features of ``bottom``."""
+
+    bottom: nn.Module
+    levels: tuple[nn.Module, ...]
+    decoder: nn.Module
+    likelihood: elbo.Likelihood
+    binary: bool
+    hidden: int  # of the state
+    combine: Combine
+    beta: Over
+    free: float = 0.0  # nats of each level that cost nothing
+
+    def init(self, key: Array) -> Any:
+        key, key_bottom, key_decoder = jax.random.split(key, 3)
+        features, bottom = self.bottom.init_with_output(
+            key_bottom, jnp.zeros((1, *self.data.shape))
+        )
+        state = jnp.zeros((1, self.hidden))
+        params = {"bottom": bottom["params"]}
+        params["decoder"] = self.decoder.init(key_decoder, state)["params"]
+        top_first: Any = reversed(list(features))  # pyright: ignore[reportArgumentType]
+        for i, (net, h) in enumerate(zip(self.levels, top_first, strict=True)):
+            params[f"level_{i}"] = net.init(jax.random.fold_in(key, i), state, h)["params"]
+        return {"params": params}
+
+    def steps(self, params: Any, x: Array | None = None) -> list[Step]:
+        """The levels from the top down; they know q where x is given."""
+        features: list[Any] = [None] * len(self.levels)
+        if x is not None:
+            found: Any = self.bottom.apply({"params": params["bottom"]}, x)
+            features = found[::-1]
+
+        def step(i: int, h: Array | None) -> Step:
+            net = partial(self.levels[i].apply, {"params": params[f"level_{i}"]})
+
+            def level(state: Array) -> Level:
+                p: Any = net(state, method="prior")
+                then: Any = lambda z: net(state, z, method="descend")  # noqa: E731
+                if h is None:
+                    return Level(p, then)
+                below: Any = net(state, h, method="below")
+                return Level(p, then, self.combine(p, below))
+
+            return level
+
+        return [step(i, h) for i, h in enumerate(features)]
+
+    def decode(self, params: Any, state: Array) -> Any:
+        """p(x|z), from the last state."""
+        maps: Any = self.decoder.apply({"params": params["decoder"]}, state)
+        return self.likelihood.density(maps)
+
+    def start(self, count: int) -> Array:
+        """What the topmost level sees."""
+        return jnp.zeros((count, self.hidden))
+
+    def terms(self, params: Any, key: Array, x: Array) -> LevelTerms:
+        """The terms of the bound."""
+        steps, decode = self.steps(params, x), partial(self.decode, params)
+        return hierarchy.level_terms(key, steps, self.start(len(x)), decode, x)
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        key_data, key_z = jax.random.split(key)
+        terms = self.terms(params, key_z, prepared(self.data, self.binary, key_data, batch["x"]))
+        metrics = {"reconstruction": terms.reconstruction, "kl": terms.kl.sum(axis=0)}
+        metrics |= {f"kl_{len(terms.kl) - i}": kl for i, kl in enumerate(terms.kl)}
+        if not now.train:
+            return -terms.elbo(), metrics
+        kl = terms.kl
+        if self.free:
+            kl = jnp.where(kl.mean(axis=1, keepdims=True) <= self.free, self.free, kl)
+        return self.beta(now.step) * kl.sum(axis=0) - terms.reconstruction, metrics
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        steps, start = self.steps(weights.params), self.start(len(given["label"]))
+        state, _ = hierarchy.draw_levels(key, steps, start)
+        return shown(self.binary, self.decode(weights.params, state).mean)
+
+    def how(self) -> str:
+        return "means of p(x|z), z of the prior"
+
+
+# --- pictures and measures -----------------------------------------------------------------------
+
+
+def reconstructions(trained: runner.Trained[HVae]) -> list[Path]:
+    """``reconstructions.png``: original, reconstruction by the means of q, original, ..."""
+    system = trained.system
+
+    def both(weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
+        x = prepared(system.data, system.binary, key, batch["x"])
+        state: Any = system.start(len(x))
+        for step in system.steps(weights.params, x):
+            level = step(state)
+            state = level.then((level.q or level.p).mean)
+        return x, system.decode(weights.params, state).mean
+
+    pairs = np.stack(trained.over("reconstructions", both, trained.test(50)), axis=1)
+    pairs = np.asarray(shown(system.binary, pairs)).reshape(-1, *trained.data.shape)
+    return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
+
+
+def held_by_levels(trained: runner.Trained[HVae]) -> list[Path]:
+    """``levels.png``: samples of which the first levels are kept, and those below drawn anew.
+
+    What stays the same along a row is what the levels named beside it hold.
+    """
+    system, count = trained.system, len(trained.system.levels)
+    rows = {}
+    for kept in range(count + 1):
+
+        def draw(weights: Any, key: Array, row: Any, kept: int = kept) -> Array:
+            steps, one = system.steps(weights.params), jax.random.key(7)
+            _, z = hierarchy.draw_levels(one, steps, system.start(1))
+            known = [jnp.repeat(z_l, len(row), axis=0) for z_l in z[:kept]]
+            state, _ = hierarchy.draw_levels(key, steps, system.start(len(row)), known=known)
+            return shown(system.binary, system.decode(weights.params, state).mean)
+
+        name = (
+            "all drawn"
+            if not kept
+            else f"kept: {count}" + (f" to {count - kept + 1}" if kept > 1 else "")
+        )
+        rows[name] = trained.over("levels", draw, np.arange(10), key=10 + kept, size=10)
+    return [save_rows(trained.results / "levels.png", rows)]
+
+
+def bound(trained: runner.Trained[HVae]) -> list[Number]:
+    """The ELBO of the test set, and the KL by level."""
+    _, terms = trained.over("bound", trained.system.measured, trained.test(), key=2, size=250)
+    elbos = terms["reconstruction"] - terms["kl"]
+    how = f"nats an example, {len(elbos)} test examples, one draw of z, EMA of step {trained.step}"
+    names = ["reconstruction", "kl", *(f"kl_{i}" for i in range(len(trained.system.levels), 0, -1))]
+    found = [Number("elbo", float(elbos.mean()), how)]
+    return found + [Number(name, float(terms[name].mean()), how) for name in names]
+
+
+def log_likelihood(trained: runner.Trained[HVae]) -> list[Number]:
+    """log p(x) of test examples by importance sampling over all levels."""
+    system, options = trained.system, trained.config.measured
+    k: int = options.importance_samples
+
+    def estimate(weights: Any, key: Array, batch: Any) -> Array:
+        key_data, key_z = jax.random.split(key)
+        x = prepared(system.data, system.binary, key_data, batch["x"])
+        steps, decode = system.steps(weights.params, x), partial(system.decode, weights.params)
+
+        def weigh(key: Array) -> Array:
+            return hierarchy.level_log_weight(key, steps, system.start(len(x)), decode, x)
+
+        log_w = jax.lax.map(weigh, jax.random.split(key_z, k), batch_size=math.gcd(k, 10))
+        return jax.nn.logsumexp(log_w, axis=0) - jnp.log(k)
+
+    nats = trained.over(
+        "likelihood", estimate, trained.test(options.likelihood_images), key=4, size=250
+    )
+    how = f"nats an example, {k} importance samples, {len(nats)} test examples"
+    return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
