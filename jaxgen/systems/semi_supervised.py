@@ -63,7 +63,7 @@ class SemiSupervised(runner.System):
         return {"params": params}
 
     def logits(self, params: Any, x: Any) -> Array:
-        """Of q(y|x), ``[B, classes]``, of examples as they are: what is drawn of them tells less."""
+        """Of q(y|x), ``[B, classes]``, of examples as they are: bits drawn of them tell less."""
         flat = self.data.kind.values(x).reshape(len(x), -1)
         found: Any = self.classifier.apply({"params": params["classifier"]}, flat)
         return found
