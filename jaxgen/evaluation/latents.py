@@ -45,5 +45,10 @@ def active_units(means: np.ndarray) -> np.ndarray:
     """Which latents the means of q(z|x), ``[N, Z]``, vary in over the data: ``[Z]`` of bool.
 
     A unit is active where that variance exceeds 0.01 (Burda et al. 2016, section 5.2).
+
+    Raises:
+      ValueError: for less than two examples, which do not vary.
     """
+    if len(means) < 2:
+        raise ValueError("the use of latents is seen in two examples or more.")
     return np.var(means, axis=0) > ACTIVE

@@ -24,7 +24,7 @@ from jaxgen.data.records import Image, Points, some
 from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
 from jaxgen.evaluation.latents import active_units, spherical_path
-from jaxgen.evaluation.report import Number
+from jaxgen.evaluation.report import Number, measured
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import kl_parts
 from jaxgen.plotting import save_grid, save_rows, save_together
@@ -33,6 +33,9 @@ from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepar
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
+
+
+FEW = 50  # examples by which latents are said to be unused
 
 
 @dataclass(frozen=True)
@@ -122,7 +125,8 @@ class Vae(runner.System):
         """The bound in validation; latents that are not used are told."""
         batch = some(self.data.validation, SCORED)
         means = self._codes(weights, jax.random.key(0), batch, CHUNK)
-        if dead := self.latents - int(active_units(means).sum()):
+        dead = self.latents - int(active_units(means).sum()) if len(means) >= FEW else 0
+        if dead:
             console.print(
                 f"warning: {dead} of {self.latents} latents are unused (the mean of q(z|x) varies "
                 "by less than 0.01 over the data): see --free-bits, --kl-warmup and --beta."
@@ -258,17 +262,21 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     means = trained.over("codes", partial(codes, system), batch, key=7, size=250)
     ema = f"EMA of step {trained.step}"
     how = f"of {system.latents}: variance of the mean of q(z|x) above 0.01, {len(means)} test"
-    found = [Number("active_units", float(active_units(means).sum()), f"{how} examples, {ema}")]
-    some_of_them = trained.test(500)
+    used = lambda: float(active_units(means).sum())  # noqa: E731
+    found = measured("active_units", used, f"{how} examples, {ema}")
+    few = trained.test(500)
     key_x, key_z = jax.random.split(trained.key)
-    model = system.model(trained.weights.params, some_of_them["label"])
-    q: Any = model.encode(system.prepare(key_x, some_of_them["x"]))
-    if isinstance(q, Normal):
-        size = len(q.mean)
-        parts = kl_parts(q, q.sample(key_z), size)
-        how = f"nats, of z and which of {size} test examples (at most {np.log(size):.2f}), {ema}"
-        found.append(Number("mutual_information", float(parts.mutual_information.mean()), how))
-    return found
+    model = system.model(trained.weights.params, few["label"])
+    q: Any = model.encode(system.prepare(key_x, few["x"]))
+    if not isinstance(q, Normal):
+        return found
+    size = len(q.mean)
+
+    def information() -> float:
+        return float(kl_parts(q, q.sample(key_z), size).mutual_information.mean())
+
+    how = f"nats, of z and which of {size} test examples (at most {np.log(size):.2f}), {ema}"
+    return found + measured("mutual_information", information, how)
 
 
 def annealed(trained: runner.Trained[Vae]) -> list[Number]:

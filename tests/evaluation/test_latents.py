@@ -37,3 +37,5 @@ def test_units_that_do_not_follow_the_data_are_not_active():
     std = np.array([1.0, 0.11, 0.09, 0.0])
     means = 5 + std * rng.standard_normal((5000, 4))
     np.testing.assert_array_equal(active_units(means), [True, True, False, False])
+    with pytest.raises(ValueError, match="two examples"):
+        active_units(means[:1])
