@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from experiments import vae
 from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.models.mlp import MLP
 from jaxgen.systems.semi_supervised import SemiSupervised, accuracy, classes, with_few_labels
+
+from . import vae
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("usage: jaxgen NAME [train|sample|evaluate|diagnose] [options]\n")
         for stem, path in files.items():
             about = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
-            print(f"  {stem:<14}{about.splitlines()[0]}")
+            print(f"  {stem:<17}{about.splitlines()[0]}")
         print("\njaxgen NAME --help tells the options of each.")
     elif name not in files:
         from jaxgen.data.records import did_you_mean  # which imports NumPy and JAX

@@ -39,7 +39,7 @@ def kl_parts(q: Normal, z: Array, size: int) -> KLParts:
     chex.assert_equal_shape([z, q.mean, q.log_std])
     batch = len(z)
     if not 1 < batch <= size:
-        raise ValueError(f"a batch of 2 examples to all of {size} is needed, not of {batch}.")
+        raise ValueError(f"a batch of 2 to {size} examples is needed, not of {batch}.")
     # log q(z_i|x_j), latent by latent: [i, j, Z]
     each = jax.vmap(lambda z_i: q.log_prob(jnp.broadcast_to(z_i, q.mean.shape)))(z)
     same = jnp.eye(batch, dtype=bool)

@@ -34,7 +34,6 @@ from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
 
-
 FEW = 50  # examples by which latents are said to be unused
 
 
