@@ -460,7 +460,9 @@ def vae_against_torch(rounds: int) -> dict:
     ours = {"vae": steps(elbo.negative_elbo, VAE_STEPS), "iwae": steps(iwae, IWAE_STEPS)}
     seconds = in_turns_with_torch("vae", ours, rounds, 4)
     made = {"vae": VAE_STEPS, "iwae": IWAE_STEPS}
-    rates = {f"{name}_steps_per_s": made[name[-4:].strip("_")] / s for name, s in seconds.items()}
+    rates = {
+        f"{name}_steps_per_s": made[name.removeprefix("torch_")] / s for name, s in seconds.items()
+    }
     over = {f"{name}_over_torch": seconds[f"torch_{name}"] / seconds[name] for name in ours}
     return {"jax": jax.__version__, **rates, **over}
 

@@ -352,6 +352,10 @@ class DataSet:
             raise TypeError(f"{self.name} is {self.kind.noun}, and this is for images.")
         return self.kind.levels
 
+    def vectors(self, x: Any) -> np.ndarray:
+        """Examples ``[N, ...]`` as models see them, each a vector: ``[N, D]``."""
+        return np.asarray(self.kind.values(x)).reshape(len(x), -1)
+
     def given(self, count: int) -> Batch:
         """What to sample ``count`` examples for: arrays ``[count, ...]``."""
         return (self.ask or partial(labels_in_turn, self.classes))(count)

@@ -197,11 +197,6 @@ def scatter(trained: runner.Trained[Autoencoder]) -> list[Path]:
 # --- measures ----------------------------------------------------------------------------------
 
 
-def flat(data: DataSet, batch: Batch) -> np.ndarray:
-    """Examples as models see them, ``[N, D]``."""
-    return np.asarray(data.kind.values(batch["x"])).reshape(len(batch["x"]), -1)
-
-
 def components(trained: runner.Trained[Autoencoder]) -> Any:
     """scikit-learn's PCA of the training set, of as many components as latents, or all there are.
 
@@ -210,7 +205,7 @@ def components(trained: runner.Trained[Autoencoder]) -> Any:
     from sklearn.decomposition import PCA
 
     def fit() -> Any:
-        x = flat(trained.data, some_of(trained.data, COMPONENTS))
+        x = trained.data.vectors(some_of(trained.data, COMPONENTS)["x"])
         solver = "covariance_eigh" if len(x) > x.shape[1] else "full"  # both are exact
         return PCA(min(trained.system.latents, *x.shape), svd_solver=solver).fit(x)
 
@@ -245,7 +240,7 @@ def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
             Number("denoising_error", of_seen, f"{how}, from the corrupted, {ema}"),
             Number("corruption", left, f"{how}, of the corrupted themselves"),
         ]
-    pca, x = components(trained), flat(trained.data, batch)
+    pca, x = components(trained), trained.data.vectors(batch["x"])
     error = float(np.mean((x - pca.inverse_transform(pca.transform(x))) ** 2))
     fitted = f"{pca.n_components_} principal components of {pca.n_samples_} training examples"
     numbers.append(Number("reconstruction_error_of_pca", error, f"{how}, {fitted}"))
@@ -266,7 +261,7 @@ def probes(trained: runner.Trained[Autoencoder]) -> list[Number]:
         trained.over("codes", partial(codes, trained.system), batch, key=2, size=250)
         for batch in (train, test)
     ]
-    pixels = [flat(data, batch) for batch in (train, test)]
+    pixels = [data.vectors(batch["x"]) for batch in (train, test)]
     pca = components(trained)
     rows = {
         "probe_accuracy": (f"{trained.system.latents} frozen latents", *coded),

@@ -39,10 +39,14 @@ class Model(NamedTuple):
     prior: Prior
 
     def terms(self, key: Array, x: Array, samples: int = 1) -> elbo.ElboTerms:
-        """The terms of the bound; the KL in closed form where there is one."""
-        exact = isinstance(self.prior, StandardNormal) and isinstance(self.encode(x), Normal)
+        """The terms of the bound."""
+        return elbo.elbo_terms(key, self.encode, self.decode, x, samples=samples, kl=self.kl)
+
+    def kl(self, q: Posterior, z: Array, log_q: Array) -> Array:
+        """KL(q(z|x) || p(z)) ``[B]``, in closed form where there is one."""
+        exact = isinstance(q, Normal) and isinstance(self.prior, StandardNormal)
         kl = elbo.kl_closed_form if exact else elbo.kl_monte_carlo(self.prior)
-        return elbo.elbo_terms(key, self.encode, self.decode, x, samples=samples, kl=kl)
+        return kl(q, z, log_q)
 
 
 def center(key: Array, q: Posterior, draws: int = 16) -> Array:

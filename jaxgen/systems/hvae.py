@@ -23,6 +23,7 @@ from jaxgen.distributions import Normal
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo, hierarchy
 from jaxgen.losses.hierarchy import Level, LevelTerms, Step
+from jaxgen.losses.latents import free_bits
 from jaxgen.plotting import save_grid, save_rows
 from jaxgen.systems.bounds import Over, prepared, shown
 from jaxgen.training.step import Metrics, Now
@@ -101,10 +102,8 @@ class HVae(runner.System):
         metrics |= {f"kl_{len(terms.kl) - i}": kl for i, kl in enumerate(terms.kl)}
         if not now.train:
             return -terms.elbo(), metrics
-        kl = terms.kl
-        if self.free:
-            kl = jnp.where(kl.mean(axis=1, keepdims=True) <= self.free, self.free, kl)
-        return self.beta(now.step) * kl.sum(axis=0) - terms.reconstruction, metrics
+        kl = free_bits(terms.kl.T, self.free) if self.free else metrics["kl"]
+        return self.beta(now.step) * kl - terms.reconstruction, metrics
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         steps, start = self.steps(weights.params), self.start(len(given["label"]))

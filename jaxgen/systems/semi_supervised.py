@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -121,11 +120,8 @@ def accuracy(trained: runner.Trained[SemiSupervised]) -> list[Number]:
     share = float(trained.over("classes", right, batch, key=5, size=250).mean())
     source: Any = data.train
     x, label = source["x/x"], source["x/label"]
-    flat: Callable[[Any], np.ndarray] = lambda x: np.asarray(data.kind.values(x)).reshape(  # noqa: E731
-        len(x), -1
-    )
-    judge = SVC().fit(flat(x), label)
-    alone = float(judge.score(flat(batch["x"]), batch["label"]))
+    judge = SVC().fit(data.vectors(x), label)
+    alone = float(judge.score(data.vectors(batch["x"]), batch["label"]))
     how = f"share right of {len(batch['label'])} test examples, {len(label)} labels"
     return [
         Number("accuracy", share, f"{how}, q(y|x), EMA of step {trained.step}"),

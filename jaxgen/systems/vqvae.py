@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -256,11 +255,8 @@ def compression(trained: runner.Trained[VqVae]) -> list[Number]:
     codes = trained.over("codes", system.codes, batch, key=4, size=100)
     places = int(np.prod(codes.shape[1:3]))
     bits = round(places * sum(np.log2(size) for size in system.quantizer.sizes))
-    flat: Callable[[Any], np.ndarray] = lambda b: np.asarray(data.kind.values(b["x"])).reshape(  # noqa: E731
-        len(b["x"]), -1
-    )
-    x = flat(batch)
-    kept = quantized_pca(flat(some(data.train, FITTED)), x, bits)
+    x = data.vectors(batch["x"])
+    kept = quantized_pca(data.vectors(some(data.train, FITTED)["x"]), x, bits)
     ema, tested = f"EMA of step {trained.step}", f"{len(x)} test images"
     how = f"mean squared error an entry in [-1, 1], {bits} bits an image, {tested}"
     found = [

@@ -131,9 +131,9 @@ def descend(
     """One update: gradient, mean over devices, optimizer, EMA.
 
     Where the loss, the gradient or the update is not finite it is skipped: everything but the step
-    count stays as it was, and the metric ``skipped`` is 1. Under
-    ``pmap`` each device sees its share of the batch: gradients, memory and metrics are averaged
-    over ``axis_name``. ``accumulate`` is the ``parts`` of :func:`gradient`.
+    count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
+    share of the batch: gradients, memory and metrics are averaged over ``axis_name``.
+    ``accumulate`` is the ``parts`` of :func:`gradient`.
 
     Raises:
       ValueError: for a metric that has the name of one of the step's own.
@@ -151,6 +151,7 @@ def descend(
         grads, memory, metrics = lax.pmean((grads, memory, metrics), axis_name)
     memory = state.memory if memory is None else jax.tree.map(_as_before, memory, state.memory)
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
+    # Here for its norm, and once more where it is made, in place: XLA drops the rest of either.
     updates, _ = optimizer.update(grads, state.opt_state, state.params)
     grad_norm, update_norm = optax.tree.norm(grads), optax.tree.norm(updates)
 

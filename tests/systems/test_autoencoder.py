@@ -16,7 +16,7 @@ from jaxgen.data.sources import load
 from jaxgen.runner import main
 from jaxgen.runner.building import begin
 from jaxgen.runner.system import weights_of
-from jaxgen.systems.autoencoder import codes, errors, flat, largest_angle, probes
+from jaxgen.systems.autoencoder import codes, errors, largest_angle, probes
 from jaxgen.training.step import Now
 
 DATA = load("digits")
@@ -48,7 +48,7 @@ def test_the_linear_autoencoder_spans_the_principal_subspace(key):
     """Baldi & Hornik 1989: and its least error is the sum of the variances that are left."""
     system = build(replace(DIGITS, layers=0, latents=10), DATA)
     params, value = trained_to_the_end(key, system, 2000, 0.03)
-    x = flat(DATA, DATA.train.fetch(np.arange(len(DATA.train)))).astype(np.float64)
+    x = DATA.vectors(DATA.train.fetch(np.arange(len(DATA.train)))["x"]).astype(np.float64)
     pca = PCA().fit(x)
     columns = np.asarray(params["decoder"]["Dense_0"]["kernel"]).T
     assert largest_angle(columns, pca.components_[:10].T) < 1
