@@ -3,22 +3,43 @@
 python -m experiments.hvae                                     # digits: train, draw, measure
 python -m experiments.hvae --data mnist --manual-dir DIR       # five levels, binarized at random
 python -m experiments.hvae --inference ladder                  # Sonderby et al. 2016
+python -m experiments.hvae --model conv                        # maps of latents, as in NVAE, VDVAE
+python -m experiments.hvae sample --temperature 0.7            # clearer samples, less various
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated
+
+from flax import linen as nn
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.losses import elbo
 from jaxgen.losses.hierarchy import precision_weighted, residual
 from jaxgen.losses.latents import warm_up
-from jaxgen.models.ladder import BottomUp, LevelNet, StateDecoder
-from jaxgen.systems.hvae import HVae, bound, held_by_levels, log_likelihood, reconstructions
-from jaxgen.systems.vae import Likelihoods
+from jaxgen.models.ladder import (
+    BottomUp,
+    ConvBottomUp,
+    ConvLevelNet,
+    ConvStateDecoder,
+    LevelNet,
+    StateDecoder,
+    halved,
+)
+from jaxgen.systems.hvae import (
+    HVae,
+    Measuring,
+    bound,
+    held_by_levels,
+    log_likelihood,
+    reconstructions,
+    temperatures,
+)
 
+MODELS = ("mlp", "conv")
 INFERENCES = {"residual": residual, "ladder": precision_weighted}
 
 
@@ -29,35 +50,70 @@ class Config:
     data: runner.Data = field(default_factory=runner.Data)
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
-    measured: Likelihoods = runner.measuring(Likelihoods)
-    latents: Annotated[tuple[int, ...], runner.Range(1)] = (4, 8, 16)  # A level, the top first.
-    hidden: runner.Count = 128  # Units of the networks, and of the state that goes down.
+    measured: Measuring = runner.measuring(Measuring)
+    model: str = "mlp"  # mlp or conv.
+    # A level, the top first; with conv they are the channels of a map.
+    latents: Annotated[tuple[int, ...], runner.Range(1)] = (4, 8, 16)
+    # How often the image is halved for the map of a level, the top first (conv).
+    halvings: Annotated[tuple[int, ...], runner.Range(0)] = (2, 1, 1)
+    hidden: runner.Count = (
+        128  # Units or channels of the networks, and of the state that goes down.
+    )
     # How q(z|x) of a level is made: residual (moved from p, as NVAE has it) or ladder (the product
     # of what comes from above and from below).
     inference: str = "residual"
     beta: runner.NonNegative = 1.0  # Weight of the KL.
     kl_warmup: runner.Natural = 0  # Steps in which the KL's weight rises to beta.
+    kl_balance: bool = False  # Weigh the levels' KL by their size meanwhile, so that none dies.
     free_bits: runner.NonNegative = 0.0  # Nats of a level's KL that cost nothing.
+    spectral: runner.NonNegative = 0.0  # Weight of the kernels' largest singular values.
 
 
 def build(config: Config, data: DataSet) -> HVae:
     """The hierarchical VAE of the options."""
     binary = data.shape[-1] == 1
     likelihood = elbo.bernoulli() if binary else elbo.logistic_mixture(data.levels, data.shape[-1])
-    hidden = config.hidden
+    if config.kl_balance and (config.free_bits or not config.kl_warmup):
+        raise ValueError("--kl-balance goes with --kl-warmup, and without --free-bits.")
+    nets, sizes = networks(config, data, likelihood.maps)
     return HVae(
         data,
         runner.make_optimizer(config.train),
-        BottomUp(len(config.latents), hidden),
-        tuple(LevelNet(latents, hidden) for latents in config.latents),
-        StateDecoder(data.shape, likelihood.maps, hidden),
+        *nets,
         likelihood,
         binary,
-        hidden,
         runner.choose("inference", config.inference, INFERENCES),
         lambda step: config.beta * warm_up(step, config.kl_warmup),
         config.free_bits,
+        sizes if config.kl_balance else (),
+        config.spectral,
+        config.measured.temperature,
     )
+
+
+Networks = tuple[nn.Module, tuple[nn.Module, ...], nn.Module]
+
+
+def networks(config: Config, data: DataSet, maps: int) -> tuple[Networks, tuple[int, ...]]:
+    """From the bottom up, the levels, the decoder; and how large z of each level is."""
+    latents, hidden, shape = config.latents, config.hidden, data.shape
+    if runner.choose("model", config.model, MODELS) == "mlp":
+        levels = tuple(LevelNet(n, hidden) for n in latents)
+        return (BottomUp(len(latents), hidden), levels, StateDecoder(shape, maps, hidden)), latents
+    times = config.halvings
+    if len(times) != len(latents) or list(times) != sorted(times, reverse=True):
+        raise ValueError(
+            f"--halvings has a number for each of the {len(latents)} levels, none larger than the "
+            f"one before: not {', '.join(map(str, times))}."
+        )
+    sides = [halved((shape[0], shape[1]), n) for n in times]
+    levels = tuple(
+        ConvLevelNet(n, below, hidden)
+        for n, below in zip(latents, [*sides[1:], sides[-1]], strict=True)
+    )
+    bottom, decoder = ConvBottomUp(times[::-1], hidden), ConvStateDecoder(shape, maps, hidden)
+    sizes = tuple(n * math.prod(side) for n, side in zip(latents, sides, strict=True))
+    return (bottom, levels, decoder), sizes
 
 
 DIGITS = Config(
@@ -78,7 +134,7 @@ MNIST = Config(
         log_every=500,
         checkpoint_every=10_000,
     ),
-    measured=Likelihoods(1000, 1000),
+    measured=Measuring(1000, 1000),
     latents=(4, 8, 16, 32, 64),
     hidden=256,
     kl_warmup=20_000,
@@ -89,7 +145,7 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(runner.samples, reconstructions, held_by_levels),
+    pictures=(runner.samples, reconstructions, held_by_levels, temperatures),
     measures=(bound, log_likelihood, runner.quality),
 )
 

@@ -68,6 +68,8 @@ class Train:
     decay: str = "none"
     weight_decay: NonNegative = 0.0  # Decoupled, times the learning rate; of kernels alone (AdamW).
     clip: Annotated[float | None, Range(0)] = None  # Global norm to clip the gradient at.
+    # Global norm above which a gradient makes no update (skipped, as one that is not finite).
+    skip: Annotated[float | None, Range(0)] = None
     ema: Share = 0.99  # Decay of the moving average of the parameters.
     # In examples, in place of --ema: what was learned so long ago counts half. It is shorter in the
     # beginning, a twentieth of the examples seen.
@@ -228,6 +230,7 @@ def make_optimizer(options: Train) -> optax.GradientTransformation:
         decay=options.decay,
         steps=options.steps,
         clip=options.clip,
+        skip=options.skip,
         b1=options.b1,
         weight_decay=options.weight_decay,
     )

@@ -24,9 +24,20 @@ from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo, hierarchy
 from jaxgen.losses.hierarchy import Level, LevelTerms, Step
 from jaxgen.losses.latents import free_bits
+from jaxgen.losses.regularization import power_vectors, spectral_norms
 from jaxgen.plotting import save_grid, save_rows
 from jaxgen.systems.bounds import Over, prepared, shown
-from jaxgen.training.step import Metrics, Now
+from jaxgen.training.step import Aux, Metrics, Now
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """How well to measure the likelihood, and how to draw."""
+
+    importance_samples: runner.Count = 500  # K of the importance-sampled log-likelihood.
+    likelihood_images: runner.Count = 1000  # Test examples whose log-likelihood is estimated.
+    temperature: runner.NonNegative = 1.0  # Of the noise in samples, less than 1 for clearer ones.
+
 
 # (p(z|state), what x adds) -> q(z|state, x)
 Combine = Callable[[Normal, Normal], Normal]
@@ -41,23 +52,27 @@ class HVae(runner.System):
     decoder: nn.Module
     likelihood: elbo.Likelihood
     binary: bool
-    hidden: int  # of the state
     combine: Combine
     beta: Over
     free: float = 0.0  # nats of each level that cost nothing
+    sizes: tuple[int, ...] = ()  # of z by level: balances their KL while its weight rises
+    spectral: float = 0.0  # weight of the kernels' largest singular values
+    temperature: float = 1.0  # of samples
 
     def init(self, key: Array) -> Any:
-        key, key_bottom, key_decoder = jax.random.split(key, 3)
-        features, bottom = self.bottom.init_with_output(
-            key_bottom, jnp.zeros((1, *self.data.shape))
-        )
-        state = jnp.zeros((1, self.hidden))
-        params = {"bottom": bottom["params"]}
-        params["decoder"] = self.decoder.init(key_decoder, state)["params"]
-        top_first: Any = reversed(list(features))  # pyright: ignore[reportArgumentType]
+        key, key_bottom, key_decoder, key_spectral = jax.random.split(key, 4)
+        x = jnp.zeros((1, *self.data.shape))
+        features, bottom = self.bottom.init_with_output(key_bottom, x)
+        top_first: Any = list(features)[::-1]  # pyright: ignore[reportArgumentType]
+        state: Any = jnp.zeros_like(top_first[0])
+        params = {"bottom": bottom["params"], "start": state[0]}
         for i, (net, h) in enumerate(zip(self.levels, top_first, strict=True)):
-            params[f"level_{i}"] = net.init(jax.random.fold_in(key, i), state, h)["params"]
-        return {"params": params}
+            state, level = net.init_with_output(jax.random.fold_in(key, i), state, h)
+            params[f"level_{i}"] = level["params"]
+        params["decoder"] = self.decoder.init(key_decoder, state)["params"]
+        if not self.spectral:
+            return {"params": params}
+        return {"params": params, "spectral": power_vectors(key_spectral, params)}
 
     def steps(self, params: Any, x: Array | None = None) -> list[Step]:
         """The levels from the top down; they know q where x is given."""
@@ -86,32 +101,51 @@ class HVae(runner.System):
         maps: Any = self.decoder.apply({"params": params["decoder"]}, state)
         return self.likelihood.density(maps)
 
-    def start(self, count: int) -> Array:
-        """What the topmost level sees."""
-        return jnp.zeros((count, self.hidden))
+    def start(self, params: Any, count: int) -> Array:
+        """What the topmost level sees: a state that is learned."""
+        return jnp.repeat(params["start"][None], count, axis=0)
 
     def terms(self, params: Any, key: Array, x: Array) -> LevelTerms:
         """The terms of the bound."""
         steps, decode = self.steps(params, x), partial(self.decode, params)
-        return hierarchy.level_terms(key, steps, self.start(len(x)), decode, x)
+        return hierarchy.level_terms(key, steps, self.start(params, len(x)), decode, x)
 
-    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics | Aux]:
         key_data, key_z = jax.random.split(key)
         terms = self.terms(params, key_z, prepared(self.data, self.binary, key_data, batch["x"]))
         metrics = {"reconstruction": terms.reconstruction, "kl": terms.kl.sum(axis=0)}
         metrics |= {f"kl_{len(terms.kl) - i}": kl for i, kl in enumerate(terms.kl)}
         if not now.train:
             return -terms.elbo(), metrics
-        kl = free_bits(terms.kl.T, self.free) if self.free else metrics["kl"]
-        return self.beta(now.step) * kl - terms.reconstruction, metrics
+        beta = self.beta(now.step)
+        loss = beta * self.weighed(terms.kl, beta) - terms.reconstruction
+        if not self.spectral:
+            return loss, metrics
+        norms, vectors = spectral_norms(params, now.memory["spectral"])
+        metrics["spectral"] = norms
+        return loss + self.spectral * norms, Aux(metrics, {"spectral": vectors})
+
+    def weighed(self, kl: Array, beta: Array) -> Array:
+        """The KL ``[L, B]`` of all levels together, as training sees it."""
+        if self.free:
+            return free_bits(kl.T, self.free)
+        if self.sizes:
+            weights = jnp.where(beta < 1, hierarchy.balanced(kl, self.sizes), 1.0)
+            kl = weights[:, None] * kl
+        return kl.sum(axis=0)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        steps, start = self.steps(weights.params), self.start(len(given["label"]))
-        state, _ = hierarchy.draw_levels(key, steps, start)
+        return self.drawn(key, weights, len(given["label"]), self.temperature)
+
+    def drawn(self, key: Array, weights: Any, count: int, temperature: float) -> Array:
+        """Means of p(x|z) for z of the prior, cooled."""
+        steps, start = self.steps(weights.params), self.start(weights.params, count)
+        state, _ = hierarchy.draw_levels(key, steps, start, temperature=temperature)
         return shown(self.binary, self.decode(weights.params, state).mean)
 
     def how(self) -> str:
-        return "means of p(x|z), z of the prior"
+        cooled = "" if self.temperature == 1 else f" at temperature {self.temperature:g}"
+        return f"means of p(x|z), z of the prior{cooled}"
 
 
 # --- pictures and measures -----------------------------------------------------------------------
@@ -123,7 +157,7 @@ def reconstructions(trained: runner.Trained[HVae]) -> list[Path]:
 
     def both(weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
         x = prepared(system.data, system.binary, key, batch["x"])
-        state: Any = system.start(len(x))
+        state: Any = system.start(weights.params, len(x))
         for step in system.steps(weights.params, x):
             level = step(state)
             state = level.then((level.q or level.p).mean)
@@ -145,9 +179,10 @@ def held_by_levels(trained: runner.Trained[HVae]) -> list[Path]:
 
         def draw(weights: Any, key: Array, row: Any, kept: int = kept) -> Array:
             steps, one = system.steps(weights.params), jax.random.key(7)
-            _, z = hierarchy.draw_levels(one, steps, system.start(1))
+            _, z = hierarchy.draw_levels(one, steps, system.start(weights.params, 1))
             known = [jnp.repeat(z_l, len(row), axis=0) for z_l in z[:kept]]
-            state, _ = hierarchy.draw_levels(key, steps, system.start(len(row)), known=known)
+            start = system.start(weights.params, len(row))
+            state, _ = hierarchy.draw_levels(key, steps, start, known=known)
             return shown(system.binary, system.decode(weights.params, state).mean)
 
         name = (
@@ -157,6 +192,20 @@ def held_by_levels(trained: runner.Trained[HVae]) -> list[Path]:
         )
         rows[name] = trained.over("levels", draw, np.arange(10), key=10 + kept, size=10)
     return [save_rows(trained.results / "levels.png", rows)]
+
+
+def temperatures(trained: runner.Trained[HVae]) -> list[Path]:
+    """``temperatures.png``: samples of which the noise of every level is made smaller."""
+    system, rows = trained.system, {}
+    for temperature in (1.0, 0.85, 0.7, 0.5):
+
+        def draw(weights: Any, key: Array, row: Any, temperature: float = temperature) -> Array:
+            return system.drawn(key, weights, len(row), temperature)
+
+        rows[f"{temperature:g}"] = trained.over(
+            "temperatures", draw, np.arange(10), key=30, size=10
+        )
+    return [save_rows(trained.results / "temperatures.png", rows)]
 
 
 def bound(trained: runner.Trained[HVae]) -> list[Number]:
@@ -178,9 +227,10 @@ def log_likelihood(trained: runner.Trained[HVae]) -> list[Number]:
         key_data, key_z = jax.random.split(key)
         x = prepared(system.data, system.binary, key_data, batch["x"])
         steps, decode = system.steps(weights.params, x), partial(system.decode, weights.params)
+        start = system.start(weights.params, len(x))
 
         def weigh(key: Array) -> Array:
-            return hierarchy.level_log_weight(key, steps, system.start(len(x)), decode, x)
+            return hierarchy.level_log_weight(key, steps, start, decode, x)
 
         log_w = jax.lax.map(weigh, jax.random.split(key_z, k), batch_size=math.gcd(k, 10))
         return jax.nn.logsumexp(log_w, axis=0) - jnp.log(k)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
 
@@ -358,6 +359,7 @@ def adam(
     decay: str = "none",
     steps: int | None = None,
     clip: float | None = None,
+    skip: float | None = None,
     b1: float = 0.9,
     weight_decay: float | Array = 0.0,
 ) -> optax.GradientTransformation:
@@ -366,6 +368,8 @@ def adam(
     Args:
       decay: what the rate does after the warm-up: ``none``, or ``cosine`` (Loshchilov & Hutter
         2017) or ``linear`` down to 0 at the last of ``steps``.
+      skip: a gradient whose global norm is larger makes no update (Child 2021, section 4): it is
+        turned into NaN, which :func:`descend` leaves out and reports.
       weight_decay: decoupled (Loshchilov & Hutter 2019): each update takes off the rate times this
         much of the parameter itself. Kernels and tables alone decay, not biases, nor the scales of
         norms: arrays of two axes or more.
@@ -394,8 +398,16 @@ def adam(
         rise = optax.linear_schedule(0.0, learning_rate, warmup)
         schedule = optax.join_schedules([rise, schedule], [warmup]) if decay != "none" else rise
     clipping = optax.clip_by_global_norm(clip) if clip else optax.identity()
+    if skip:
+        clipping = optax.chain(optax.stateless(partial(_nan_above, skip)), clipping)
     kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
     return optax.chain(
         clipping,
         optax.adamw(schedule, b1=b1, weight_decay=weight_decay, mask=kernels),  # pyright: ignore
     )
+
+
+def _nan_above(limit: float, updates: Params, _: Params) -> Params:
+    """Updates as they are, or NaN where their norm is above the limit."""
+    factor = jnp.where(optax.tree.norm(updates) > limit, jnp.nan, 1.0)
+    return jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)

@@ -178,6 +178,21 @@ def test_a_memory_is_kept_by_its_player_alone():
     assert state["other"].memory == {}
 
 
+def test_a_gradient_above_the_limit_makes_no_update_and_is_reported():
+    optimizer = adam(0.1, skip=2.0, clip=1.0)
+    step = jax.jit(make_step(lambda w, batch, key: (batch * w, {}), optimizer, 0.5))
+    state = init_state({"params": jnp.ones(())}, optimizer)
+    key = jax.random.key(0)
+    large, metrics = step(state, jnp.full(2, 3.0), key)
+    assert metrics["skipped"] == 1
+    assert large.params == large.ema == 1
+    jax.tree.map(np.testing.assert_array_equal, large.opt_state, state.opt_state)
+    small, metrics = step(large, jnp.full(2, 1.9), key)
+    assert metrics["skipped"] == 0
+    np.testing.assert_allclose(small.params, 0.9, rtol=1e-5)
+    assert small.step == 2
+
+
 def test_adam_warms_up_and_clips():
     """The first update of Adam is the learning rate in size, whatever the gradient's scale."""
     optimizer = adam(0.1, warmup=4, clip=1.0)
