@@ -23,10 +23,10 @@ from jaxgen.losses.latents import warm_up
 from jaxgen.models.ladder import (
     BottomUp,
     ConvBottomUp,
-    ConvLevelNet,
     ConvStateDecoder,
     LevelNet,
     StateDecoder,
+    conv,
     halved,
 )
 from jaxgen.systems.hvae import (
@@ -108,7 +108,7 @@ def networks(config: Config, data: DataSet, maps: int) -> tuple[Networks, tuple[
         )
     sides = [halved((shape[0], shape[1]), n) for n in times]
     levels = tuple(
-        ConvLevelNet(n, below, hidden)
+        LevelNet(n, hidden, conv, below)
         for n, below in zip(latents, [*sides[1:], sides[-1]], strict=True)
     )
     bottom, decoder = ConvBottomUp(times[::-1], hidden), ConvStateDecoder(shape, maps, hidden)
@@ -124,22 +124,45 @@ DIGITS = Config(
 )
 MNIST = Config(
     train=runner.Train(
-        steps=120_000,
+        steps=100_000,
         batch=128,
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         decay="cosine",
-        clip=100.0,
         ema=0.999,
         steps_per_call=50,
         log_every=500,
         checkpoint_every=10_000,
     ),
-    measured=Measuring(1000, 1000),
-    latents=(4, 8, 16, 32, 64),
+    measured=Measuring(5000, 2000),
+    latents=(4, 8, 32),
     hidden=256,
-    kl_warmup=20_000,
+    kl_warmup=10_000,
 )
-PRESETS = runner.by_data(digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, binarized_mnist=MNIST)
+# For an accelerator: maps of latents, as NVAE and VDVAE have them.
+CIFAR10 = Config(
+    train=runner.Train(
+        steps=200_000,
+        batch=64,
+        learning_rate=1e-3,
+        warmup=1000,
+        decay="cosine",
+        skip=400.0,
+        ema=0.9995,
+        log_every=200,
+        checkpoint_every=10_000,
+    ),
+    measured=Measuring(100, 1000),
+    model="conv",
+    latents=(16,) * 12,
+    halvings=(4,) * 2 + (3,) * 3 + (2,) * 4 + (1,) * 3,
+    hidden=128,
+    kl_warmup=20_000,
+    kl_balance=True,
+    spectral=1e-2,
+)
+PRESETS = runner.by_data(
+    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, binarized_mnist=MNIST, cifar10=CIFAR10
+)
 EXPERIMENT = runner.Experiment(
     "hvae",
     __doc__,

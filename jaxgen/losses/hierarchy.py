@@ -126,12 +126,12 @@ def precision_weighted(above: Normal, below: Normal) -> Normal:
 
 
 def residual(p: Normal, moved: Normal) -> Normal:
-    """q = N(mean_p + std_p mean, (std_p std)^2), of which ``moved`` is what x adds.
+    """q = N(mean_p + mean, (std_p std)^2), of which ``moved`` is what x adds.
 
-    Vahdat & Kautz 2020, section 3.2, with the shift in units of std_p: its KL to p is then that of
-    ``moved`` to N(0, I), whatever p is.
+    Vahdat & Kautz 2020, section 3.2; the KL to p is that of eq. 2. The shift is not in units of
+    std_p: there p could shrink what is below sees of z, noise and all, at no cost.
     """
-    return Normal(p.mean + jnp.exp(p.log_std) * moved.mean, p.log_std + moved.log_std)
+    return Normal(p.mean + moved.mean, p.log_std + moved.log_std)
 
 
 def balanced(kl: Array, sizes: Sequence[int]) -> Array:

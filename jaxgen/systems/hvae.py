@@ -19,7 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.distributions import Normal
+from jaxgen.distributions import Normal, standard_normal
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo, hierarchy
 from jaxgen.losses.hierarchy import Level, LevelTerms, Step
@@ -85,7 +85,7 @@ class HVae(runner.System):
             net = partial(self.levels[i].apply, {"params": params[f"level_{i}"]})
 
             def level(state: Array) -> Level:
-                p: Any = net(state, method="prior")
+                p: Any = net(state, method="prior") if i else self.top(state)
                 then: Any = lambda z: net(state, z, method="descend")  # noqa: E731
                 if h is None:
                     return Level(p, then)
@@ -95,6 +95,15 @@ class HVae(runner.System):
             return level
 
         return [step(i, h) for i, h in enumerate(features)]
+
+    def top(self, state: Array) -> Normal:
+        """p of the topmost level, N(0, I).
+
+        A scale that is learned would close the way at first: it is easier to shrink what the
+        decoder sees of z than to learn from it.
+        """
+        net: Any = self.levels[0]
+        return standard_normal((*state.shape[:-1], net.latents))
 
     def decode(self, params: Any, state: Array) -> Any:
         """p(x|z), from the last state."""
