@@ -211,7 +211,7 @@ def temperatures(trained: runner.Trained[HVae]) -> list[Path]:
         def draw(weights: Any, key: Array, row: Any, temperature: float = temperature) -> Array:
             return system.drawn(key, weights, len(row), temperature)
 
-        rows[f"{temperature:g}"] = trained.over(
+        rows[f"temperature {temperature:g}"] = trained.over(
             "temperatures", draw, np.arange(10), key=30, size=10
         )
     return [save_rows(trained.results / "temperatures.png", rows)]
