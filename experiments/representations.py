@@ -3,10 +3,16 @@
 python -m experiments.representations    # trains the three of them on digits first
 python -m experiments.representations evaluate --dir AUTOENCODER VAE GAN  # of runs that are there
 
-`report.json` tells what a linear classifier makes of each one's features. `latents.png` shows the
-codes of test images over draws of the prior: where no prior was trained for, its draws miss them,
-and `samples.png` what that makes of samples. `interpolations.png` goes from image to image.
-The VAE is given the autoencoder's likelihood, a normal: noise and KL are all that differ.
+`report.json` tells what a linear classifier makes of each one's features, and of those of the same
+networks before training. `latents.png` shows the codes of test images over draws of the prior:
+where there was none in training, its draws miss them, and `samples.png` what that makes of samples.
+`interpolations.png` goes from image to image. The VAE has the autoencoder's networks, and a normal
+likelihood, so that both see the same images (the default one sees bits, drawn at random).
+
+Expect, on digits with seed 0 on two CPU cores: 2 minutes of training. Accuracy of pixels 97.2%, 10
+principal components 93.0%, autoencoder and VAE 94.2%, discriminator 98.1% (untrained 97.5%: its
+256 features are most of it). Frechet distance of the autoencoder's decoded draws of N(0, I) 11.5,
+of a normal fitted to its codes 1.90, of the VAE's prior 1.85.
 """
 
 from __future__ import annotations
@@ -141,11 +147,13 @@ def samples(runs: Runs, config: Any, directory: Path) -> Path:
 # --- the space of codes --------------------------------------------------------------------------
 
 
-def latents(runs: Runs, config: Any, directory: Path) -> Path:
+def latents(runs: Runs, config: Any, directory: Path) -> list[Path]:
     """``latents.png``: codes of test images by class, and draws of the prior in grey behind them,
     in the first two principal axes of the codes."""
     trained, other = comparable(runs)["autoencoder"], runs["vae"]
     batch, key = trained.test(ae.SHOWN), jax.random.fold_in(trained.key, 3)
+    if len(batch["x"]) < 2 or min(trained.system.latents, other.system.latents) < 2:
+        return []  # no plane to draw
     prior = other.system.model(other.weights.params, batch["label"]).prior
     found = {
         "autoencoder, over N(0, I)": (
@@ -162,26 +170,28 @@ def latents(runs: Runs, config: Any, directory: Path) -> Path:
         mean, axes = principal_axes(z)
         panels[name], behind[name] = (z - mean) @ axes, (np.asarray(draws) - mean) @ axes
     path = directory / "latents.png"
-    return save_classes(path, panels, batch["label"], trained.data.class_names, behind)
+    return [save_classes(path, panels, batch["label"], trained.data.class_names, behind)]
 
 
-def interpolations(runs: Runs, config: Any, directory: Path) -> Path:
+def interpolations(runs: Runs, config: Any, directory: Path) -> list[Path]:
     """``interpolations.png``: the segments between the codes of test images, decoded by both."""
     trained, other = comparable(runs)["autoencoder"], runs["vae"]
     batch = trained.test(2 * PAIRS)
+    half = len(batch["x"]) // 2
+    if not half:  # a single test image
+        return []
     makers = {
         "autoencoder": (encoder(trained, ae.codes), partial(ae.decoded, trained)),
         "VAE": (encoder(other, variational.codes), partial(variational.decoded, other)),
     }
     rows = {}
     for name, (encode, decode) in makers.items():
-        start, end = np.array_split(encode(batch), 2)
-        path = linear_path(jnp.asarray(start), jnp.asarray(end[: len(start)]), BETWEEN)
-        pictures = decode(path.swapaxes(0, 1).reshape(-1, path.shape[-1]))
-        for i, row in enumerate(np.split(pictures, len(start))):
-            rows[f"{name}, {i + 1}"] = row
-    by_pair = sorted(rows, key=lambda name: int(name.rpartition(" ")[2]))
-    return save_rows(directory / "interpolations.png", {name: rows[name] for name in by_pair})
+        z = jnp.asarray(encode(batch))
+        path = linear_path(z[:half], z[half : 2 * half], BETWEEN).swapaxes(0, 1)
+        pictures = decode(path.reshape(-1, z.shape[-1]))
+        rows[name] = np.split(pictures, half)
+    by_pair = {f"{name}, {i + 1}": rows[name][i] for i in range(half) for name in makers}
+    return [save_rows(directory / "interpolations.png", by_pair)]
 
 
 STUDY = runner.Study(

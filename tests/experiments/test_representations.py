@@ -20,6 +20,7 @@ from experiments.representations import (
     standard,
     table,
 )
+from jaxgen.data.records import Arrays, some
 from jaxgen.data.sources import load
 from jaxgen.runner import Mistake, Sampling, Trained
 from jaxgen.runner.building import begin
@@ -41,13 +42,16 @@ def opened(name, data, **options):
     config = replace(module.DIGITS, **{**small, **options})
     config = replace(config, train=replace(config.train, devices=1))
     system, key = module.build(config, data), jax.random.key(1)
-    weights = system.settled(weights_of(begin(system, key)))
+    weights = weights_of(begin(system, key))
+    if name == "autoencoder":  # a GAN's generator draws nothing here
+        weights = system.settled(weights)
     return Trained(system, weights, config, Path(name), Path(name), 0, key, Sampling(20, 20))
 
 
 @pytest.fixture(scope="module")
 def runs():
     data = load("digits")
+    data = replace(data, train=Arrays(some(data.train, 400)))
     return {name: opened(name, data) for name in SMALL}
 
 
@@ -60,13 +64,12 @@ def test_the_table_has_a_row_for_each_representation(runs):
     assert (size["pixels"], size["principal components"], size["autoencoder"]) == (64, 2, 2)
     assert (size["VAE"], size["discriminator"]) == (2, 2 * 2 * 16)
     share = {row: numbers[f"accuracy, {row}"].value for row in ROWS}
-    assert share["pixels"] > 0.95
+    assert share["pixels"] > 0.9
     assert 0.5 < share["principal components"] < 0.65  # of ten classes in two dimensions
     for row in ROWS:
         assert 0.1 < share[row] < 1
         assert (
-            "1295 training examples, share right of 359 test"
-            in numbers[f"accuracy, {row}"].protocol
+            "400 training examples, share right of 359 test" in numbers[f"accuracy, {row}"].protocol
         )
 
 
@@ -91,9 +94,19 @@ def test_samples_of_the_autoencoder_differ_by_the_normal_alone(runs):
 
 def test_the_pictures_show_something(runs, tmp_path):
     for picture in (latents, samples, interpolations):
-        path = picture(runs, Config(), tmp_path)
-        assert path.name == f"{picture.__name__}.png"
+        path = tmp_path / f"{picture.__name__}.png"
+        assert picture(runs, Config(), tmp_path) in (path, [path])
         assert np.asarray(Image.open(path).convert("L")).std() > 5
+
+
+def test_few_test_images_have_fewer_pictures(runs, tmp_path):
+    """Of three, one pair; of a single one no axes and no pair."""
+    data = runs["vae"].data
+    for count, drawn in ((3, [tmp_path / "interpolations.png"]), (1, [])):
+        few = replace(data, test=Arrays(data.test.fetch(np.arange(count))))
+        some = {name: run.but(data=few) for name, run in runs.items()}
+        assert interpolations(some, Config(), tmp_path) == drawn
+    assert latents(some, Config(), tmp_path) == []
 
 
 def test_what_cannot_be_compared_is_refused(runs):
