@@ -119,8 +119,8 @@ def test_what_cannot_be_compared_is_refused(runs):
 
 @pytest.mark.slow
 def test_one_command_trains_what_it_needs(command):
-    train = "--steps 4 --batch 16 --log-every 2 --checkpoint-every 4 --devices 1"
-    words = f"--train '{train}' --samples 20 --sample-batch 20 --out out"
+    train = "--steps 4 --steps-per-call 2 --batch 16 --log-every 2 --checkpoint-every 4 --devices 1"
+    words = f"--train='{train}' --samples 20 --sample-batch 20 --out out"
     status, out, err = command("representations", words, tiny=False)
     assert status == 0, err
     assert "latents.png, samples.png, interpolations.png" in out
