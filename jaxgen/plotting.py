@@ -193,19 +193,53 @@ def save_points(path: Path, sets: Mapping[str, np.ndarray], limit: int = 2000) -
     return _save(path, figure)
 
 
-def save_classes(path: Path, points: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> Path:
-    """Draws ``points [n, 2]``, each in the colour of its class ``labels [n]``."""
-    figure, (axis,) = _panels(1, 1, 6, 5)
-    figure.subplots_adjust(right=0.82)
+def save_classes(
+    path: Path,
+    panels: Mapping[str, np.ndarray],
+    labels: np.ndarray,
+    names: Sequence[str],
+    behind: Mapping[str, np.ndarray] | None = None,
+) -> Path:
+    """Draws ``[n, 2]`` of the same examples side by side, in the colours of their ``labels [n]``.
+
+    Panels have scales of their own, in which the axes are alike. Points ``behind`` them, by the
+    names of the panels, are of a light grey.
+    """
+    figure, axes = _panels(len(panels), len(panels), 3.6, 3.6)
     from matplotlib import colormaps
 
     few = len(names) <= 20
     colours = colormaps["tab10" if len(names) <= 10 else "tab20" if few else "hsv"]
-    for c, name in enumerate(names):
-        colour = colours(c if few else c / len(names))
-        axis.scatter(*points[labels == c].T, s=8, alpha=0.7, linewidths=0, color=colour, label=name)
+    for axis, (title, points) in zip(axes, panels.items(), strict=True):
+        if behind is not None:
+            axis.scatter(*behind[title].T, s=5, linewidths=0, color="0.87")
+        for c, name in enumerate(names):
+            ink = {"color": colours(c if few else c / len(names)), "label": name}
+            axis.scatter(*points[labels == c].T, s=8, alpha=0.7, linewidths=0, **ink)
+        axis.set_title(title, fontsize=10)
+        axis.set_aspect("equal", adjustable="datalim")
     if len(names) > 1 and few:
-        axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+        _widen(figure, 0.5 + 0.08 * max(map(len, names)))
+        axes[-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1), markerscale=2)
+    return _save(path, figure)
+
+
+def _widen(figure: Figure, inches: float) -> None:
+    """Makes room at the right of the panels, which stay as large as they are."""
+    width, where = figure.get_figwidth(), figure.subplotpars
+    figure.set_figwidth(width + inches)
+    share = width / (width + inches)
+    figure.subplots_adjust(left=where.left * share, right=where.right * share)
+
+
+def save_values(path: Path, points: np.ndarray, panels: Mapping[str, np.ndarray]) -> Path:
+    """Draws ``points [n, 2]`` once for each panel, coloured by its values ``[n]``, low to high."""
+    (x, y), half = square_around(points)
+    figure, axes = _panels(len(panels), 4, 2.8, 2.9)
+    for axis, (title, values) in zip(axes, panels.items(), strict=True):
+        axis.scatter(*points.T, s=6, linewidths=0, c=values, cmap="viridis")
+        axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
+        axis.set_title(title, fontsize=10)
     return _save(path, figure)
 
 

@@ -10,6 +10,7 @@ from jaxgen.plotting import (
     curves_shown,
     dots,
     save_bars,
+    save_classes,
     save_curves,
     save_density,
     save_film,
@@ -17,6 +18,7 @@ from jaxgen.plotting import (
     save_lines,
     save_points,
     save_points_film,
+    save_values,
     square_around,
     tile,
 )
@@ -119,6 +121,36 @@ def test_a_film_is_drawn_fast(tmp_path):
     begun = time.process_time()
     save_points_film(tmp_path / "film.gif", frames)
     assert time.process_time() - begun < 4
+
+
+def test_classes_have_a_colour_in_every_panel(tmp_path, figures):
+    rng, labels = np.random.default_rng(0), np.arange(30) % 3
+    clouds = {name: rng.standard_normal((30, 2)) for name in ("codes", "PCA")}
+    behind = {name: rng.standard_normal((7, 2)) for name in clouds}
+    save_classes(tmp_path / "codes.png", clouds, labels, ["a", "b", "c"], behind)
+    (figure,) = figures
+    assert [axis.get_title() for axis in panels(figure)] == ["codes", "PCA"]
+    for axis, points in zip(panels(figure), clouds.values(), strict=True):
+        grey, *classes = axis.collections
+        assert len(grey.get_offsets()) == 7
+        for c, drawn in enumerate(classes):
+            np.testing.assert_array_equal(drawn.get_offsets(), points[labels == c])
+    colours = [[tuple(c.get_facecolor()[0]) for c in a.collections] for a in panels(figure)]
+    assert colours[0] == colours[1]
+    assert len(set(colours[0])) == 4
+    legend = panels(figure)[-1].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["a", "b", "c"]
+    box = legend.get_window_extent()
+    assert box.x1 <= figure.bbox.x1  # inside of the picture
+
+
+def test_values_are_colours_of_the_same_points(tmp_path, figures):
+    points = np.random.default_rng(0).standard_normal((30, 2))
+    save_values(tmp_path / "values.png", points, {"x": points[:, 0], "y": points[:, 1]})
+    for axis, values in zip(panels(figures[0]), points.T, strict=True):
+        (drawn,) = axis.collections
+        np.testing.assert_array_equal(drawn.get_offsets(), points)
+        np.testing.assert_array_equal(drawn.get_array(), values)
 
 
 def test_clouds_share_their_axes(tmp_path, figures):

@@ -352,6 +352,11 @@ class DataSet:
             raise TypeError(f"{self.name} is {self.kind.noun}, and this is for images.")
         return self.kind.levels
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called: their numbers, where they have no names."""
+        return self.classes_named or tuple(str(c) for c in range(self.classes))
+
     def vectors(self, x: Any) -> np.ndarray:
         """Examples ``[N, ...]`` as models see them, each a vector: ``[N, D]``."""
         return np.asarray(self.kind.values(x)).reshape(len(x), -1)

@@ -38,6 +38,24 @@ def analogy(a: Array, b: Array, c: Array) -> Array:
     return c.mean(axis=0) + b.mean(axis=0) - a.mean(axis=0)
 
 
+def principal_axes(z: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """The mean ``[Z]`` of ``z [N, Z]``, and the directions of most variance ``[Z, count]``."""
+    mean = z.mean(axis=0)
+    _, _, axes = np.linalg.svd(z - mean, full_matrices=False)
+    return mean, axes[:count].T
+
+
+def turned(z: np.ndarray, like: np.ndarray) -> np.ndarray:
+    """``z [N, K]`` about its mean, turned or mirrored to lie as near to ``like [N, K]`` as it can.
+
+    Schoenemann 1966. No distance between examples changes: pictures of axes that are known up to
+    a rotation can be compared by eye.
+    """
+    z = z - z.mean(axis=0)
+    u, _, v = np.linalg.svd(z.T @ (like - like.mean(axis=0)))
+    return z @ (u @ v)
+
+
 ACTIVE = 0.01  # variance over the data, Burda et al. 2016, section 5.2
 
 

@@ -62,7 +62,10 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """Images ``[B, H, W, C]`` -> logits ``[B]``, halving the map ``stages`` times."""
+    """Images ``[B, H, W, C]`` -> logits ``[B]``, halving the map ``stages`` times.
+
+    What the last layer sees ``[B, F]`` is sown as ``features`` among the intermediates.
+    """
 
     stages: int = 2
     channels: int = 64  # of the first map; doubled at every later one
@@ -77,4 +80,6 @@ class Discriminator(nn.Module):
             )
             x = conv(x)
             x = nn.leaky_relu(norm()(x) if stage > 0 else x, 0.2)
-        return nn.Dense(1, kernel_init=INIT)(x.reshape(x.shape[0], -1))[:, 0]
+        features = x.reshape(x.shape[0], -1)
+        self.sow("intermediates", "features", features)
+        return nn.Dense(1, kernel_init=INIT)(features)[:, 0]

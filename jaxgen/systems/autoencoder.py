@@ -22,18 +22,19 @@ from jax import Array
 from jaxgen import runner
 from jaxgen.data.records import Batch, DataSet, Image, some
 from jaxgen.evaluation.features import NUMBERS
-from jaxgen.evaluation.latents import linear_path
+from jaxgen.evaluation.latents import linear_path, principal_axes, turned
+from jaxgen.evaluation.probes import probe
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.reconstruction import Encode, squared_distance
 from jaxgen.models.vae import MLPDecoder
-from jaxgen.plotting import save_classes, save_grid, save_points, save_rows
+from jaxgen.plotting import save_classes, save_grid, save_points, save_rows, save_values
 from jaxgen.runner.system import CHUNK
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
 
 FITTED = 10_000  # training examples that normals and linear probes are fitted to
 COMPONENTS = 60_000  # and principal components
-SHOWN = 2000  # codes in a picture
+SHOWN = 2000  # codes in a picture, and examples that kernel components are fitted to
 
 Corruption = Callable[[Array, Array], Array]  # (key, x) -> what the encoder sees
 
@@ -164,34 +165,50 @@ def reconstructions(trained: runner.Trained[Autoencoder]) -> list[Path]:
     return [save(trained.results / "reconstructions.png", sets)]
 
 
+def decoded(trained: runner.Trained[Autoencoder], z: Array | np.ndarray) -> np.ndarray:
+    """What is made of codes ``[N, Z]``."""
+    decode = lambda weights, key, z: trained.system.decode(weights.params, z)  # noqa: E731
+    return trained.over("decoding", decode, np.asarray(z), size=100)
+
+
 def interpolations(trained: runner.Trained[Autoencoder]) -> list[Path]:
     """``interpolations.png``: the segments between the codes of test images, decoded."""
     if not isinstance(trained.data.kind, Image):
         return []
-    system = trained.system
-    z = trained.over("codes", partial(codes, system), trained.test(20), key=2)
+    z = trained.over("codes", partial(codes, trained.system), trained.test(20), key=2)
     half = len(z) // 2
     if not half:  # a single test image
         return []
     path = linear_path(jnp.asarray(z[:half]), jnp.asarray(z[half : 2 * half]), 10).swapaxes(0, 1)
-    decode = lambda weights, key, z: system.decode(weights.params, z)  # noqa: E731
-    rows = np.asarray(path).reshape(-1, system.latents)
-    between = trained.over("decoding", decode, rows, size=100)
+    between = decoded(trained, path.reshape(-1, trained.system.latents))
     return [save_grid(trained.results / "interpolations.png", between, 10)]
 
 
 def scatter(trained: runner.Trained[Autoencoder]) -> list[Path]:
-    """``codes.png``: the codes of test examples, coloured by class, in their first two principal
-    axes where they have more than two."""
+    """``codes.png``: test examples by their codes, by PCA and by kernel PCA.
+
+    Of images the first two axes of each, coloured by class; of points in the plane the first as a
+    colour. The codes' axes are the principal ones, turned to lie as near to PCA's as they can: as
+    an autoencoder's code is known up to a linear map, there may be a stretch between the two.
+    """
     data, batch = trained.data, trained.test(SHOWN)
-    z = trained.over("codes", partial(codes, trained.system), batch, key=2)
-    if trained.system.latents == 1 or len(z) < 2:
+    images = isinstance(data.kind, Image)
+    count = min(2, trained.system.latents) if images else 1
+    if len(batch["x"]) < 2 or (images and count < 2) or (not images and data.shape != (2,)):
         return []
-    if trained.system.latents > 2:
-        _, _, axes = np.linalg.svd(z - z.mean(axis=0), full_matrices=False)
-        z = (z - z.mean(axis=0)) @ axes[:2].T
-    names = data.classes_named or [str(c) for c in range(data.classes)]
-    return [save_classes(trained.results / "codes.png", z, batch["label"], names)]
+    z, x = trained.over("codes", partial(codes, trained.system), batch, key=2), batch["x"]
+    mean, axes = principal_axes(z, count)
+    by_pca = components(trained).transform(data.vectors(x))[:, :count]
+    by_kernel = kernel_components(data, count).transform(data.vectors(x))
+    panels = {
+        "codes": turned((z - mean) @ axes, by_pca),
+        "PCA": by_pca,
+        "kernel PCA": turned(by_kernel, by_pca),
+    }
+    path = trained.results / "codes.png"
+    if images:
+        return [save_classes(path, panels, batch["label"], data.class_names)]
+    return [save_values(path, x, {name: values[:, 0] for name, values in panels.items()})]
 
 
 # --- measures ----------------------------------------------------------------------------------
@@ -210,6 +227,18 @@ def components(trained: runner.Trained[Autoencoder]) -> Any:
         return PCA(min(trained.system.latents, *x.shape), svd_solver=solver).fit(x)
 
     return trained.once("pca", fit)
+
+
+def kernel_components(data: DataSet, count: int) -> Any:
+    """scikit-learn's kernel PCA of training examples (Schoelkopf et al. 1998).
+
+    The kernel is exp(-|x - y|^2 / (D var)) for examples of D entries with a variance of ``var``.
+    """
+    from sklearn.decomposition import KernelPCA
+
+    x = data.vectors(some_of(data, SHOWN)["x"])
+    width = x.shape[1] * float(x.var()) or 1.0
+    return KernelPCA(count, kernel="rbf", gamma=1 / width, random_state=0).fit(x)
 
 
 def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
@@ -254,36 +283,20 @@ def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
 
 def probes(trained: runner.Trained[Autoencoder]) -> list[Number]:
     """How well a linear classifier does on codes, on pixels, and on principal components."""
-    data, train, test = trained.data, some_of(trained.data, FITTED), trained.test()
+    data, system, pca = trained.data, trained.system, components(trained)
+    train, test = some_of(data, FITTED), trained.test()
     if data.classes < 2 or len(np.unique(train["label"])) < 2:
         return []
-    coded = [
-        trained.over("codes", partial(codes, trained.system), batch, key=2, size=250)
-        for batch in (train, test)
-    ]
-    pixels = [data.vectors(batch["x"]) for batch in (train, test)]
-    pca = components(trained)
+    pixels = lambda batch: data.vectors(batch["x"])  # noqa: E731
+    coded = lambda batch: trained.over("codes", partial(codes, system), batch, key=2, size=250)  # noqa: E731
     rows = {
-        "probe_accuracy": (f"{trained.system.latents} frozen latents", *coded),
-        "probe_accuracy_of_pca": (
-            f"{pca.n_components_} principal components",
-            *(pca.transform(x) for x in pixels),
-        ),
-        "probe_accuracy_of_input": (f"the {pixels[0].shape[1]} entries of an example", *pixels),
+        "probe_accuracy": ("frozen latents", coded),
+        "probe_accuracy_of_pca": ("principal components", lambda b: pca.transform(pixels(b))),
+        "probe_accuracy_of_input": ("entries of an example", pixels),
     }
-    fitted = f"of {len(train['label'])} training examples, share right of {len(test['label'])} test"
-    how = f"logistic regression on {{}}, standardized, {fitted}, EMA of step {trained.step}"
-    return [
-        Number(name, probe(seen, train["label"], other, test["label"]), how.format(what))
-        for name, (what, seen, other) in rows.items()
-    ]
-
-
-def probe(x: np.ndarray, label: np.ndarray, test: np.ndarray, of_test: np.ndarray) -> float:
-    """A logistic regression fitted to standardized features ``x [n, F]``: the accuracy in test."""
-    from sklearn.linear_model import LogisticRegression
-    from sklearn.pipeline import make_pipeline
-    from sklearn.preprocessing import StandardScaler
-
-    judge = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return float(judge.fit(x, label).score(test, of_test))
+    numbers = []
+    for name, (what, features) in rows.items():
+        found = probe(features, train, test)
+        how = f"{found.dimension} {what}, {found.protocol}, EMA of step {trained.step}"
+        numbers.append(Number(name, found.accuracy, how))
+    return numbers

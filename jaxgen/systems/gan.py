@@ -140,6 +140,19 @@ def forward(module: nn.Module, params: Any, memory: Any, x: Array, now: Now) -> 
     return module.apply({"params": params, **memory}, x, train=True, mutable=list(memory))
 
 
+def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:
+    """What the averaged discriminator's last layer sees of images, ``[B, F]``.
+
+    Radford et al. 2016, section 5.1, take the maps of all layers; these are the last one's alone.
+    """
+    d, x = weights["discriminator"], system.data.kind.values(batch["x"])
+    variables = {"params": d.params, **d.memory}
+    kept: Any
+    _, kept = system.discriminator.apply(variables, x, train=False, mutable=["intermediates"])
+    (found,) = kept["intermediates"]["features"]
+    return found
+
+
 # --- pictures of images ------------------------------------------------------------------------
 
 

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.evaluation.latents import active_units, analogy, linear_path, spherical_path
+from jaxgen.evaluation.latents import (
+    active_units,
+    analogy,
+    linear_path,
+    principal_axes,
+    spherical_path,
+    turned,
+)
 
 
 def test_paths_begin_and_end_where_they_should(key):
@@ -39,3 +46,28 @@ def test_units_that_do_not_follow_the_data_are_not_active():
     np.testing.assert_array_equal(active_units(means), [True, True, False, False])
     with pytest.raises(ValueError, match="two examples"):
         active_units(means[:1])
+
+
+def test_principal_axes_are_those_of_the_covariance():
+    """A normal of stds 3, 2 and 0.1 along turned axes: they are found up to their signs."""
+    rng = np.random.default_rng(0)
+    basis, _ = np.linalg.qr(rng.standard_normal((3, 3)))
+    z = 5 + rng.standard_normal((50_000, 3)) * [3.0, 2.0, 0.1] @ basis.T
+    mean, axes = principal_axes(z)
+    np.testing.assert_allclose(mean, 5, atol=0.06)
+    assert axes.shape == (3, 2)
+    np.testing.assert_allclose(np.abs(axes.T @ basis[:, :2]), np.eye(2), atol=0.02)
+
+
+@pytest.mark.parametrize("mirror", [1, -1])
+def test_what_was_turned_and_moved_is_turned_back(mirror):
+    """No distance changes, a stretch the least: what was only turned, or mirrored, lies on it."""
+    rng = np.random.default_rng(0)
+    x, angle = rng.standard_normal((20, 2)), 0.7
+    rotation = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    z = 3 * x @ rotation @ np.diag([1, mirror]) + 4
+    np.testing.assert_allclose(turned(z, x), 3 * (x - x.mean(axis=0)), atol=1e-9)
+    np.testing.assert_allclose(turned(-x[:, :1], x[:, :1]), x[:, :1] - x[:, :1].mean(), atol=1e-9)
+    sheared = x @ np.array([[1.0, 2.0], [0.0, 1.0]])
+    distances = lambda y: np.linalg.norm(y[:, None] - y, axis=-1)
+    np.testing.assert_allclose(distances(turned(sheared, x)), distances(sheared), atol=1e-9)

@@ -72,3 +72,16 @@ def test_training_uses_the_statistics_of_the_batch(key):
     np.testing.assert_allclose(stats["var"], 0.9 + 0.1 * var, rtol=1e-4)
     # so a batch of another scale is judged alike: the normalization takes the scale out
     assert not np.allclose(logits, apply(x + 3)[0], atol=1e-6)
+
+
+def test_its_features_are_what_the_last_layer_sees(key):
+    """The last linear map of the features is the logits; other calls do not carry them."""
+    model, x = Discriminator(2, 8), jax.random.normal(key, (5, 8, 8, 1))
+    variables = model.init(key, x, train=False)
+    assert variables.keys() == {"params", "batch_stats"}
+    logits, kept = model.apply(variables, x, train=False, mutable=["intermediates"])
+    (features,) = kept["intermediates"]["features"]
+    assert features.shape == (5, 2 * 2 * 16)
+    last = variables["params"]["Dense_0"]
+    np.testing.assert_allclose((features @ last["kernel"])[:, 0] + last["bias"], logits, rtol=1e-5)
+    np.testing.assert_array_equal(model.apply(variables, x, train=False), logits)
