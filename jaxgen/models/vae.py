@@ -244,7 +244,7 @@ class MADEDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Array, y: Array | None = None) -> tuple[Callable[[Array], Array], Array]:
         context, start = joined(z, y), jnp.zeros((len(z), *self.shape))
-        made = MADE(self.maps, self.hidden, self.layers)
+        made = MADE(self.maps, self.hidden, self.layers, direct=True)
         network, weights = unbound(made, start.reshape(len(z), -1), context)
 
         def maps(weights: Any, context: Array, x: Array) -> Array:
