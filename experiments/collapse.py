@@ -10,6 +10,9 @@ as good, and the codes tell nothing. The remedies are free bits (Kingma et al. 2
 weight rises once (Bowman et al. 2016) or in cycles (Fu et al. 2019), and a posterior with a
 committed rate (delta-VAE, Razavi et al. 2019). `collapse.png` shows the KL of each latent,
 `collapse-samples.png` samples, and `reconstructions.png` what is made of the codes of test images.
+
+Expect, on digits with seed 0 on two CPU cores, mutual information of z and x, and -ELBO: plain 0.15
+and 22.1 nats; free bits 2.8, 22.4; warm-up 2.7, 22.4; cyclical 4.9, 22.8; committed rate 3.1, 22.3.
 """
 
 from __future__ import annotations
