@@ -8,6 +8,7 @@ python -m experiments.vae --conditional                  # p(x|z, y)
 python -m experiments.vae --sweep beta=0,1,4             # how latents collapse, in a picture
 python -m experiments.vae --posterior iaf --prior flow   # beyond diagonal and standard normals
 python -m experiments.vae --objective iwae --latent-samples 50
+python -m experiments.vae --model made                   # p(x|z) pixel by pixel: z collapses
 
 Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.6 nats and 500-sample
 log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
@@ -30,12 +31,14 @@ from jaxgen.models.vae import (
     ConvEncoder,
     FlowPrior,
     Head,
+    MADEDecoder,
     MixturePrior,
     MLPDecoder,
     MLPEncoder,
     StandardPrior,
     VampPrior,
     autoregressive_flow,
+    committed_normal,
     full_normal,
     householder_flow,
     latent_normal,
@@ -50,6 +53,7 @@ from jaxgen.systems.bounds import (
     TotalCorrelation,
 )
 from jaxgen.systems.vae import (
+    DIAGONAL,
     Likelihoods,
     Vae,
     annealed,
@@ -62,7 +66,11 @@ from jaxgen.systems.vae import (
     use_of_latents,
 )
 
-MODELS = {"mlp": (MLPEncoder, MLPDecoder), "conv": (ConvEncoder, ConvDecoder)}
+MODELS = {
+    "mlp": (MLPEncoder, MLPDecoder),
+    "conv": (ConvEncoder, ConvDecoder),
+    "made": (MLPEncoder, MADEDecoder),
+}
 OF_POINTS = ("gaussian", "learned_gaussian")
 LIKELIHOODS = (
     "bernoulli",
@@ -72,7 +80,7 @@ LIKELIHOODS = (
     "beta",
     "continuous_bernoulli",
 )
-POSTERIORS = ("normal", "full", "planar", "householder", "iaf")
+POSTERIORS = (*DIAGONAL, "full", "planar", "householder", "iaf")
 PRIORS = ("normal", "mixture", "vamp", "flow")
 IMPORTANCE = {"iwae": iwae_loss, "stl": stl_loss, "dreg": dreg_loss}
 OBJECTIVES = ("elbo", *IMPORTANCE, "tc", "mmd")
@@ -86,18 +94,22 @@ class Config:
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     measured: Likelihoods = runner.measuring(Likelihoods)
-    model: str = "mlp"  # mlp or conv.
+    # mlp, conv, or made: a perceptron whose decoder makes x entry by entry, each of z and of those
+    # before it, which is strong enough to do without z (see experiments.collapse).
+    model: str = "mlp"
     latents: runner.Count = 10  # Dimensions of z.
     hidden: runner.Count = 400  # Units of the hidden layers.
-    layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (mlp).
+    layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (mlp, made).
     # bernoulli (of images binarized at random), gaussian, learned_gaussian, logistic,
     # logistic_mixture, beta or continuous_bernoulli (default: bernoulli for grey images, logistic
     # for coloured ones, learned_gaussian for points).
     likelihood: str = "default"
     std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
-    # q(z|x): normal (diagonal), full (every covariance), or a diagonal normal moved by planar,
-    # householder or iaf (inverse autoregressive) steps.
+    # q(z|x): normal (diagonal), committed (diagonal, each latent's KL at least --committed-rate),
+    # full (every covariance), or a diagonal normal moved by planar, householder or iaf (inverse
+    # autoregressive) steps.
     posterior: str = "normal"
+    committed_rate: runner.NonNegative = 0.5  # Nats of each latent, of committed.
     posterior_steps: runner.Count = 2  # Of planar, householder and iaf.
     prior: str = "normal"  # p(z): normal, mixture, vamp or flow (autoregressive).
     prior_components: runner.Count = 100  # Of mixture and vamp.
@@ -117,7 +129,7 @@ def build(config: Config, data: DataSet) -> Vae:
     """The VAE of the options."""
     likelihood, binary = likelihood_of(config, data)
     encoder_type, decoder_type = runner.choose("model", config.model, MODELS)
-    layers = {"layers": config.layers} if config.model == "mlp" else {}
+    layers = {} if config.model == "conv" else {"layers": config.layers}
     size = {"hidden": config.hidden, **layers}
     return Vae(
         data,
@@ -150,7 +162,12 @@ def likelihood_of(config: Config, data: DataSet) -> tuple[elbo.Likelihood, bool]
         "beta": lambda: elbo.beta(data.levels),
         "continuous_bernoulli": elbo.continuous_bernoulli,
     }
-    return likelihoods[name](), name == "bernoulli"
+    likelihood = likelihoods[name]()
+    if config.model == "made":
+        if name == "logistic_mixture":
+            raise ValueError("logistic_mixture couples channels itself: use --likelihood logistic.")
+        likelihood = elbo.in_order(likelihood)
+    return likelihood, name == "bernoulli"
 
 
 def classes_of(config: Config, data: DataSet) -> int | None:
@@ -169,6 +186,7 @@ def head_of(config: Config) -> Head:
     steps = {"steps": config.posterior_steps}
     heads: dict[str, Head] = {
         "normal": latent_normal,
+        "committed": partial(committed_normal, rate=config.committed_rate),
         "full": full_normal,
         "planar": partial(planar_flow, **steps),
         "householder": partial(householder_flow, **steps),
@@ -179,6 +197,10 @@ def head_of(config: Config) -> Head:
 
 def prior_of(config: Config, data: DataSet, binary: bool) -> nn.Module:
     """p(z)."""
+    if config.posterior == "committed" and config.prior != "normal":
+        raise ValueError(
+            "a rate is committed to N(0, I): use --prior normal, or another posterior."
+        )
     if config.prior == "vamp" and config.posterior != "normal":
         raise ValueError("the components of --prior vamp are posteriors: use --posterior normal.")
     count, low = config.prior_components, 0.0 if binary else -1.0
@@ -198,13 +220,13 @@ def objective_of(config: Config, data: DataSet) -> Objective:
     if name in IMPORTANCE:
         if config.beta != 1 or config.free_bits or config.kl_warmup or config.kl_cycles:
             raise ValueError(f"--objective {name} has no KL to weigh: leave out its options.")
-        if name != "iwae" and config.posterior not in ("normal", "full"):
+        if name != "iwae" and config.posterior not in (*DIAGONAL, "full"):
             raise ValueError(f"--objective {name} takes --posterior normal or full: use iwae.")
         return Importance(IMPORTANCE[name], samples)
     if config.free_bits and name != "elbo":
         raise ValueError("--free-bits go with --objective elbo.")
     if name == "tc":
-        if (config.posterior, config.prior) != ("normal", "normal"):
+        if config.posterior not in DIAGONAL or config.prior != "normal":
             raise ValueError("--objective tc takes --posterior normal and --prior normal.")
         return TotalCorrelation(weighed, len(data.train))
     if name == "mmd":

@@ -74,6 +74,21 @@ def kl_normal(q: Normal, p: Normal) -> Array:
     return 0.5 * (jnp.expm1(2 * log_ratio) - 2 * log_ratio + z**2)
 
 
+def committed_log_std(rate: float | Array) -> Array:
+    """The largest log std t of which KL(N(m, e^2t) || N(0, 1)) is ``rate`` nats or more at every m.
+
+    The root t < 0 of (e^2t - 1)/2 - t = rate, that KL where m = 0 (Razavi et al. 2019, "delta-VAE",
+    bound the rate of independent normals by that equation). It falls in t < 0 and is convex, so
+    Newton's steps from the left never pass the root: the rate is met wherever they stop.
+    """
+    rate = jnp.asarray(rate, float)
+
+    def newton(_: Any, t: Array) -> Array:
+        return t - (0.5 * jnp.expm1(2 * t) - t - rate) / jnp.expm1(2 * t)
+
+    return jax.lax.fori_loop(0, 20, newton, -rate - 0.5)
+
+
 @jax.custom_jvp
 def bernoulli_log_prob(x: Array, logits: Array) -> Array:
     """x log sigmoid(l) + (1 - x) log sigmoid(-l), entry by entry, in nats.
@@ -308,6 +323,54 @@ class LogisticMixture:
             drawn = location + jnp.exp(of(self.log_scale[..., c, :])) * noise[..., c]
             x = x.at[..., c].set(quantize(drawn, self.levels))
         return x
+
+
+@struct.dataclass
+class InOrder:
+    """prod_i p(x_i | x_<i): each entry has the ``density`` of parameters made of those before it.
+
+    ``maps(x)``, for x ``[B, ...]``, answers the parameters of all entries in one pass, those of
+    entry i by the entries before it alone, in whatever order. ``start [B, ...]`` is any x: what
+    the first pass of a draw sees.
+    """
+
+    density: Callable[[Array], Any] = struct.field(pytree_node=False)
+    maps: Callable[[Array], Array]
+    start: Array
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_equal_shape([x, self.start])
+        return self.density(self.maps(x)).log_prob(x)
+
+    def sample(self, key: Array) -> Array:
+        """Drawn by the noise of ``key``; without a gradient in reverse mode."""
+        return self._settled(lambda p: p.sample(key))
+
+    @property
+    def mean(self) -> Array:
+        """Each entry's mean given the *means* of those before it, in place of their values.
+
+        It is the mean of x where ``maps`` are linear and the mean is linear in them, and otherwise
+        none, but a picture of the density that takes no key. Draws are what x looks like.
+        """
+        return self._settled(lambda p: p.mean)
+
+    def _settled(self, answer: Callable[[Any], Array]) -> Array:
+        """The x that is the answer to itself.
+
+        Pass i makes entry i right and leaves those before it, so as many passes as entries do, and
+        fewer where nothing changes any more (Wiggers & Hoogeboom 2020, fixed-point iteration).
+        """
+        one_pass = lambda x: answer(self.density(self.maps(x)))  # noqa: E731
+
+        def unsettled(found: Any) -> Array:
+            passes, before, x = found
+            return (passes < x[0].size) & jnp.any(before != x)
+
+        first = one_pass(self.start)
+        begun = (1, self.start.astype(first.dtype), first)
+        again = lambda found: (found[0] + 1, found[2], one_pass(found[2]))  # noqa: E731
+        return jax.lax.while_loop(unsettled, again, begun)[2]
 
 
 def quantize(x: Array, levels: int) -> Array:

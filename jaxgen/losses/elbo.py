@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -21,6 +21,7 @@ from jaxgen.distributions import (
     ContinuousBernoulli,
     DiscretizedLogistic,
     Distribution,
+    InOrder,
     LogisticMixture,
     Normal,
     kl_normal,
@@ -37,7 +38,8 @@ class Likelihood(NamedTuple):
     """How parameter maps ``[..., maps * C]`` become a density over data ``[..., C]``."""
 
     maps: int
-    density: Callable[[Array], Distribution]
+    density: Callable[[Any], Distribution]
+    independent: bool = True  # the entries of x given z; where not, the mean looks like no x
 
 
 def bernoulli() -> Likelihood:
@@ -106,6 +108,16 @@ def logistic_mixture(levels: int, channels: int, components: int = 5) -> Likelih
         return LogisticMixture(logits[..., 0, :], location, scale, coupling, levels)
 
     return Likelihood(math.ceil(count / channels), density)
+
+
+def in_order(likelihood: Likelihood) -> Likelihood:
+    """p(x|z) = prod_i p(x_i | x_<i, z), each entry with the given likelihood.
+
+    Its decoder answers ``(maps, start)`` of :class:`~jaxgen.distributions.InOrder`, with maps a
+    function of x.
+    """
+    density = lambda found: InOrder(likelihood.density, *found)  # noqa: E731
+    return Likelihood(likelihood.maps, density, independent=False)
 
 
 class ElboTerms(NamedTuple):

@@ -11,13 +11,15 @@ from jax import Array
 class MADE(nn.Module):
     """x ``[B, D]`` -> ``[B, D, maps]``, whose entry i depends on the entries of x before i alone.
 
-    ``context [B, F]``, if given, is seen by all. With ``backward`` the order is the reverse.
+    ``context [B, F]``, if given, is seen by all. With ``backward`` the order is the reverse, and
+    with ``direct`` outputs also see inputs without the hidden units between (there section 4.3).
     """
 
     maps: int = 2
     hidden: int = 100
     layers: int = 2
     backward: bool = False
+    direct: bool = False
 
     @nn.compact
     def __call__(self, x: Array, context: Array | None = None) -> Array:
@@ -34,6 +36,9 @@ class MADE(nn.Module):
         allowed = _mask(np.repeat(seen[:, None] < order, self.maps, axis=1))
         # The maps of an entry are neighbours; they start as 0.
         out = Masked(entries * self.maps, allowed, nn.initializers.zeros_init())(h)
+        if self.direct:
+            before = _mask(np.repeat(order[:, None] < order, self.maps, axis=1))
+            out = out + Masked(entries * self.maps, before, nn.initializers.zeros_init())(x)
         if context is not None:
             zero = nn.initializers.zeros_init()
             out = out + nn.Dense(entries * self.maps, use_bias=False, kernel_init=zero)(context)

@@ -1,7 +1,8 @@
 """Encoders and decoders of variational autoencoders (Kingma & Welling 2014, appendix C).
 
 An encoder answers q(z|x); a decoder answers the parameter maps of p(x|z), ``[B, ..., maps * C]``,
-which a likelihood of ``jaxgen.losses.elbo`` turns into a density.
+which a likelihood of ``jaxgen.losses.elbo`` turns into a density; :class:`MADEDecoder` answers them
+as a function of x.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
-from jaxgen.distributions import Normal
+from jaxgen.distributions import Normal, committed_log_std
 from jaxgen.models.made import MADE
 from jaxgen.posteriors import (
     Autoregressive,
@@ -42,6 +43,17 @@ def latent_normal(h: Array, latents: int) -> Normal:
     """A diagonal normal by two linear maps of the features, mean and log std."""
     mean, log_std = jnp.split(nn.Dense(2 * latents)(h), 2, axis=-1)
     return Normal(mean, log_std)
+
+
+def committed_normal(h: Array, latents: int, rate: float | Array = 0.5) -> Normal:
+    """A diagonal normal whose KL to N(0, I) is at least ``rate`` nats a latent, whatever h.
+
+    delta-VAE (Razavi et al. 2019) of independent latents: the std is kept below that of the rate,
+    and the mean is free. A mean that follows x is then cheap: one of variance v costs v/2 nats
+    and tells up to log(1 + v/std^2)/2.
+    """
+    base = latent_normal(h, latents)
+    return Normal(base.mean, committed_log_std(rate) + jax.nn.log_sigmoid(base.log_std))
 
 
 def full_normal(h: Array, latents: int) -> FullNormal:
@@ -213,6 +225,33 @@ class MLPDecoder(nn.Module):
             h = nn.relu(nn.Dense(self.hidden)(h))
         out = nn.Dense(math.prod(self.shape) * self.maps)(h)
         return out.reshape(z.shape[0], *self.shape[:-1], self.shape[-1] * self.maps)
+
+
+class MADEDecoder(nn.Module):
+    """z ``[B, Z]`` -> the maps of p(x_i | x_<i, z) as a function of x, and an x to begin with.
+
+    For ``elbo.in_order``. The entries of x are in the order of the rows of an image; all maps are
+    made in one pass of a :class:`MADE` (Germain et al. 2015) whose context is z. It can describe x
+    without z, as PixelVAE (Gulrajani et al. 2017) and the variational lossy autoencoder (Chen et
+    al. 2017) can, and is what latents collapse with.
+    """
+
+    shape: tuple[int, ...]
+    maps: int = 1
+    hidden: int = 400
+    layers: int = 1
+
+    @nn.compact
+    def __call__(self, z: Array, y: Array | None = None) -> tuple[Callable[[Array], Array], Array]:
+        context, start = joined(z, y), jnp.zeros((len(z), *self.shape))
+        made = MADE(self.maps, self.hidden, self.layers, direct=True)
+        network, weights = unbound(made, start.reshape(len(z), -1), context)
+
+        def maps(weights: Any, context: Array, x: Array) -> Array:
+            each = network(weights, x.reshape(len(x), -1), context).reshape(*x.shape, self.maps)
+            return jnp.moveaxis(each, -1, -2).reshape(*x.shape[:-1], -1)  # all C of a map together
+
+        return jax.tree_util.Partial(maps, weights, context), start
 
 
 class ConvEncoder(nn.Module):

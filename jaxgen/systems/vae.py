@@ -29,11 +29,13 @@ from jaxgen.losses import elbo
 from jaxgen.losses.latents import kl_parts
 from jaxgen.plotting import save_grid, save_rows, save_together
 from jaxgen.runner.system import CHUNK, SCORED
+from jaxgen.systems.autoencoder import FITTED, probe, some_of
 from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepared, shown
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
 
+DIAGONAL = ("normal", "committed")  # posteriors that are diagonal normals
 FEW = 50  # examples by which latents are said to be unused
 
 
@@ -106,6 +108,15 @@ class Vae(runner.System):
         """The scale of the likelihood as that of models."""
         return shown(self.binary, x)
 
+    def seen(self, key: Array, p_x: Any) -> Array:
+        """What is looked at of p(x|z): its mean, or where that looks like no x, a draw."""
+        return p_x.mean if self.likelihood.independent else p_x.sample(key)
+
+    @property
+    def looks(self) -> str:
+        """What :meth:`seen` answers, for protocols."""
+        return "mean" if self.likelihood.independent else "draw"
+
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """The objective in training, and -ELBO by one draw where it is measured."""
         key_data, key_z = jax.random.split(key)
@@ -118,7 +129,9 @@ class Vae(runner.System):
         key_z, key_x = jax.random.split(key)
         model = self.model(weights.params, given["label"])
         p_x = model.decode(model.prior.sample(key_z, len(given["label"])))
-        return p_x.sample(key_x) if isinstance(self.data.kind, Points) else self.shown(p_x.mean)
+        if isinstance(self.data.kind, Points):
+            return p_x.sample(key_x)
+        return self.shown(self.seen(key_x, p_x))
 
     def score(self, weights: Any) -> float:
         """The bound in validation; latents that are not used are told."""
@@ -141,17 +154,19 @@ class Vae(runner.System):
         return self.model(weights.params, labels).decode(z)
 
     def how(self) -> str:
-        return "p(x|z)" if isinstance(self.data.kind, Points) else "means of p(x|z), z of the prior"
+        points = isinstance(self.data.kind, Points)
+        return "p(x|z)" if points else f"{self.looks}s of p(x|z), z of the prior"
 
 
 # --- pictures of images ------------------------------------------------------------------------
 
 
 def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
-    """Examples and the means of p(x|mean of z), at the scale of the likelihood."""
+    """Examples and what is seen of p(x|mean of z), at the scale of the likelihood."""
     key_x, key_z = jax.random.split(key)
     x, model = system.prepare(key_x, batch["x"]), system.model(weights.params, batch["label"])
-    return x, model.decode(center(key_z, model.encode(x))).mean
+    p_x = model.decode(center(key_z, model.encode(x)))
+    return x, system.seen(jax.random.fold_in(key_z, 1), p_x)
 
 
 def codes(system: Vae, weights: Any, key: Array, batch: Any) -> Array:
@@ -178,10 +193,10 @@ def decoded(
     system = trained.system
     labels = trained.data.given(len(z))["label"] if labels is None else labels
 
-    def mean(weights: Any, key: Array, rows: Any) -> Array:
-        return system.shown(system.decode(weights, rows["z"], rows["label"]).mean)
+    def look(weights: Any, key: Array, rows: Any) -> Array:
+        return system.shown(system.seen(key, system.decode(weights, rows["z"], rows["label"])))
 
-    return trained.over("decoding", mean, {"z": np.asarray(z), "label": labels}, size=100)
+    return trained.over("decoding", look, {"z": np.asarray(z), "label": labels}, size=100)
 
 
 def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
@@ -206,7 +221,7 @@ def interpolations(trained: runner.Trained[Vae]) -> list[Path]:
 
 
 def conditionals(trained: runner.Trained[Vae]) -> list[Path]:
-    """``conditionals.png``: the means of p(x|z) for ten z of the prior, and four draws of each.
+    """``conditionals.png``: what is seen of p(x|z) for ten z of the prior, and four draws of each.
 
     ``classes.png``, of a model that is told classes: a z in each row, a class in each column.
     """
@@ -242,16 +257,16 @@ def bound(trained: runner.Trained[Vae]) -> list[Number]:
     tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"
 
     def error(weights: Any, key: Array, batch: Any) -> Array:
-        x, mean = reconstruct(system, weights, key, batch)
-        return jnp.mean((x - mean) ** 2, axis=tuple(range(1, x.ndim)))
+        x, again = reconstruct(system, weights, key, batch)
+        return jnp.mean((x - again) ** 2, axis=tuple(range(1, x.ndim)))
 
     errors = trained.over("reconstructions", error, batch, key=3, size=250)
-    how = f"mean squared error an entry, mean of p(x|mean of z), {len(errors)} test examples, {ema}"
+    how = f"mean squared error an entry, {system.looks} of p(x|mean of z), {len(errors)} test"
     return [
         Number("elbo", float(elbos.mean()), tested),
         Number("reconstruction", float(terms["reconstruction"].mean()), tested),
         Number("kl", float(terms["kl"].mean()), tested),
-        Number("reconstruction_error", float(errors.mean()), how),
+        Number("reconstruction_error", float(errors.mean()), f"{how} examples, {ema}"),
     ]
 
 
@@ -314,37 +329,6 @@ def annealed(trained: runner.Trained[Vae]) -> list[Number]:
     ]
 
 
-# --- of a sweep ----------------------------------------------------------------------------------
-
-
-def collapse(members: Mapping[str, runner.Trained[Vae]]) -> list[Path]:
-    """``collapse.png``: the KL of each latent, in falling order, of the members of a sweep.
-
-    ``collapse-samples.png``: their samples. The KL is that of diagonal normals to N(0, I).
-    """
-    lines, rows = {}, {}
-    (first, *_) = members.values()
-    if first.config.posterior != "normal":
-        return []
-    for name, trained in members.items():
-        system = trained.system
-
-        def kl(weights: Any, key: Array, batch: Any, system: Vae = system) -> Array:
-            key_x, _ = jax.random.split(key)
-            model = system.model(weights.params, batch["label"])
-            q: Any = model.encode(system.prepare(key_x, batch["x"]))
-            return kl_normal(q, standard_normal(q.mean.shape))
-
-        each = trained.over("latents", kl, trained.test(1000), key=9, size=250).mean(axis=0)
-        lines[name] = [*enumerate(np.sort(each)[::-1].tolist(), 1)]
-        rows[name] = trained.draw(10)
-    place = first.directory.parent
-    files = [save_together(place / "collapse.png", lines, "latents in falling order", "KL, nats")]
-    if isinstance(first.data.kind, Image):
-        files.append(save_rows(place / "collapse-samples.png", rows))
-    return files
-
-
 def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
     """log p(x) of test examples by importance sampling."""
     system, options = trained.system, trained.config.measured
@@ -362,3 +346,56 @@ def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
     nats = trained.over("likelihood", estimate, batch, key=4, size=250)
     how = f"nats an example, {k} importance samples, {len(nats)} test examples"
     return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
+
+
+def probe_of_means(trained: runner.Trained[Vae]) -> list[Number]:
+    """How well a linear classifier does on the means of q(z|x), of data with classes."""
+    data, train, test = trained.data, some_of(trained.data, FITTED), trained.test()
+    if trained.system.labelled or data.classes < 2 or len(np.unique(train["label"])) < 2:
+        return []
+    seen, other = (
+        trained.over("codes", partial(codes, trained.system), batch, key=7, size=250)
+        for batch in (train, test)
+    )
+    value = probe(seen, train["label"], other, test["label"])
+    fitted = f"of {len(train['label'])} training examples, share right of {len(test['label'])} test"
+    how = f"logistic regression on means of q(z|x), standardized, {fitted}, EMA of step"
+    return [Number("probe_accuracy", value, f"{how} {trained.step}")]
+
+
+# --- of several runs -----------------------------------------------------------------------------
+
+
+def kl_by_latent(trained: runner.Trained[Vae]) -> np.ndarray:
+    """The KL of q(z_j|x) to N(0, 1) over test examples, nats in falling order ``[Z]``.
+
+    Of diagonal normals q(z|x).
+    """
+    system = trained.system
+
+    def kl(weights: Any, key: Array, batch: Any) -> Array:
+        key_x, _ = jax.random.split(key)
+        q: Any = system.model(weights.params, batch["label"]).encode(
+            system.prepare(key_x, batch["x"])
+        )
+        return kl_normal(q, standard_normal(q.mean.shape))
+
+    each = trained.over("latents", kl, trained.test(1000), key=9, size=250).mean(axis=0)
+    return np.sort(each)[::-1]
+
+
+def collapse(runs: Mapping[str, runner.Trained[Vae]], directory: Path | None = None) -> list[Path]:
+    """``collapse.png``: the KL of each latent of several runs, such as the members of a sweep.
+
+    ``collapse-samples.png``: their samples. The files are in ``directory``, or beside the runs.
+    """
+    (first, *_) = runs.values()
+    place, files = directory or first.directory.parent, []
+    if all(run.config.posterior in DIAGONAL for run in runs.values()):
+        lines = {name: [*enumerate(kl_by_latent(run).tolist(), 1)] for name, run in runs.items()}
+        label = "latents in falling order"
+        files.append(save_together(place / "collapse.png", lines, label, "KL, nats"))
+    if isinstance(first.data.kind, Image):
+        rows = {name: run.draw(10) for name, run in runs.items()}
+        files.append(save_rows(place / "collapse-samples.png", rows))
+    return files

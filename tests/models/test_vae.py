@@ -1,18 +1,25 @@
+import itertools
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.distributions import kl_normal, standard_normal
+from jaxgen.losses import elbo
 from jaxgen.models.vae import (
     ConvDecoder,
     ConvEncoder,
     FlowPrior,
+    MADEDecoder,
     MixturePrior,
     MLPDecoder,
     MLPEncoder,
     StandardPrior,
     VampPrior,
     autoregressive_flow,
+    committed_normal,
     full_normal,
     householder_flow,
     planar_flow,
@@ -94,3 +101,79 @@ def test_every_prior_is_a_density_and_draws_from_it(key, prior):
     drawn = np.asarray(p.sample(key, 20_000))
     np.testing.assert_allclose(drawn.mean(0), mass @ z, atol=0.06)
     np.testing.assert_allclose((drawn**2).mean(0), mass @ z**2, rtol=0.1)
+
+
+LIKELIHOODS = {"bits": elbo.bernoulli(), "three values": elbo.discretized_logistic(3)}
+
+
+@pytest.mark.parametrize(("name", "told"), [("bits", False), ("three values", True)])
+def test_a_decoder_in_order_is_a_distribution_over_images_and_draws_from_it(
+    key, randomized, name, told
+):
+    """All images of 2x2 pixels are enumerated; an entry knows z, y and those before it alone."""
+    values = [0.0, 1.0] if name == "bits" else [-1.0, 0.0, 1.0]
+    every = jnp.array([*itertools.product(values, repeat=4)]).reshape(-1, 2, 2, 1)
+    count, likelihood = len(every), elbo.in_order(LIKELIHOODS[name])
+    decoder = MADEDecoder((2, 2, 1), likelihood.maps, hidden=12, layers=2)
+    z, y = jax.random.normal(key, (2, 3)), jnp.eye(2) if told else None
+    params = randomized(key, decoder, z, y)
+    params = jax.tree.map(lambda a: 2 * a, params)  # far from independence
+
+    def density(z, y):
+        return likelihood.density(decoder.apply(params, z, y))
+
+    @jax.jit
+    def all_at_once(z, y):
+        like = lambda a: None if a is None else jnp.repeat(a[None], count, axis=0)
+        log_p = density(like(z), like(y)).log_prob(every).reshape(count, 4)
+        one = lambda x: density(like(z)[:1], None if y is None else y[None]).maps(x[None])[0]
+        jacobian = jax.jacobian(one)(every[1]).reshape(4, likelihood.maps, 4)
+        draw = lambda key: density(like(z), like(y)).sample(key)
+        return log_p, jacobian, jax.lax.map(draw, jax.random.split(key, 8000 // count))
+
+    for i in range(2):
+        log_p, jacobian, drawn = all_at_once(z[i], None if y is None else y[i])
+        p = np.exp(np.asarray(log_p, float).sum(axis=1))
+        np.testing.assert_allclose(p.sum(), 1, rtol=1e-5)
+        np.testing.assert_array_equal(
+            np.abs(jacobian).max(axis=1) > 0, np.tril(np.ones((4, 4)), -1) > 0
+        )
+        drawn = np.asarray(drawn).reshape(-1, 1, 4)
+        share = (np.abs(drawn - every.reshape(1, count, 4)) < 1e-4).all(-1).mean(0)
+        often = p * len(drawn) > 10
+        error = np.sqrt(p * (1 - p) / len(drawn))
+        assert (np.abs(share - p) < 5 * error)[often].all()
+        assert often.sum() > 5
+
+
+def test_what_is_called_the_mean_in_order_is_that_of_means_before(key, randomized):
+    """By hand, entry by entry; of the first entry it is the mean."""
+    likelihood, z = elbo.in_order(elbo.bernoulli()), jnp.ones((1, 2))
+    decoder = MADEDecoder((3, 1, 1), hidden=9)
+    p_x = likelihood.density(decoder.apply(randomized(key, decoder, z), z))
+    x = np.zeros((1, 3, 1, 1), np.float32)
+    for i in range(3):
+        x[0, i] = jax.nn.sigmoid(p_x.maps(jnp.asarray(x)))[0, i]
+    np.testing.assert_allclose(p_x.mean, x, rtol=1e-5)
+
+
+EXTREME = [0.0, 1e-6, 1.0, 30.0, 1e3, 1e15]
+
+
+@pytest.mark.parametrize("rate", [0.0, 1e-4, 0.5, 50.0])
+def test_a_committed_rate_is_met_by_every_output_of_an_encoder(rate):
+    """It is met with equality where the mean is 0 and the std the largest; gradients are finite."""
+    outputs = [sign * value for value in EXTREME for sign in (1, -1)]
+    h = jnp.array([*itertools.product(outputs, repeat=2)])[:, None]  # [N, 1, (mean, log std)]
+
+    encoder = MLPEncoder(1, layers=0, head=partial(committed_normal, rate=rate))
+    params = {"params": {"Dense_0": {"kernel": jnp.eye(2), "bias": jnp.zeros(2)}}}
+
+    def kl(h):
+        q = encoder.apply(params, h)
+        return kl_normal(q, standard_normal(q.mean.shape))[0, 0]
+
+    found, slope = jax.jit(jax.vmap(jax.value_and_grad(kl)))(h)
+    assert (found >= rate * (1 - 1e-5) - 1e-7).all()
+    np.testing.assert_allclose(found.min(), rate, rtol=1e-4, atol=1e-6)
+    assert np.isfinite(slope).all()
