@@ -52,6 +52,11 @@ def save_grid(path: Path, images: np.ndarray, columns: int) -> Path:
     return _save_png(path, _picture(tile(images, columns), zoom_of(images.shape[1])))
 
 
+def save_pairs(path: Path, x: np.ndarray, y: np.ndarray, columns: int = 10) -> Path:
+    """Writes a PNG of x, y, x, y, ... of two sets of images ``[N, H, W, C]``."""
+    return save_grid(path, np.stack([x, y], axis=1).reshape(-1, *x.shape[1:]), columns)
+
+
 def save_rows(path: Path, rows: Mapping[str, np.ndarray]) -> Path:
     """Writes a PNG with one row of images ``[n, H, W, C]`` under each other, each with its name."""
     from PIL import ImageDraw, ImageFont

@@ -44,6 +44,30 @@ class LevelTerms(NamedTuple):
         return self.reconstruction - (beta[:, None] * self.kl).sum(axis=0)
 
 
+class Inferred(NamedTuple):
+    """A level with its q, and a draw of it."""
+
+    p: Normal
+    q: Normal
+    z: Array
+
+
+def infer_levels(key: Array, steps: Sequence[Step], state: State) -> tuple[State, list[Inferred]]:
+    """A draw of q from the top down: the last state, and every level.
+
+    Raises:
+      ValueError: if a level does not know q.
+    """
+    found = []
+    for key_l, step in zip(jax.random.split(key, len(steps)), steps, strict=True):
+        p, then, q = step(state)
+        if q is None:
+            raise ValueError("a level does not know q(z|x): give the steps x.")
+        found.append(Inferred(p, q, q.sample(key_l)))
+        state = then(found[-1].z)
+    return state, found
+
+
 def level_terms(
     key: Array,
     steps: Sequence[Step],
@@ -60,14 +84,9 @@ def level_terms(
       decode: the last state -> p(x|z).
       x: data ``[B, ...]``.
     """
-    kl = []
-    for key_l, step in zip(jax.random.split(key, len(steps)), steps, strict=True):
-        level = step(state)
-        if level.q is None:
-            raise ValueError("a level does not know q(z|x): the bound needs it.")
-        kl.append(sum_event(kl_normal(level.q, level.p)))
-        state = level.then(level.q.sample(key_l))
-    return LevelTerms(sum_event(decode(state).log_prob(x)), jnp.stack(kl))
+    state, levels = infer_levels(key, steps, state)
+    kl = jnp.stack([sum_event(kl_normal(level.q, level.p)) for level in levels])
+    return LevelTerms(sum_event(decode(state).log_prob(x)), kl)
 
 
 def level_log_weight(
@@ -78,15 +97,11 @@ def level_log_weight(
     x: Array,
 ) -> Array:
     """log p(x, z) - log q(z|x) at one draw of all levels, ``[B]``: see ``elbo.log_joint``."""
-    log_w = jnp.zeros(len(x))
-    for key_l, step in zip(jax.random.split(key, len(steps)), steps, strict=True):
-        level = step(state)
-        if level.q is None:
-            raise ValueError("a level does not know q(z|x): the weight needs it.")
-        z = level.q.sample(key_l)
-        log_w = log_w + sum_event(level.p.log_prob(z) - level.q.log_prob(z))
-        state = level.then(z)
-    return log_w + sum_event(decode(state).log_prob(x))
+    state, levels = infer_levels(key, steps, state)
+    log_w = sum_event(decode(state).log_prob(x))
+    for p, q, z in levels:
+        log_w = log_w + sum_event(p.log_prob(z) - q.log_prob(z))
+    return log_w
 
 
 def draw_levels(

@@ -25,7 +25,7 @@ from jaxgen.losses import elbo, hierarchy
 from jaxgen.losses.hierarchy import Level, LevelTerms, Step
 from jaxgen.losses.latents import free_bits
 from jaxgen.losses.regularization import power_vectors, spectral_norms
-from jaxgen.plotting import save_grid, save_rows
+from jaxgen.plotting import save_pairs, save_rows
 from jaxgen.systems.bounds import Over, prepared, shown
 from jaxgen.training.step import Aux, Metrics, Now
 
@@ -170,11 +170,11 @@ def reconstructions(trained: runner.Trained[HVae]) -> list[Path]:
         for step in system.steps(weights.params, x):
             level = step(state)
             state = level.then((level.q or level.p).mean)
-        return x, system.decode(weights.params, state).mean
+        mean = system.decode(weights.params, state).mean
+        return shown(system.binary, x), shown(system.binary, mean)
 
-    pairs = np.stack(trained.over("reconstructions", both, trained.test(50)), axis=1)
-    pairs = np.asarray(shown(system.binary, pairs)).reshape(-1, *trained.data.shape)
-    return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
+    pairs = trained.over("reconstructions", both, trained.test(50))
+    return [save_pairs(trained.results / "reconstructions.png", *pairs)]
 
 
 def held_by_levels(trained: runner.Trained[HVae]) -> list[Path]:

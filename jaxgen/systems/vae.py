@@ -24,12 +24,13 @@ from jaxgen.data.records import Image, Points, some
 from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
 from jaxgen.evaluation.latents import active_units, spherical_path
+from jaxgen.evaluation.probes import probe
 from jaxgen.evaluation.report import Number, measured
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import kl_parts
-from jaxgen.plotting import save_grid, save_rows, save_together
+from jaxgen.plotting import save_grid, save_pairs, save_rows, save_together
 from jaxgen.runner.system import CHUNK, SCORED
-from jaxgen.systems.autoencoder import FITTED, probe, some_of
+from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepared, shown
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
@@ -181,9 +182,9 @@ def reconstructions(trained: runner.Trained[Vae]) -> list[Path]:
     if not isinstance(trained.data.kind, Image):
         return []
     rows = partial(reconstruct, trained.system)
-    pairs = np.stack(trained.over("reconstructions", rows, trained.test(50), key=1), axis=1)
-    pairs = np.asarray(trained.system.shown(pairs)).reshape(-1, *trained.data.shape)
-    return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
+    x, y = trained.over("reconstructions", rows, trained.test(50), key=1)
+    x, y = (np.asarray(trained.system.shown(values)) for values in (x, y))
+    return [save_pairs(trained.results / "reconstructions.png", x, y)]
 
 
 def decoded(
@@ -353,14 +354,10 @@ def probe_of_means(trained: runner.Trained[Vae]) -> list[Number]:
     data, train, test = trained.data, some_of(trained.data, FITTED), trained.test()
     if trained.system.labelled or data.classes < 2 or len(np.unique(train["label"])) < 2:
         return []
-    seen, other = (
-        trained.over("codes", partial(codes, trained.system), batch, key=7, size=250)
-        for batch in (train, test)
-    )
-    value = probe(seen, train["label"], other, test["label"])
-    fitted = f"of {len(train['label'])} training examples, share right of {len(test['label'])} test"
-    how = f"logistic regression on means of q(z|x), standardized, {fitted}, EMA of step"
-    return [Number("probe_accuracy", value, f"{how} {trained.step}")]
+    means = lambda b: trained.over("codes", partial(codes, trained.system), b, key=7, size=250)  # noqa: E731
+    found = probe(means, train, test)
+    how = f"means of q(z|x), {found.protocol}, EMA of step {trained.step}"
+    return [Number("probe_accuracy", found.accuracy, how)]
 
 
 # --- of several runs -----------------------------------------------------------------------------

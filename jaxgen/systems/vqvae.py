@@ -22,7 +22,7 @@ from jaxgen.evaluation.compression import quantized_pca
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import quantization
 from jaxgen.losses.quantization import Codebook, Quantized
-from jaxgen.plotting import save_grid
+from jaxgen.plotting import save_pairs
 from jaxgen.training.step import Aux, Now
 
 FITTED = 10_000  # training images that principal components are taken of
@@ -238,9 +238,8 @@ def _reconstruct(system: VqVae, weights: Any, key: Array, batch: Any) -> tuple[A
 def reconstructions(trained: runner.Trained[VqVae]) -> list[Path]:
     """``reconstructions.png``: original, reconstruction, original, ..."""
     rows = partial(_reconstruct, trained.system)
-    pairs = np.stack(trained.over("reconstructions", rows, trained.test(50)), axis=1)
-    pairs = pairs.reshape(-1, *trained.data.shape)
-    return [save_grid(trained.results / "reconstructions.png", pairs, 10)]
+    pairs = trained.over("reconstructions", rows, trained.test(50))
+    return [save_pairs(trained.results / "reconstructions.png", *pairs)]
 
 
 def compression(trained: runner.Trained[VqVae]) -> list[Number]:
