@@ -34,9 +34,11 @@ from jaxgen.systems.hvae import (
     Measuring,
     bound,
     held_by_levels,
+    latents,
     log_likelihood,
     reconstructions,
     temperatures,
+    use_of_latents,
 )
 
 MODELS = ("mlp", "conv")
@@ -168,8 +170,8 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(runner.samples, reconstructions, held_by_levels, temperatures),
-    measures=(bound, log_likelihood, runner.quality),
+    pictures=(runner.samples, reconstructions, held_by_levels, temperatures, latents),
+    measures=(bound, log_likelihood, use_of_latents, runner.quality),
 )
 
 if __name__ == "__main__":

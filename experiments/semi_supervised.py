@@ -16,7 +16,13 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.models.mlp import MLP
-from jaxgen.systems.semi_supervised import SemiSupervised, accuracy, classes, with_few_labels
+from jaxgen.systems.semi_supervised import (
+    SemiSupervised,
+    accuracy,
+    classes,
+    latents_used,
+    with_few_labels,
+)
 
 from . import vae
 
@@ -71,7 +77,7 @@ EXPERIMENT = runner.Experiment(
     runner.by_data(digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST),
     build,
     pictures=(runner.samples, classes),
-    measures=(accuracy,),
+    measures=(accuracy, latents_used),
     load=few_labels,
 )
 

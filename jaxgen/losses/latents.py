@@ -51,6 +51,18 @@ def kl_parts(q: Normal, z: Array, size: int) -> KLParts:
     return KLParts(log_q_given - log_q, log_q - log_q_each, log_q_each - log_p)
 
 
+def information_by_latent(q: Normal, z: Array) -> Array:
+    """I(z_j; i) of every latent and of which of the N examples it is of, ``[Z]`` nats.
+
+    An estimate by one draw ``z [N, Z]`` of each q(z|x_i), with q(z_j) = mean_i q(z_j|x_i); it is at
+    most log N, and the first of :class:`KLParts`, latent by latent.
+    """
+    chex.assert_equal_shape([z, q.mean, q.log_std])
+    each = jax.vmap(lambda z_i: q.log_prob(jnp.broadcast_to(z_i, q.mean.shape)))(z)  # [i, j, Z]
+    log_q = jax.nn.logsumexp(each, axis=1) - jnp.log(len(z))
+    return (q.log_prob(z) - log_q).mean(axis=0)
+
+
 def free_bits(kl: Array, least: float) -> Array:
     """The KL of groups of latents ``[B, G]`` as a loss ``[B]`` that leaves ``least`` nats of each.
 

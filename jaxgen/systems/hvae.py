@@ -19,14 +19,18 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.distributions import Normal, standard_normal
+from jaxgen.data.records import some
+from jaxgen.distributions import Normal, kl_normal, standard_normal
+from jaxgen.evaluation.latents import ACTIVE
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo, hierarchy
 from jaxgen.losses.hierarchy import Level, LevelTerms, Step
 from jaxgen.losses.latents import free_bits
 from jaxgen.losses.regularization import power_vectors, spectral_norms
-from jaxgen.plotting import save_pairs, save_rows
+from jaxgen.plotting import save_pairs, save_rows, save_together
+from jaxgen.runner.system import CHUNK, SCORED
 from jaxgen.systems.bounds import Over, prepared, shown
+from jaxgen.training.logging import console
 from jaxgen.training.step import Aux, Metrics, Now
 
 
@@ -48,7 +52,7 @@ class HVae(runner.System):
     """``levels`` from the top down, told x by the features of ``bottom``."""
 
     bottom: nn.Module
-    levels: tuple[nn.Module, ...]
+    levels: tuple[Any, ...]  # modules with the methods of models.ladder.LevelNet
     decoder: nn.Module
     likelihood: elbo.Likelihood
     binary: bool
@@ -102,8 +106,7 @@ class HVae(runner.System):
         A scale that is learned would close the way at first: it is easier to shrink what the
         decoder sees of z than to learn from it.
         """
-        net: Any = self.levels[0]
-        return standard_normal((*state.shape[:-1], net.latents))
+        return standard_normal((*state.shape[:-1], self.levels[0].latents))
 
     def decode(self, params: Any, state: Array) -> Any:
         """p(x|z), from the last state."""
@@ -151,6 +154,19 @@ class HVae(runner.System):
         steps, start = self.steps(weights.params), self.start(weights.params, count)
         state, _ = hierarchy.draw_levels(key, steps, start, temperature=temperature)
         return shown(self.binary, self.decode(weights.params, state).mean)
+
+    def score(self, weights: Any) -> float:
+        """The bound in validation; levels that are not used are told."""
+        batch = some(self.data.validation, SCORED)
+        values, terms = self.losses(weights, jax.random.key(0), batch, CHUNK)
+        kl = {i: terms[f"kl_{i}"].mean() for i in range(len(self.levels), 0, -1)}
+        dead = [str(i) for i, nats in kl.items() if nats < ACTIVE * self.levels[-i].latents]
+        if dead:
+            console.print(
+                f"warning: level {', '.join(dead)} is not used (its KL is below {ACTIVE} nats a "
+                "latent): see --kl-warmup, --kl-balance and --free-bits."
+            )
+        return float(values.mean())
 
     def how(self) -> str:
         cooled = "" if self.temperature == 1 else f" at temperature {self.temperature:g}"
@@ -215,6 +231,46 @@ def temperatures(trained: runner.Trained[HVae]) -> list[Path]:
             "temperatures", draw, np.arange(10), key=30, size=10
         )
     return [save_rows(trained.results / "temperatures.png", rows)]
+
+
+def kl_by_latent(trained: runner.Trained[HVae]) -> list[np.ndarray]:
+    """The KL of each latent over test examples, in nats, by level from the top down."""
+    system = trained.system
+
+    def kl(weights: Any, key: Array, batch: Any) -> list[Array]:
+        key_x, key_z = jax.random.split(key)
+        x = prepared(system.data, system.binary, key_x, batch["x"])
+        start = system.start(weights.params, len(x))
+        _, levels = hierarchy.infer_levels(key_z, system.steps(weights.params, x), start)
+        return [kl_normal(level.q, level.p).reshape(len(x), -1) for level in levels]
+
+    each = trained.over("latents", kl, trained.test(1000), key=9, size=250)
+    return [found.mean(axis=0) for found in each]
+
+
+def latents(trained: runner.Trained[HVae]) -> list[Path]:
+    """``latents.png``: the KL of each latent, in falling order, level by level."""
+    levels = kl_by_latent(trained)
+    lines = {
+        f"level {len(levels) - i}": [*enumerate(np.sort(kl)[::-1].tolist(), 1)]
+        for i, kl in enumerate(levels)
+    }
+    path = trained.results / "latents.png"
+    return [save_together(path, lines, "latents in falling order", "KL, nats")]
+
+
+def use_of_latents(trained: runner.Trained[HVae]) -> list[Number]:
+    """How many latents of each level are used."""
+    levels = kl_by_latent(trained)
+    return [
+        Number(
+            f"active_units_{len(levels) - i}",
+            float((kl > ACTIVE).sum()),
+            f"of {len(kl)}: KL(q||p) above {ACTIVE} nats, {len(trained.test(1000)['x'])} test "
+            f"examples, EMA of step {trained.step}",
+        )
+        for i, kl in enumerate(levels)
+    ]
 
 
 def bound(trained: runner.Trained[HVae]) -> list[Number]:

@@ -19,7 +19,7 @@ from jaxgen import runner
 from jaxgen.data.records import Arrays, DataError, DataSet, product, some, spread
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.semi_supervised import Bound, m2_loss, unlabelled_bound
-from jaxgen.systems.vae import Vae, conditionals
+from jaxgen.systems.vae import Vae, conditionals, use_of_latents
 from jaxgen.training.step import Metrics, Now
 
 
@@ -101,10 +101,20 @@ class SemiSupervised(runner.System):
         return self.vae.how()
 
 
+def of_vae(trained: runner.Trained[SemiSupervised]) -> runner.Trained[Vae]:
+    """The VAE of a run, as one that is told the classes."""
+    system = trained.system
+    return trained.with_weights(system.of_vae(trained.weights), system.vae)
+
+
 def classes(trained: runner.Trained[SemiSupervised]) -> list[Path]:
     """``classes.png``: a z in each row, a class in each column; ``conditionals.png``."""
-    system = trained.system
-    return conditionals(trained.with_weights(system.of_vae(trained.weights), system.vae))
+    return conditionals(of_vae(trained))
+
+
+def latents_used(trained: runner.Trained[SemiSupervised]) -> list[Number]:
+    """How many latents are used, and how much they tell of x."""
+    return use_of_latents(of_vae(trained))
 
 
 def accuracy(trained: runner.Trained[SemiSupervised]) -> list[Number]:

@@ -27,7 +27,7 @@ from jaxgen.evaluation.latents import active_units, spherical_path
 from jaxgen.evaluation.probes import probe
 from jaxgen.evaluation.report import Number, measured
 from jaxgen.losses import elbo
-from jaxgen.losses.latents import kl_parts
+from jaxgen.losses.latents import information_by_latent, kl_parts
 from jaxgen.plotting import save_grid, save_pairs, save_rows, save_together
 from jaxgen.runner.system import CHUNK, SCORED
 from jaxgen.systems.autoencoder import FITTED, some_of
@@ -358,6 +358,29 @@ def probe_of_means(trained: runner.Trained[Vae]) -> list[Number]:
     found = probe(means, train, test)
     how = f"means of q(z|x), {found.protocol}, EMA of step {trained.step}"
     return [Number("probe_accuracy", found.accuracy, how)]
+
+
+def latents(trained: runner.Trained[Vae]) -> list[Path]:
+    """``latents.png``: KL and mutual information of each latent, in falling order of the KL.
+
+    Of diagonal normals q(z|x), over test examples.
+    """
+    system, batch = trained.system, trained.test(500)
+    key_x, key_z = jax.random.split(trained.key)
+    q = system.model(trained.weights.params, batch["label"]).encode(
+        system.prepare(key_x, batch["x"])
+    )
+    if not isinstance(q, Normal):
+        return []
+    kl = np.asarray(kl_normal(q, standard_normal(q.mean.shape)).mean(axis=0))
+    told = np.asarray(information_by_latent(q, q.sample(key_z)))
+    order = np.argsort(-kl)
+    lines = {
+        "KL(q(z|x) || N(0, 1))": [*enumerate(kl[order].tolist(), 1)],
+        f"information, of {len(q.mean)} examples": [*enumerate(told[order].tolist(), 1)],
+    }
+    path = trained.results / "latents.png"
+    return [save_together(path, lines, "latents in falling order of their KL", "nats")]
 
 
 # --- of several runs -----------------------------------------------------------------------------

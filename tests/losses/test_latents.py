@@ -9,6 +9,7 @@ from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.losses.latents import (
     cyclical,
     free_bits,
+    information_by_latent,
     inverse_multiquadratic,
     kl_parts,
     mmd,
@@ -33,6 +34,24 @@ def test_the_parts_add_up_to_the_kl(key):
     )
     mi, tc, dw = parts
     np.testing.assert_allclose(parts.weighted(0.5, 3, 2), 0.5 * mi + 3 * tc + 2 * dw, rtol=1e-5)
+
+
+def test_what_each_latent_tells_of_which_example_it_is_of(key):
+    """Four means far apart tell log 4, two of them log 2, and one and the same nothing."""
+    mean = jnp.array(
+        [[0.0, -50.0, 3.0], [100.0, -50.0, 3.0], [200.0, 50.0, 3.0], [300.0, 50.0, 3.0]]
+    )
+    q = Normal(mean, jnp.zeros((4, 3)))
+    found = information_by_latent(q, q.sample(key))
+    np.testing.assert_allclose(found, [np.log(4), np.log(2), 0], atol=1e-5)
+
+
+def test_of_one_latent_that_is_the_mutual_information(key):
+    q = Normal(jnp.linspace(-1, 1, 30)[:, None], jnp.full((30, 1), -1.0))
+    z = q.sample(key)
+    np.testing.assert_allclose(
+        information_by_latent(q, z)[0], kl_parts(q, z, 30).mutual_information.mean(), rtol=1e-4
+    )
 
 
 def test_of_a_whole_set_each_part_is_exact(key):

@@ -12,6 +12,8 @@ from experiments.hvae import DIGITS, build
 from jaxgen.data.sources import load
 from jaxgen.distributions import sum_event
 from jaxgen.losses import hierarchy
+from jaxgen.runner.system import Weights
+from jaxgen.systems.hvae import use_of_latents
 from jaxgen.training.step import Now
 
 DATA = load("digits")
@@ -146,3 +148,25 @@ def test_without_noise_every_sample_is_the_same(key):
 def test_options_that_do_not_go_together_are_refused_by_name(options, names):
     with pytest.raises(ValueError, match=names):
         build(replace(SMALL, **options), DATA)
+
+
+def test_levels_that_are_not_used_are_told_and_counted(key, capsys):
+    """Without weights from x, q is p: nothing is used. With a shift of one latent, one is."""
+    system = build(SMALL, DATA)
+    params = jax.tree.map(jnp.zeros_like, system.init(key)["params"])
+    weights = Weights(params, {})
+    system.score(weights)
+    assert "level 2, 1 is not used" in " ".join(capsys.readouterr().out.split())
+    bias = params["level_1"]["below_net"]["layers_3"]["bias"].at[0].set(0.5)
+    params["level_1"]["below_net"]["layers_3"]["bias"] = bias
+    weights = Weights(params, {})
+    system.score(weights)
+    assert "level 2 is not used" in " ".join(capsys.readouterr().out.split())
+    trained = SimpleNamespace(
+        system=system,
+        over=lambda name, function, rows, **_: function(weights, key, rows),
+        test=lambda count: DATA.test.fetch(np.arange(50)),
+        step=3,
+    )
+    used = {number.name: number.value for number in use_of_latents(trained)}
+    assert used == {"active_units_2": 0, "active_units_1": 1}
