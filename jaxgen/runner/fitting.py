@@ -170,8 +170,10 @@ class Fitting:
         except NonFiniteLoss as error:
             kept = self.checkpoints.steps()
             last = f"the last good one is of step {kept[-1]}" if kept else "there is none before it"
+            skip = self.options.skip
+            above = f" Or its gradients are above {skip:g}: raise --skip." if skip else ""
             raise NonFiniteLoss(
-                f"{error} Checkpoints in {self.checkpoints.directory}: {last}."
+                f"{error}{above} Checkpoints in {self.checkpoints.directory}: {last}."
             ) from error
         finally:
             log.close()

@@ -68,7 +68,8 @@ class Train:
     decay: str = "none"
     weight_decay: NonNegative = 0.0  # Decoupled, times the learning rate; of kernels alone (AdamW).
     clip: Annotated[float | None, Range(0)] = None  # Global norm to clip the gradient at.
-    # Global norm above which a gradient makes no update (skipped, as one that is not finite).
+    # Global norm above which a gradient makes no update: far above what is usual after the first
+    # steps, as it is skipped like one that is not finite.
     skip: Annotated[float | None, Range(0)] = None
     ema: Share = 0.99  # Decay of the moving average of the parameters.
     # In examples, in place of --ema: what was learned so long ago counts half. It is shorter in the

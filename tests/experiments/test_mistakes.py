@@ -256,6 +256,10 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(command):
     assert status == 3
     assert "not finite from step 1 on (4 in a row)" in err
     assert "Checkpoints in " in err
+    assert "--skip" not in err
+    status, _, err = command("vae", "train --steps 8 --dir other --skip 1e-3 --max-skipped 4")
+    assert status == 3
+    assert "above 0.001: raise --skip" in err
 
 
 def test_help_explains_every_option(command):
