@@ -90,7 +90,7 @@ class Transformer(nn.Module):
 
     def _embedded(self, tokens: Array, places: Array) -> Array:
         h = self.embedding(tokens)
-        return h if self.rotary else h + self.position[places]
+        return h if self.rotary else h + jnp.take(self.position, places, axis=0)
 
 
 class Block(nn.Module):
