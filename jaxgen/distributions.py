@@ -326,6 +326,32 @@ class LogisticMixture:
 
 
 @struct.dataclass
+class Levels:
+    """One of the equally spaced values in [-1, 1], by ``logits [..., levels]``."""
+
+    logits: Array
+
+    @property
+    def levels(self) -> int:
+        return self.logits.shape[-1]
+
+    @property
+    def mean(self) -> Array:
+        values = jnp.linspace(-1.0, 1.0, self.levels, dtype=self.logits.dtype)
+        return jax.nn.softmax(self.logits) @ values
+
+    def log_prob(self, x: Array) -> Array:
+        chex.assert_shape(self.logits, (*x.shape, None))
+        level = jnp.round((x + 1) / 2 * (self.levels - 1)).astype(jnp.int32)
+        log_p = jax.nn.log_softmax(self.logits)
+        return jnp.take_along_axis(log_p, level[..., None], axis=-1)[..., 0]
+
+    def sample(self, key: Array) -> Array:
+        level = jax.random.categorical(key, self.logits)
+        return 2 * level.astype(self.logits.dtype) / (self.levels - 1) - 1
+
+
+@struct.dataclass
 class InOrder:
     """prod_i p(x_i | x_<i): each entry has the ``density`` of parameters made of those before it.
 
@@ -345,6 +371,11 @@ class InOrder:
     def sample(self, key: Array) -> Array:
         """Drawn by the noise of ``key``; without a gradient in reverse mode."""
         return self._settled(lambda p: p.sample(key))
+
+    def complete(self, key: Array, x: Array, known: Array) -> Array:
+        """x where it is ``known``, the rest drawn in order: from p(rest | known) where what is
+        known comes first."""
+        return self._settled(lambda p: jnp.where(known, x, p.sample(key)))
 
     @property
     def mean(self) -> Array:

@@ -26,9 +26,10 @@ def load(
     """Loads a data set by name.
 
     Args:
-      name: ``digits``, a toy density (``8gaussians``, ``moons``, ``swissroll``, ``checkerboard``),
-        ``folder:PATH`` of images, ``text:PATH``, ``pairs:PATH`` and ``domains:PATH`` of pictures to
-        translate, ``hf:NAME_OR_PATH`` for the library datasets, or the name of any image set of
+      name: ``digits``, ``python_topics`` (the language reference of Python, a text), a toy density
+        (``8gaussians``, ``moons``, ``swissroll``, ``checkerboard``), ``folder:PATH`` of images,
+        ``text:PATH``, ``pairs:PATH`` and ``domains:PATH`` of pictures to translate,
+        ``hf:NAME_OR_PATH`` for the library datasets, or the name of any image set of
         tensorflow-datasets.
       data_dir: where tensorflow-datasets keeps prepared data (``~/tensorflow_datasets``).
       manual_dir: a folder with a set's original files; ``mnist``, ``fashion_mnist`` and ``cifar10``
@@ -59,6 +60,8 @@ def load(
             return prepared.of_hugging_face(name, place, image_size, length)
     if name == "digits":
         return images.digits()
+    if name == "python_topics":
+        return text.python_topics(length)
     if name in toy.DENSITIES:
         return _toy(name)
     if name in images.ORIGINALS and manual_dir:
@@ -75,7 +78,8 @@ def _of_one_size(name: str) -> str | None:
         return "digits are 8x8"
     if name in toy.DENSITIES:
         return f"{name} is points"
-    return f"{name} is text" if name.startswith("text:") else None
+    texts = name.startswith("text:") or name == "python_topics"
+    return f"{name} is text" if texts else None
 
 
 SCALE = 4.0  # toy densities as data: points in [-4, 4]^2, as flows and diffusion mostly see them
@@ -107,7 +111,7 @@ def _misnamed(name: str, known: Iterable[str]) -> str:
     if path.is_file():
         return f"'{name}' is a file: write text:{name} if it is text to model."
     base = name.partition(":")[0].split("/")[0]
-    known = ["digits", *toy.DENSITIES, *PLACES, *known]
+    known = ["digits", "python_topics", *toy.DENSITIES, *PLACES, *known]
     if "/" in name and not (base and difflib.get_close_matches(base, known)):
         near = folders.nearest(path)
         instead = f"did you mean folder:{near}?" if near else f"write folder:{name} once it is."

@@ -49,6 +49,18 @@ def text(name: str, path: Path, length: int) -> DataSet:
     return replace(text_set(name, {"train": whole}, length), digest=digest)
 
 
+def python_topics(length: int) -> DataSet:
+    """Windows of the language reference that comes with Python: what ``help('topics')`` shows.
+
+    Its length and words are those of the Python that runs.
+    """
+    from pydoc_data.topics import topics
+
+    whole = "\n\n".join(topics[name] for name in sorted(topics)).encode()
+    found = text_set("python_topics", {"train": whole}, length)
+    return replace(found, digest=hashlib.sha256(whole).hexdigest())
+
+
 def text_set(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:
     """Windows of ``length`` bytes: overlapping ones to train on, others to measure by.
 

@@ -22,6 +22,7 @@ from jaxgen.distributions import (
     DiscretizedLogistic,
     Distribution,
     InOrder,
+    Levels,
     LogisticMixture,
     Normal,
     kl_normal,
@@ -108,6 +109,16 @@ def logistic_mixture(levels: int, channels: int, components: int = 5) -> Likelih
         return LogisticMixture(logits[..., 0, :], location, scale, coupling, levels)
 
     return Likelihood(math.ceil(count / channels), density)
+
+
+def softmax(levels: int) -> Likelihood:
+    """A probability for each of the ``levels`` values in [-1, 1], from as many maps."""
+
+    def density(maps: Array) -> Levels:
+        logits = maps.reshape(*maps.shape[:-1], levels, -1)
+        return Levels(jnp.moveaxis(logits, -2, -1))
+
+    return Likelihood(levels, density)
 
 
 def in_order(likelihood: Likelihood) -> Likelihood:

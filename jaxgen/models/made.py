@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -13,6 +13,8 @@ class MADE(nn.Module):
 
     ``context [B, F]``, if given, is seen by all. With ``backward`` the order is the reverse, and
     with ``direct`` outputs also see inputs without the hidden units between (there section 4.3).
+    A ``seed`` (an integer, which may be traced) draws the order and the connections at random: one
+    network is then many models, of any order (sections 4.1 and 4.2).
     """
 
     maps: int = 2
@@ -22,43 +24,52 @@ class MADE(nn.Module):
     direct: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, context: Array | None = None) -> Array:
-        entries = x.shape[-1]
-        order = np.arange(entries)[:: -1 if self.backward else 1]
-        # A hidden unit of degree d sees the entries up to the d-th.
-        degrees = np.arange(self.hidden) % max(entries - 1, 1)
+    def __call__(
+        self, x: Array, context: Array | None = None, seed: Array | int | None = None
+    ) -> Array:
+        entries, zeros = x.shape[-1], nn.initializers.zeros_init()
+        if seed is None:
+            order = jnp.arange(entries)[:: -1 if self.backward else 1]
+            degrees = [jnp.arange(self.hidden) % max(entries - 1, 1)] * self.layers
+        else:
+            order, degrees = random_degrees(seed, entries, self.hidden, self.layers)
         h, seen = x, order
-        for _ in range(self.layers):
-            h = Masked(self.hidden, _mask(seen[:, None] <= degrees))(h)
+        for of_hidden in degrees:  # a hidden unit of degree d sees the entries up to the d-th
+            h = Masked(self.hidden)(h, seen[:, None] <= of_hidden[None])
             if context is not None:
                 h = h + nn.Dense(self.hidden, use_bias=False)(context)
-            h, seen = nn.elu(h), degrees
-        allowed = _mask(np.repeat(seen[:, None] < order, self.maps, axis=1))
+            h, seen = nn.elu(h), of_hidden
         # The maps of an entry are neighbours; they start as 0.
-        out = Masked(entries * self.maps, allowed, nn.initializers.zeros_init())(h)
+        last = jnp.repeat(order, self.maps)
+        out = Masked(entries * self.maps, zeros)(h, seen[:, None] < last[None])
         if self.direct:
-            before = _mask(np.repeat(order[:, None] < order, self.maps, axis=1))
-            out = out + Masked(entries * self.maps, before, nn.initializers.zeros_init())(x)
+            out = out + Masked(entries * self.maps, zeros)(x, order[:, None] < last[None])
         if context is not None:
-            zero = nn.initializers.zeros_init()
-            out = out + nn.Dense(entries * self.maps, use_bias=False, kernel_init=zero)(context)
+            out = out + nn.Dense(entries * self.maps, use_bias=False, kernel_init=zeros)(context)
         return out.reshape(*x.shape, self.maps)
 
 
-def _mask(allowed: np.ndarray) -> tuple[tuple[bool, ...], ...]:
-    return tuple(map(tuple, allowed.tolist()))
+def random_degrees(
+    seed: Array | int, entries: int, hidden: int, layers: int
+) -> tuple[Array, list[Array]]:
+    """An order of the entries, and the degrees of hidden units: none is below all of those before
+    it, whose units it would not see (Germain et al. 2015, section 4.2)."""
+    key_order, *keys = jax.random.split(jax.random.key(seed), 1 + layers)
+    degrees, least = [], jnp.zeros((), jnp.int32)
+    for key in keys:
+        degrees.append(jax.random.randint(key, (hidden,), least, max(entries - 1, 1)))
+        least = degrees[-1].min()
+    return jax.random.permutation(key_order, entries), degrees
 
 
 class Masked(nn.Module):
     """A linear map with the connections ``mask [inputs, features]`` alone."""
 
     features: int
-    mask: tuple[tuple[bool, ...], ...]
     kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
     @nn.compact
-    def __call__(self, x: Array) -> Array:
-        mask = jnp.asarray(np.asarray(self.mask, np.float32))
+    def __call__(self, x: Array, mask: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, mask.shape)
         bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
         return x @ (kernel * mask) + bias[None]

@@ -1,0 +1,109 @@
+"""A decoder-only transformer over the bytes of a text.
+
+python -m experiments.gpt                                  # the language reference of Python
+python -m experiments.gpt --data text:PATH                 # a file, or a folder's *.txt
+python -m experiments.gpt sample --prompt "The " "import"  # what follows
+python -m experiments.gpt sample --temperature 0.7 --nucleus 0.9
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Annotated
+
+from jax import Array
+
+from jaxgen import runner
+from jaxgen.data.records import DataSet, Tokens
+from jaxgen.decoding import nucleus, top_k
+from jaxgen.models.transformer import Transformer
+from jaxgen.systems.language import Language, bits, prompted, speed
+
+POSITIONS = ("rotary", "learned")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw tokens."""
+
+    prompt: tuple[str, ...] = ("",)  # What samples begin with, in turn.
+    temperature: runner.NonNegative = 1.0  # 0 for the most likely token at every place.
+    top_k: Annotated[int | None, runner.Range(1)] = None  # Of the most likely tokens alone.
+    nucleus: runner.Share = 1.0  # Of the fewest tokens with so much probability.
+
+
+@dataclass(frozen=True)
+class Config:
+    """A transformer over tokens."""
+
+    data: runner.Data = field(default_factory=lambda: runner.Data("python_topics", length=256))
+    train: runner.Train = field(default_factory=runner.Train)
+    sampling: runner.Sampling = runner.measuring(lambda: runner.Sampling(8, 8))
+    drawing: Drawing = runner.measuring(Drawing)
+    width: runner.Count = 128
+    layers: runner.Count = 4
+    heads: runner.Count = 4
+    key_heads: Annotated[int | None, runner.Range(1)] = (
+        None  # Of keys and values, fewer than heads.
+    )
+    positions: str = "rotary"  # rotary or learned.
+    swiglu: bool = False  # A gated perceptron.
+    dropout: runner.Share = 0.0
+
+
+def build(config: Config, data: DataSet) -> Language:
+    """The language model of the options."""
+    assert isinstance(data.kind, Tokens)
+    length, draw = data.kind.length, config.drawing
+    longest = max(len(p.encode()) for p in draw.prompt)
+    if longest >= length:
+        raise ValueError(
+            f"a prompt of {longest} bytes fills the {length} of the model: shorten it."
+        )
+
+    def keep(logits: Array) -> Array:
+        logits = logits if draw.top_k is None else top_k(logits, draw.top_k)
+        return logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus)
+
+    network = Transformer(
+        data.kind.vocabulary + 1,
+        length + 1,
+        config.width,
+        config.layers,
+        config.heads,
+        config.key_heads,
+        runner.choose("positions", config.positions, POSITIONS) == "rotary",
+        config.swiglu,
+        config.dropout,
+    )
+    data = replace(data, ask=partial(prompted, tuple(draw.prompt)))
+    return Language(data, runner.make_optimizer(config.train), network, draw.temperature, keep)
+
+
+TEXT = Config(
+    train=runner.Train(
+        steps=1000,
+        batch=32,
+        learning_rate=1e-3,
+        warmup=100,
+        decay="cosine",
+        weight_decay=0.1,
+        clip=1.0,
+        ema=0.99,
+        log_every=20,
+        checkpoint_every=250,
+    ),
+)
+EXPERIMENT = runner.Experiment(
+    "gpt",
+    __doc__,
+    {"python_topics": TEXT},
+    build,
+    pictures=(runner.samples,),
+    measures=(bits, speed),
+    kinds=(Tokens,),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(runner.main(EXPERIMENT))

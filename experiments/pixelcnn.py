@@ -1,0 +1,102 @@
+"""Exact models of images by masked convolutions: PixelCNN, gated PixelCNN, PixelRNN.
+
+python -m experiments.pixelcnn                                # digits: the gated one
+python -m experiments.pixelcnn --model plain                  # with its blind spot
+python -m experiments.pixelcnn --model rnn                    # LSTMs that go down row by row
+python -m experiments.pixelcnn --conditional                  # p(x|y)
+python -m experiments.pixelcnn --data binarized_mnist --manual-dir DIR
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxgen import runner
+from jaxgen.data.records import DataSet
+from jaxgen.losses import elbo
+from jaxgen.models.pixelcnn import GatedPixelCNN, PixelCNN, PixelRNN
+from jaxgen.systems.autoregressive import (
+    Autoregressive,
+    completions,
+    likelihood,
+    receptive_field,
+    time_to_draw,
+)
+
+MODELS = ("gated", "plain", "rnn")
+LIKELIHOODS = ("bernoulli", "softmax", "logistic_mixture")
+
+
+@dataclass(frozen=True)
+class Config:
+    """An exact model of images by masked convolutions."""
+
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
+    model: str = "gated"  # gated, plain or rnn.
+    width: runner.Count = 32  # Channels of the features.
+    layers: runner.Count = 5  # Of them.
+    conditional: bool = False  # Tell the class.
+    # bernoulli (of images binarized at random), softmax (over levels) or logistic_mixture (whose
+    # channels are coupled, so that the network takes a pixel as one).
+    likelihood: str = "softmax"
+    components: runner.Count = 5  # Of logistic_mixture.
+
+
+def build(config: Config, data: DataSet) -> Autoregressive:
+    """The model of the options."""
+    name = runner.choose("likelihood", config.likelihood, LIKELIHOODS)
+    if name == "bernoulli" and data.shape[-1] != 1:
+        raise ValueError("bits are of grey images: use --likelihood softmax.")
+    if config.conditional and data.classes < 2:
+        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
+    colours = data.shape[-1]
+    of_entry = {
+        "bernoulli": elbo.bernoulli,
+        "softmax": lambda: elbo.softmax(data.levels),
+        "logistic_mixture": lambda: elbo.logistic_mixture(data.levels, colours, config.components),
+    }[name]()
+    channels = 1 if name == "logistic_mixture" else colours
+    if config.width % (2 * channels):
+        raise ValueError(f"--width is divided among {2 * channels}: use a multiple of it.")
+    size = (of_entry.maps, channels, config.width, config.layers)
+    networks: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN, "rnn": PixelRNN}
+    return Autoregressive(
+        data,
+        runner.make_optimizer(config.train),
+        runner.choose("model", config.model, networks)(*size),
+        of_entry,
+        name == "bernoulli",
+        data.classes if config.conditional else None,
+    )
+
+
+DIGITS = Config(
+    train=runner.Train(steps=2000, batch=64, ema=0.99, log_every=50, checkpoint_every=500),
+)
+MNIST = Config(
+    train=runner.Train(
+        steps=10_000,
+        batch=32,
+        learning_rate=2e-3,
+        decay="cosine",
+        ema=0.999,
+        log_every=50,
+        checkpoint_every=1000,
+    ),
+    likelihood="bernoulli",
+)
+PRESETS = runner.by_data(digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, binarized_mnist=MNIST)
+EXPERIMENT = runner.Experiment(
+    "pixelcnn",
+    __doc__,
+    PRESETS,
+    build,
+    pictures=(runner.samples, completions, receptive_field),
+    measures=(likelihood, time_to_draw, runner.quality),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(runner.main(EXPERIMENT))

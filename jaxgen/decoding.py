@@ -1,0 +1,72 @@
+"""From logits of the next token to tokens: temperature, top-k, nucleus, and a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Filter = Callable[[Array], Array]  # logits [..., V] -> logits, -inf for what is left out
+# (cache, token [B], place) -> (logits of the next [B, V], cache)
+NextToken = Callable[[Any, Array, Array], tuple[Array, Any]]
+
+
+def warmed(logits: Array, temperature: float | Array) -> Array:
+    """Logits of p^(1/temperature), normalized later; at 0 the most likely token alone is left."""
+    best = jnp.where(logits == logits.max(axis=-1, keepdims=True), 0.0, -jnp.inf)
+    safe = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
+    return jnp.where(jnp.asarray(temperature) > 0, logits / safe, best)
+
+
+def top_k(logits: Array, k: int) -> Array:
+    """The k largest alone (Fan et al. 2018), and those equal to the k-th."""
+    least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
+    return jnp.where(logits >= least, logits, -jnp.inf)
+
+
+def nucleus(logits: Array, p: float | Array) -> Array:
+    """The fewest tokens that have a probability of p or more together (Holtzman et al. 2020)."""
+    falling = jnp.sort(logits, axis=-1, descending=True)
+    before = jnp.cumsum(jax.nn.softmax(falling), axis=-1) - jax.nn.softmax(falling)
+    least = jnp.where(before < p, falling, jnp.inf).min(axis=-1, keepdims=True)
+    return jnp.where(logits >= jnp.minimum(least, falling[..., :1]), logits, -jnp.inf)
+
+
+def sample_tokens(
+    key: Array,
+    next_token: NextToken,
+    cache: Any,
+    logits: Array,
+    place: Array | int,
+    count: int,
+    *,
+    temperature: float | Array = 1.0,
+    keep: Filter = lambda logits: logits,
+) -> Array:
+    """``count`` tokens ``[B, count]`` one after the other, as one scan.
+
+    Args:
+      key: one PRNG key.
+      next_token: a step of the model, with a cache of what it has seen.
+      cache: after the prompt.
+      logits: of the first new token, ``[B, V]``.
+      place: of the first new token.
+      count: how many.
+      temperature: 0 for the most likely token at every place.
+      keep: what is left of the logits: :func:`top_k`, :func:`nucleus`, or one after the other.
+    """
+    chex.assert_rank(logits, 2)
+
+    def step(state: tuple[Any, Array], row: tuple[Array, Array]) -> tuple[Any, Array]:
+        (cache, logits), (i, key) = state, row
+        token = jax.random.categorical(key, keep(warmed(logits, temperature)))
+        logits, cache = next_token(cache, token, place + i)
+        return (cache, logits), token
+
+    rows = jnp.arange(count), jax.random.split(key, count)
+    _, tokens = jax.lax.scan(step, (cache, logits), rows)
+    return tokens.T

@@ -1,0 +1,225 @@
+"""Convolutions that see what comes before a pixel: PixelCNN, its gated form, the row LSTM, and ++.
+
+Images ``[B, H, W, C]`` are read row by row, and the channels of a pixel one after the other. Every
+network answers the parameter maps ``[B, H, W, maps * C]`` of p(x_i | x_<i), those of all C channels
+of a map together. Of ``channels`` groups of features, group c knows the channels of its own pixel
+before the c-th, and so does what is made of it (van den Oord et al. 2016, "Pixel recurrent neural
+networks", section 3.3); with one group a pixel is one entry, for a likelihood that couples its
+channels. Labels are told as ``y [B, K]``.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+HE, ZEROS = nn.initializers.he_normal(), nn.initializers.zeros_init()
+
+
+# --- masked convolutions ------------------------------------------------------------------------
+
+
+def groups(features: int, channels: int) -> np.ndarray:
+    """The group that each of some features is of, ``[features]``: neighbours share one."""
+    return np.arange(features) * channels // features
+
+
+class Causal(nn.Module):
+    """A convolution of the pixels up to its own: rows above, and of its row what is at the left.
+
+    The kernel ``[rows, left + 1 + right]`` ends at the pixel's own row. Of the pixel itself
+    features of group g see those of the groups before g, and with ``own`` those of group g: masks
+    A and B of the paper. ``sources`` and ``targets`` are the groups of what goes in and comes out.
+    """
+
+    features: int
+    sources: tuple[int, ...]
+    targets: tuple[int, ...]
+    own: bool
+    rows: int = 1
+    left: int = 0
+    right: int = 0
+    kernel_init: nn.initializers.Initializer = HE
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        before, at = np.asarray(self.sources)[:, None], np.asarray(self.targets)
+        shape = (self.rows, self.left + 1 + self.right, x.shape[-1], self.features)
+        seen = np.ones(shape, np.float32)
+        seen[-1, self.left + 1 :] = 0
+        seen[-1, self.left] = before <= at if self.own else before < at
+        kernel = self.param("kernel", self.kernel_init, shape) * seen
+        bias = self.param("bias", ZEROS, (self.features,))
+        padding = ((self.rows - 1, 0), (self.left, self.right))
+        layout = ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
+        return x + bias.reshape(1, 1, 1, -1)
+
+
+def causal(
+    features: int,
+    channels: int,
+    sources: int | None = None,
+    own: bool = True,
+    halves: int = 1,
+    **window: int,
+) -> Causal:
+    """:class:`Causal` of ``sources`` features (or as many), to ``halves`` times ``features``."""
+    to = tuple(groups(features, channels).tolist()) * halves
+    return Causal(
+        halves * features,
+        tuple(groups(sources or features, channels).tolist()),
+        to,
+        own,
+        **window,  # pyright: ignore[reportArgumentType]
+    )
+
+
+class Readout(nn.Module):
+    """Features ``[B, H, W, F]`` -> maps ``[B, H, W, maps * C]``, pixel by pixel."""
+
+    maps: int
+    colours: int  # C
+    channels: int
+
+    @nn.compact
+    def __call__(self, h: Array) -> Array:
+        width = h.shape[-1]
+        h = nn.relu(causal(width, self.channels)(nn.relu(h)))
+        of = tuple(groups(width, self.channels).tolist())
+        to = tuple(groups(self.colours, self.channels).tolist()) * self.maps
+        return Causal(len(to), of, to, own=True, kernel_init=ZEROS)(h)
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+class PixelCNN(nn.Module):
+    """A convolution 7x7 that does not see its pixel, then residual blocks 3x3 that may.
+
+    van den Oord et al. 2016, table 1. What lies above at the right is seen too little: there is a
+    blind spot, which :class:`GatedPixelCNN` does not have.
+    """
+
+    maps: int
+    channels: int = 1
+    width: int = 32
+    blocks: int = 5
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        colours, width, channels = x.shape[-1], self.width, self.channels
+        window = {"rows": 4, "left": 3, "right": 3}
+        h = causal(width, channels, colours, own=False, **window)(x) + told(y, width)
+        for _ in range(self.blocks):
+            r = causal(width // 2, channels, width)(nn.relu(h))
+            r = causal(width // 2, channels, rows=2, left=1, right=1)(nn.relu(r))
+            h = h + causal(width, channels, width // 2)(nn.relu(r)) + told(y, width)
+        return Readout(self.maps, colours, channels)(h)
+
+
+class GatedPixelCNN(nn.Module):
+    """Two stacks: one of the rows above, one of the pixels at the left, which is told of the first.
+
+    van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", figure 2.
+    """
+
+    maps: int
+    channels: int = 1
+    width: int = 32
+    layers: int = 7
+    kernel: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        colours, width, channels, reach = x.shape[-1], self.width, self.channels, self.kernel // 2
+        above, h = shifted_down(x), x
+        for i in range(self.layers):
+            first = i == 0
+            # of all rows that are above, with their whole width
+            padding = ((reach, 0), (reach, reach))
+            v = nn.Conv(2 * width, (reach + 1, self.kernel), padding=padding, kernel_init=HE)(above)
+            source = colours if first else width
+            left = causal(width, channels, source, own=not first, halves=2, left=reach)(h)
+            left = left + nn.Dense(2 * width)(v)
+            above = gated(v + told(y, 2 * width))
+            out = causal(width, channels)(gated(left + told(y, 2 * width)))
+            h = out if first else h + out
+        return Readout(self.maps, colours, channels)(h)
+
+
+class PixelRNN(nn.Module):
+    """A convolution 7x7, then residual LSTMs that go down row by row (van den Oord et al. 2016)."""
+
+    maps: int
+    channels: int = 1
+    width: int = 32
+    layers: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        colours, channels = x.shape[-1], self.channels
+        window = {"rows": 4, "left": 3, "right": 3}
+        h = causal(self.width, channels, colours, own=False, **window)(x) + told(y, self.width)
+        for _ in range(self.layers):
+            h = h + RowLSTM(self.width, channels)(h)
+        return Readout(self.maps, colours, channels)(h)
+
+
+class RowLSTM(nn.Module):
+    """h, c of a row from those of the row above, around each column, and from the row's inputs.
+
+    There section 3.1, eq. 3: both convolutions are ``2 reach + 1`` wide, that of the inputs masked.
+    """
+
+    width: int
+    channels: int = 1
+    reach: int = 1
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        inputs = causal(self.width, self.channels, halves=4, left=self.reach)(x)
+        size = 2 * self.reach + 1
+        kernel = self.param("kernel", HE, (size, self.width, 4 * self.width))
+
+        def row(state: tuple[Array, Array], inputs: Array) -> tuple[tuple[Array, Array], Array]:
+            h, c = state
+            layout = ("NWC", "WIO", "NWC")
+            above = jax.lax.conv_general_dilated(h, kernel, (1,), "SAME", dimension_numbers=layout)
+            o, f, i, g = jnp.split(inputs + above, 4, axis=-1)
+            c = nn.sigmoid(f) * c + nn.sigmoid(i) * jnp.tanh(g)
+            h = nn.sigmoid(o) * jnp.tanh(c)
+            return (h, c), h
+
+        zeros = jnp.zeros((x.shape[0], x.shape[2], self.width))
+        _, found = jax.lax.scan(row, (zeros, zeros), jnp.swapaxes(inputs, 0, 1))
+        return jnp.swapaxes(found, 0, 1)
+
+
+# --- parts --------------------------------------------------------------------------------------
+
+
+def gated(h: Array) -> Array:
+    """tanh(a) sigmoid(b) of two halves (there eq. 2)."""
+    a, b = jnp.split(h, 2, axis=-1)
+    return jnp.tanh(a) * nn.sigmoid(b)
+
+
+def told(y: Array | None, features: int) -> Array | float:
+    """What labels add at every pixel, ``[B, 1, 1, features]``."""
+    if y is None:
+        return 0.0
+    return nn.Dense(features, use_bias=False)(y)[:, None, None]
+
+
+def shifted_down(x: Array) -> Array:
+    """Every row in the place of the one below it."""
+    return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
+
+
+def shifted_right(x: Array) -> Array:
+    """Every column in the place of the one at its right."""
+    return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]

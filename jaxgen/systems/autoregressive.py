@@ -1,0 +1,179 @@
+"""p(x) = prod_i p(x_i | x_<i): exact likelihoods, one entry after the other.
+
+``experiments.made`` and ``experiments.pixelcnn`` are its options.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import Array
+
+from jaxgen import runner
+from jaxgen.distributions import InOrder, sum_event
+from jaxgen.evaluation.report import Number
+from jaxgen.losses.elbo import Likelihood
+from jaxgen.plotting import save_grid, save_rows
+from jaxgen.systems.bounds import prepared, shown
+from jaxgen.training.step import Metrics, Now
+
+TIMED = 100  # images that are drawn by the clock
+
+
+class OfVectors(nn.Module):
+    """A network of vectors ``[B, D] -> [B, D, maps]`` for images: maps ``[B, H, W, maps * C]``."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array, *told: Any) -> Array:
+        found: Any = self.network(x.reshape(len(x), -1), *told)  # pyright: ignore[reportCallIssue]
+        each = jnp.moveaxis(found.reshape(*x.shape, -1), -1, -2)
+        return each.reshape(*x.shape[:-1], -1)
+
+
+@dataclass(frozen=True, eq=False)
+class Autoregressive(runner.System):
+    """``network(x, *told)`` answers the maps of p(x_i | x_<i), which the ``likelihood`` reads.
+
+    It is told y ``[B, classes]`` of data with that many ``classes``, or, of several ``orders``,
+    which of them to take: the model is then their even mixture (Germain et al. 2015, section 4.2).
+    """
+
+    network: nn.Module
+    likelihood: Likelihood
+    binary: bool
+    classes: int | None = None
+    orders: int = 0
+
+    @property
+    def labelled(self) -> bool:
+        return self.classes is not None
+
+    def told(self, labels: Array, order: Array | int) -> tuple[Any, ...]:
+        """What the network is told beside x."""
+        if self.orders:
+            return None, order
+        return (jax.nn.one_hot(labels, self.classes),) if self.classes else ()
+
+    def init(self, key: Array) -> Any:
+        x = jnp.zeros((1, *self.data.shape))
+        return self.network.init(key, x, *self.told(jnp.zeros(1, jnp.int32), 0))
+
+    def density(self, params: Any, labels: Array, order: Array | int = 0) -> InOrder:
+        """p(x) of as many examples as there are ``labels``."""
+        told = self.told(labels, order)
+        maps = lambda x: self.network.apply({"params": params}, x, *told)  # noqa: E731
+        start = jnp.zeros((len(labels), *self.data.shape))
+        return InOrder(self.likelihood.density, maps, start)  # pyright: ignore[reportArgumentType]
+
+    def log_prob(self, params: Any, x: Array, labels: Array) -> Array:
+        """log p(x), ``[B]`` nats: of several orders, that of their mixture."""
+        one = lambda i: sum_event(self.density(params, labels, i).log_prob(x))  # noqa: E731
+        if not self.orders:
+            return one(0)
+        each = jax.lax.map(one, jnp.arange(self.orders))
+        return jax.nn.logsumexp(each, axis=0) - jnp.log(self.orders)
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        """-log p(x); in training of one order, which changes from step to step."""
+        x, labels = prepared(self.data, self.binary, key, batch["x"]), batch["label"]
+        if now.train and self.orders:
+            p = self.density(params, labels, jnp.asarray(now.step) % self.orders)
+            return -sum_event(p.log_prob(x)), {}
+        return -self.log_prob(params, x, labels), {}
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        """All by one of the orders, which the key draws."""
+        key_order, key = jax.random.split(key)
+        order = jax.random.randint(key_order, (), 0, max(self.orders, 1))
+        p = self.density(weights.params, given["label"], order)
+        return shown(self.binary, p.sample(key))
+
+    def how(self) -> str:
+        return "draws of p(x), entry by entry"
+
+
+# --- pictures and measures -----------------------------------------------------------------------
+
+
+def completions(trained: runner.Trained[Autoregressive]) -> list[Path]:
+    """``completions.png``: test images, their upper halves, and draws of the rest."""
+    system, batch = trained.system, trained.test(10)
+    if system.orders:  # what is known would have to come first
+        return []
+    height = trained.data.shape[0] // 2
+    known = (jnp.arange(trained.data.shape[0]) < height).reshape(1, -1, 1, 1)
+
+    def complete(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
+        key_x, key = jax.random.split(key)
+        x = prepared(system.data, system.binary, key_x, batch["x"])
+        p = system.density(weights.params, batch["label"])
+        drawn = p.complete(key, x, known)
+        blank = 0.0 if system.binary else -1.0
+        found = (x, jnp.where(known, x, blank), drawn)
+        return tuple(shown(system.binary, values) for values in found)  # pyright: ignore
+
+    rows = {}
+    for i in range(4):
+        x, half, drawn = trained.over("completions", complete, batch, key=10 + i)
+        rows |= {"test": x, "given": half} if not i else {}
+        rows[f"drawn, {i + 1}"] = drawn
+    return [save_rows(trained.results / "completions.png", rows)]
+
+
+def receptive_field(trained: runner.Trained[Autoregressive]) -> list[Path]:
+    """``receptive-field.png``: how much the pixel in the middle hangs on each other one.
+
+    The mean of |d maps / d x| over test images, its root, the largest white.
+    """
+    system, shape = trained.system, trained.data.shape
+    middle = shape[0] // 2, shape[1] // 2
+
+    def field(weights: Any, key: Array, batch: Any) -> Array:
+        x = prepared(system.data, system.binary, key, batch["x"])
+        maps = system.density(weights.params, batch["label"]).maps
+        at = lambda x: jnp.abs(maps(x)[:, middle[0], middle[1]]).sum()  # noqa: E731
+        return jnp.abs(jax.grad(at)(x)).sum(axis=-1, keepdims=True)
+
+    found = trained.over("receptive field", field, trained.test(100), size=50).mean(axis=0)
+    seen = np.sqrt(found / max(found.max(), 1e-30))
+    return [save_grid(trained.results / "receptive-field.png", 2 * seen[None] - 1, 1)]
+
+
+def likelihood(trained: runner.Trained[Autoregressive]) -> list[Number]:
+    """log p(x) of the test set, exactly."""
+    system, batch = trained.system, trained.test()
+
+    def log_prob(weights: Any, key: Array, batch: Any) -> Array:
+        x = prepared(system.data, system.binary, key, batch["x"])
+        return system.log_prob(weights.params, x, batch["label"])
+
+    nats = float(trained.over("likelihood", log_prob, batch, key=4, size=100).mean())
+    bits = -nats / (math.prod(trained.data.shape) * math.log(2))
+    drawn = ", binarized at random" if system.binary and trained.data.levels > 2 else ""
+    orders = f", {system.orders} orders" if system.orders else ""
+    how = f"{len(batch['label'])} test examples{drawn}, exact{orders}, EMA of step {trained.step}"
+    return [
+        Number("log_likelihood", nats, f"nats an example, {how}"),
+        Number("bits_per_dimension", bits, how),
+    ]
+
+
+def time_to_draw(trained: runner.Trained[Autoregressive]) -> list[Number]:
+    """Seconds for a hundred images, compilation apart."""
+    given = trained.data.given(TIMED)
+    draw = jax.jit(trained.system.sample)
+    jax.block_until_ready(draw(jax.random.key(0), trained.weights, given))
+    begun = time.perf_counter()
+    jax.block_until_ready(draw(jax.random.key(1), trained.weights, given))
+    how = f"seconds for {TIMED} images at once, on one {jax.devices()[0].platform} device"
+    return [Number("time_to_draw", time.perf_counter() - begun, how)]

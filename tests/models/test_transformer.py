@@ -1,0 +1,73 @@
+"""The transformer: what sees what, and the cached result against the uncached one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen.models.transformer import Cache, Transformer, turned
+
+KINDS = {
+    "rotary": {},
+    "learned": {"rotary": False},
+    "grouped": {"key_heads": 2},
+    "swiglu": {"swiglu": True, "key_heads": 1},
+}
+
+
+def build(key, randomized, **options):
+    net = Transformer(11, 9, width=16, layers=2, heads=4, **options)
+    tokens = jax.random.randint(key, (3, 9), 0, 11)
+    return net, randomized(key, net, tokens), tokens
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_logits_see_the_tokens_up_to_their_own_and_a_cache_changes_nothing(key, randomized, name):
+    net, variables, tokens = build(key, randomized, **KINDS[name])
+    apply = jax.jit(net.apply)
+    logits = apply(variables, tokens)
+    for j in range(9):
+        other = apply(variables, tokens.at[:, j].set((tokens[:, j] + 1) % 11))
+        moved = np.abs(other - logits).max(axis=(0, 2)) > 0
+        np.testing.assert_array_equal(moved, np.arange(9) >= j, err_msg=str(j))
+
+    extend = jax.jit(lambda *a: net.apply(variables, *a, method="extend"))
+    cache, none = net.empty(3), jnp.zeros(3, jnp.int32)
+    first, cache = extend(tokens[:, :4], cache, 0, none)
+    found = [first]
+    for i in range(4, 9):
+        step, cache = extend(tokens[:, i : i + 1], cache, i, none)
+        found.append(step)
+    np.testing.assert_allclose(jnp.concatenate(found, axis=1), logits, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["rotary", "learned"])
+def test_prompts_of_different_lengths_in_one_batch_are_as_each_alone(key, randomized, name):
+    net, variables, tokens = build(key, randomized, **KINDS[name])
+    lengths = np.array([5, 2, 4])
+    filled = np.zeros((3, 5), int)
+    for b, n in enumerate(lengths):
+        filled[b, 5 - n :] = tokens[b, :n]
+    cache, first = net.empty(3), jnp.asarray(5 - lengths)
+    logits, cache = net.apply(variables, filled, cache, 0, first, method="extend")
+    step, _ = net.apply(variables, tokens[:, 8:], cache, 5, first, method="extend")
+    for b, n in enumerate(lengths):
+        alone = jnp.concatenate([tokens[b : b + 1, :n], tokens[b : b + 1, 8:]], axis=1)
+        expected = net.apply(variables, alone)[0]
+        np.testing.assert_allclose(logits[b, -1], expected[n - 1], atol=2e-5, rtol=1e-4)
+        np.testing.assert_allclose(step[b, 0], expected[n], atol=2e-5, rtol=1e-4)
+
+
+def test_turned_products_depend_on_the_distance_alone(key):
+    q, k = jax.random.normal(key, (2, 1, 1, 1, 8))
+    at = lambda x, place: turned(x, jnp.full((1, 1), place))[0, 0, 0]
+    expected = at(q, 0) @ at(k, 3)
+    for place in (1, 7, 40):
+        np.testing.assert_allclose(at(q, place) @ at(k, place + 3), expected, rtol=1e-4)
+    assert abs(at(q, 0) @ at(k, 4) - expected) > 1e-3
+
+
+def test_heads_that_do_not_divide_are_refused(key):
+    with pytest.raises(ValueError, match="do not divide"):
+        Transformer(5, 4, width=10, heads=4).init(key, jnp.zeros((1, 3), int))
+    assert isinstance(Transformer(5, 4, width=8, heads=4).empty(2), Cache)
