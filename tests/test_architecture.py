@@ -27,9 +27,11 @@ LAYERS = {  # what each may import of the project
         "diffusion",
         "distributions",
         "posteriors",
+        "decoding",
         "training",
         "plotting",
     },
+    "jaxgen.decoding": set(),
 }
 
 
