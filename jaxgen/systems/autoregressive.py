@@ -114,8 +114,7 @@ def completions(trained: runner.Trained[Autoregressive]) -> list[Path]:
     known = (jnp.arange(trained.data.shape[0]) < height).reshape(1, -1, 1, 1)
 
     def complete(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
-        key_x, key = jax.random.split(key)
-        x = prepared(system.data, system.binary, key_x, batch["x"])
+        x = prepared(system.data, system.binary, jax.random.key(0), batch["x"])  # the same bits
         p = system.density(weights.params, batch["label"])
         drawn = p.complete(key, x, known)
         blank = 0.0 if system.binary else -1.0
