@@ -20,7 +20,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, some
+from jaxgen.data.records import Batch, Image, Points, some
 from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
 from jaxgen.evaluation.latents import active_units, spherical_path
@@ -294,6 +294,14 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     return found + measured("mutual_information", information, how)
 
 
+def tested(trained: runner.Trained[Vae], count: int) -> Batch:
+    """Test examples at the scale of the likelihood: what is binarized is so once, for all estimates
+    of log p(x) to be of the same bits."""
+    prepare = lambda weights, key, batch: trained.system.prepare(key, batch["x"])  # noqa: E731
+    batch = trained.test(count)
+    return {**batch, "x": trained.over("test examples", prepare, batch, key=4, size=250)}
+
+
 def annealed(trained: runner.Trained[Vae]) -> list[Number]:
     """log p(x) of test examples by annealed importance sampling from the prior."""
     system, options = trained.system, trained.config.measured
@@ -307,11 +315,8 @@ def annealed(trained: runner.Trained[Vae]) -> list[Number]:
     temperatures = sigmoid_temperatures(steps)
 
     def estimate(weights: Any, key: Array, batch: Any) -> Array:
-        key_data, key_z, key_sizes, key_pilot, key = jax.random.split(key, 5)
-        x, labels = (
-            jnp.repeat(a, chains, axis=0)
-            for a in (system.prepare(key_data, batch["x"]), batch["label"])
-        )
+        key_z, key_sizes, key_pilot, key = jax.random.split(key, 4)
+        x, labels = (jnp.repeat(batch[name], chains, axis=0) for name in ("x", "label"))
         model = system.model(weights.params, labels)
         joint, start = elbo.log_joint(model.decode, x, model.prior), model.prior.log_prob
         z, pilot = (model.prior.sample(k, len(x)) for k in (key_z, key_pilot))
@@ -319,8 +324,9 @@ def annealed(trained: runner.Trained[Vae]) -> list[Number]:
         log_w = anneal(key, start, joint, z, temperatures, sizes).log_weight
         return jax.nn.logsumexp(log_w.reshape(-1, chains), axis=1) - jnp.log(chains)
 
-    nats = trained.over("annealing", estimate, trained.test(images), key=8, size=min(images, 50))
-    how = f"nats an example, {chains} chains of {steps} temperatures from p(z), {images} test"
+    batch = tested(trained, images)
+    nats = trained.over("annealing", estimate, batch, key=8, size=min(images, 50))
+    how = f"nats an example, {chains} chains of {steps} temperatures from p(z), {len(nats)} test"
     return [
         Number(
             "annealed_log_likelihood",
@@ -336,15 +342,12 @@ def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
     k = options.importance_samples
 
     def estimate(weights: Any, key: Array, batch: Any) -> Array:
-        key_data, key_z = jax.random.split(key)
-        x = system.prepare(key_data, batch["x"])
-        model = system.model(weights.params, batch["label"])
-        encode, decode, prior = model
+        encode, decode, prior = system.model(weights.params, batch["label"])
         how = {"samples": k, "chunk": math.gcd(k, 10), "prior": prior}
-        return elbo.importance_log_likelihood(key_z, encode, decode, x, **how)
+        return elbo.importance_log_likelihood(key, encode, decode, batch["x"], **how)
 
-    batch = trained.test(options.likelihood_images)
-    nats = trained.over("likelihood", estimate, batch, key=4, size=250)
+    batch = tested(trained, options.likelihood_images)
+    nats = trained.over("likelihood", estimate, batch, key=5, size=250)
     how = f"nats an example, {k} importance samples, {len(nats)} test examples"
     return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
 
