@@ -17,11 +17,10 @@ from typing import Annotated, Any
 from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.losses import elbo
-from jaxgen.models.made import MADE
+from jaxgen.models.made import MADE, OfVectors
 from jaxgen.models.nade import FVBN, NADE
 from jaxgen.systems.autoregressive import (
     Autoregressive,
-    OfVectors,
     completions,
     likelihood,
     receptive_field,

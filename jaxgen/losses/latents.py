@@ -29,6 +29,11 @@ class KLParts(NamedTuple):
         return alpha * mi + beta * tc + gamma * dw
 
 
+def _of_each(q: Normal, z: Array) -> Array:
+    """log q(z_i|x_j) of every pair, latent by latent: ``[i, j, Z]``."""
+    return jax.vmap(lambda z_i: q.log_prob(jnp.broadcast_to(z_i, q.mean.shape)))(z)
+
+
 def kl_parts(q: Normal, z: Array, size: int) -> KLParts:
     """The parts of the KL from a batch of N = ``size`` examples, with z ``[B, Z]`` drawn from q.
 
@@ -40,8 +45,7 @@ def kl_parts(q: Normal, z: Array, size: int) -> KLParts:
     batch = len(z)
     if not 1 < batch <= size:
         raise ValueError(f"a batch of 2 to {size} examples is needed, not of {batch}.")
-    # log q(z_i|x_j), latent by latent: [i, j, Z]
-    each = jax.vmap(lambda z_i: q.log_prob(jnp.broadcast_to(z_i, q.mean.shape)))(z)
+    each = _of_each(q, z)
     same = jnp.eye(batch, dtype=bool)
     log_share = jnp.where(same, -jnp.log(size), jnp.log1p(-1 / size) - jnp.log(batch - 1))
     log_q_given = each.sum(-1).diagonal()
@@ -58,8 +62,7 @@ def information_by_latent(q: Normal, z: Array) -> Array:
     most log N, and the first of :class:`KLParts`, latent by latent.
     """
     chex.assert_equal_shape([z, q.mean, q.log_std])
-    each = jax.vmap(lambda z_i: q.log_prob(jnp.broadcast_to(z_i, q.mean.shape)))(z)  # [i, j, Z]
-    log_q = jax.nn.logsumexp(each, axis=1) - jnp.log(len(z))
+    log_q = jax.nn.logsumexp(_of_each(q, z), axis=1) - jnp.log(len(z))
     return (q.log_prob(z) - log_q).mean(axis=0)
 
 

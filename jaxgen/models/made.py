@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -60,6 +62,25 @@ def random_degrees(
         degrees.append(jax.random.randint(key, (hidden,), least, max(entries - 1, 1)))
         least = degrees[-1].min()
     return jax.random.permutation(key_order, entries), degrees
+
+
+def maps_of(each: Array, shape: tuple[int, ...]) -> Array:
+    """Maps of vectors ``[B, D, maps]`` as those of images of ``shape [B, H, W, C]``.
+
+    ``[B, H, W, maps * C]``, all C of a map together, as likelihoods read them.
+    """
+    return jnp.moveaxis(each.reshape(*shape, -1), -1, -2).reshape(*shape[:-1], -1)
+
+
+class OfVectors(nn.Module):
+    """A network of vectors ``[B, D] -> [B, D, maps]`` as one of images ``[B, H, W, C]``."""
+
+    network: nn.Module
+
+    @nn.compact
+    def __call__(self, x: Array, *told: Any) -> Array:
+        found: Any = self.network(x.reshape(len(x), -1), *told)  # pyright: ignore[reportCallIssue]
+        return maps_of(found, x.shape)
 
 
 class Masked(nn.Module):

@@ -218,8 +218,3 @@ def told(y: Array | None, features: int) -> Array | float:
 def shifted_down(x: Array) -> Array:
     """Every row in the place of the one below it."""
     return jnp.pad(x, ((0, 0), (1, 0), (0, 0), (0, 0)))[:, :-1]
-
-
-def shifted_right(x: Array) -> Array:
-    """Every column in the place of the one at its right."""
-    return jnp.pad(x, ((0, 0), (0, 0), (1, 0), (0, 0)))[:, :, :-1]

@@ -17,7 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen.distributions import Normal, committed_log_std
-from jaxgen.models.made import MADE
+from jaxgen.models.made import MADE, maps_of
 from jaxgen.posteriors import (
     Autoregressive,
     AutoregressiveFlow,
@@ -248,8 +248,7 @@ class MADEDecoder(nn.Module):
         network, weights = unbound(made, start.reshape(len(z), -1), context)
 
         def maps(weights: Any, context: Array, x: Array) -> Array:
-            each = network(weights, x.reshape(len(x), -1), context).reshape(*x.shape, self.maps)
-            return jnp.moveaxis(each, -1, -2).reshape(*x.shape[:-1], -1)  # all C of a map together
+            return maps_of(network(weights, x.reshape(len(x), -1), context), x.shape)
 
         return jax.tree_util.Partial(maps, weights, context), start
 

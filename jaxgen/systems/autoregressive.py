@@ -28,18 +28,6 @@ from jaxgen.training.step import Metrics, Now
 TIMED = 100  # images that are drawn by the clock
 
 
-class OfVectors(nn.Module):
-    """A network of vectors ``[B, D] -> [B, D, maps]`` for images: maps ``[B, H, W, maps * C]``."""
-
-    network: nn.Module
-
-    @nn.compact
-    def __call__(self, x: Array, *told: Any) -> Array:
-        found: Any = self.network(x.reshape(len(x), -1), *told)  # pyright: ignore[reportCallIssue]
-        each = jnp.moveaxis(found.reshape(*x.shape, -1), -1, -2)
-        return each.reshape(*x.shape[:-1], -1)
-
-
 @dataclass(frozen=True, eq=False)
 class Autoregressive(runner.System):
     """``network(x, *told)`` answers the maps of p(x_i | x_<i), which the ``likelihood`` reads.
@@ -167,12 +155,16 @@ def likelihood(trained: runner.Trained[Autoregressive]) -> list[Number]:
     ]
 
 
-def time_to_draw(trained: runner.Trained[Autoregressive]) -> list[Number]:
-    """Seconds for a hundred images, compilation apart."""
-    given = trained.data.given(TIMED)
-    draw = jax.jit(trained.system.sample)
+def seconds_to_draw(trained: runner.Trained[Any], count: int) -> float:
+    """Of so many samples at once, compilation apart."""
+    given, draw = trained.data.given(count), jax.jit(trained.system.sample)
     jax.block_until_ready(draw(jax.random.key(0), trained.weights, given))
     begun = time.perf_counter()
     jax.block_until_ready(draw(jax.random.key(1), trained.weights, given))
+    return time.perf_counter() - begun
+
+
+def time_to_draw(trained: runner.Trained[Autoregressive]) -> list[Number]:
+    """Seconds for a hundred images."""
     how = f"seconds for {TIMED} images at once, on one {jax.devices()[0].platform} device"
-    return [Number("time_to_draw", time.perf_counter() - begun, how)]
+    return [Number("time_to_draw", seconds_to_draw(trained, TIMED), how)]

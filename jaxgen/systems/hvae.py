@@ -244,8 +244,8 @@ def kl_by_latent(trained: runner.Trained[HVae]) -> list[np.ndarray]:
         _, levels = hierarchy.infer_levels(key_z, system.steps(weights.params, x), start)
         return [kl_normal(level.q, level.p).reshape(len(x), -1) for level in levels]
 
-    each = trained.over("latents", kl, trained.test(1000), key=9, size=250)
-    return [found.mean(axis=0) for found in each]
+    over = lambda: trained.over("latents", kl, trained.test(1000), key=9, size=250)  # noqa: E731
+    return [found.mean(axis=0) for found in trained.once("kl by latent", over)]
 
 
 def latents(trained: runner.Trained[HVae]) -> list[Path]:

@@ -165,6 +165,7 @@ def test_levels_that_are_not_used_are_told_and_counted(key, capsys):
     trained = SimpleNamespace(
         system=system,
         over=lambda name, function, rows, **_: function(weights, key, rows),
+        once=lambda name, make: make(),
         test=lambda count: DATA.test.fetch(np.arange(50)),
         step=3,
     )
