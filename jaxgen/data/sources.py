@@ -111,12 +111,13 @@ def _misnamed(name: str, known: Iterable[str]) -> str:
     if path.is_file():
         return f"'{name}' is a file: write text:{name} if it is text to model."
     base = name.partition(":")[0].split("/")[0]
-    known = ["digits", "python_topics", *toy.DENSITIES, *PLACES, *known]
+    ours = ["digits", *toy.DENSITIES, "python_topics", *PLACES]
+    known = [*ours, *known]
     if "/" in name and not (base and difflib.get_close_matches(base, known)):
         near = folders.nearest(path)
         instead = f"did you mean folder:{near}?" if near else f"write folder:{name} once it is."
         return f"'{name}' is not there: {instead}"
-    instead = f"choose {', '.join(known[:10])}, or an image set of tensorflow-datasets"
+    instead = f"choose {', '.join(ours)}, or an image set of tensorflow-datasets"
     return f"unknown data set '{name}'{did_you_mean(base, known, instead)}"
 
 
