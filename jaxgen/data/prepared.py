@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxgen.data.images import LEVELS, ORIGINALS, Lazy, image_set, in_memory, splits_of
+from jaxgen.data import images, text
+from jaxgen.data.images import LEVELS, Lazy, image_set, in_memory, splits_of
 from jaxgen.data.pictures import Header, common_shape, fit, is_grey
 from jaxgen.data.records import Batch, DataError, DataSet, Source, spread, take
 from jaxgen.data.text import captions, text_set
@@ -53,21 +54,32 @@ def names(data_dir: str | None) -> list[str]:
 
 
 def of_tensorflow(
-    name: str, data_dir: str | None, manual_dir: str | None, image_size: int | None
+    name: str,
+    data_dir: str | None,
+    manual_dir: str | None,
+    image_size: int | None,
+    length: int,
 ) -> DataSet:
-    """The images and labels of a set of tensorflow-datasets, prepared if it is not.
+    """The images and labels of a set of tensorflow-datasets, prepared if it is not; or its texts.
 
     Raises:
-      DataError: if it cannot be prepared, has no images, or these differ in size.
+      DataError: if it cannot be prepared, has neither images nor text, or images differ in size.
     """
     tfds = _quiet_tfds()
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     if not builder.is_prepared():
         builder = _prepare(tfds, builder, manual_dir)
     features = builder.info.features
-    image, label = (_first(features, f) for f in (tfds.features.Image, tfds.features.ClassLabel))
+    kinds = tfds.features.Image, tfds.features.ClassLabel, tfds.features.Text
+    image, label, column = (_first(features, kind) for kind in kinds)
+    if image is None and column is None:
+        raise DataError(f"'{name}' has neither images nor text: its features are {list(features)}.")
     if image is None:
-        raise DataError(f"data set '{name}' has no images: its features are {list(features)}.")
+        if image_size:
+            raise DataError(f"{name} is text: leave out --image-size.")
+        rows = {split: builder.as_data_source(split=split) for split in builder.info.splits}
+        told = {s: b"\n".join(e[column] for e in part) for s, part in rows.items()}
+        return text_set(name, _with_train(name, told), length)
     shape = features[image].shape
     if image_size:
         shape = (image_size, image_size, 1 if shape[-1] == 1 else 3)
@@ -99,7 +111,7 @@ def _prepare(tfds: Any, builder: Any, manual_dir: str | None) -> Any:
     try:
         import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
-        files = ORIGINALS.get(builder.name)
+        files = (images.ORIGINALS | text.ORIGINALS).get(builder.name)
         without = f", or give a manual_dir that holds {files}" if files else ""
         raise DataError(
             f"'{builder.name}' is not prepared in {directory}: "
@@ -139,7 +151,7 @@ def of_hugging_face(name: str, place: str, image_size: int | None, length: int) 
         raise DataError(f"{name} is text: leave out --image-size.")
     if not image:
         return text_set(name, {s: "\n".join(t).encode() for s, t in told.items()}, length)
-    text = captions(told)
+    captioned = captions(told)
 
     def pictures(split: str, index: np.ndarray) -> list[tuple[Header, Any]]:
         try:
@@ -159,7 +171,7 @@ def of_hugging_face(name: str, place: str, image_size: int | None, length: int) 
         rows = splits[split]
         labels = rows[label][:] if label else np.zeros(len(rows))
         others = {"label": np.asarray(labels, np.int32)}
-        others |= {"text": text[split]} if column else {}
+        others |= {"text": captioned[split]} if column else {}
 
         def read(index: np.ndarray) -> Batch:
             found = pictures(split, index)

@@ -29,11 +29,11 @@ def load(
       name: ``digits``, ``python_topics`` (the language reference of Python, a text), a toy density
         (``8gaussians``, ``moons``, ``swissroll``, ``checkerboard``), ``folder:PATH`` of images,
         ``text:PATH``, ``pairs:PATH`` and ``domains:PATH`` of pictures to translate,
-        ``hf:NAME_OR_PATH`` for the library datasets, or the name of any image set of
+        ``hf:NAME_OR_PATH`` for the library datasets, or the name of any set of images or text of
         tensorflow-datasets.
       data_dir: where tensorflow-datasets keeps prepared data (``~/tensorflow_datasets``).
-      manual_dir: a folder with a set's original files; ``mnist``, ``fashion_mnist`` and ``cifar10``
-        are read straight from them.
+      manual_dir: a folder with a set's original files; ``mnist``, ``fashion_mnist``,
+        ``binarized_mnist``, ``cifar10`` and ``tiny_shakespeare`` are read straight from them.
       image_size: crops images to squares and resizes them; needed where sizes differ.
       length: of the windows of a text, in bytes.
 
@@ -66,10 +66,12 @@ def load(
         return _toy(name)
     if name in images.ORIGINALS and manual_dir:
         return images.original(name, Path(manual_dir), image_size)
+    if name in text.ORIGINALS and manual_dir:
+        return text.original(name, Path(manual_dir), length)
     known = prepared.names(data_dir)
     if prefix.split("/")[0] not in known:
         raise DataError(_misnamed(name, known))
-    return prepared.of_tensorflow(name, data_dir, manual_dir, image_size)
+    return prepared.of_tensorflow(name, data_dir, manual_dir, image_size, length)
 
 
 def _of_one_size(name: str) -> str | None:
@@ -78,7 +80,7 @@ def _of_one_size(name: str) -> str | None:
         return "digits are 8x8"
     if name in toy.DENSITIES:
         return f"{name} is points"
-    texts = name.startswith("text:") or name == "python_topics"
+    texts = name.startswith("text:") or name in ("python_topics", *text.ORIGINALS)
     return f"{name} is text" if texts else None
 
 
@@ -117,7 +119,7 @@ def _misnamed(name: str, known: Iterable[str]) -> str:
         near = folders.nearest(path)
         instead = f"did you mean folder:{near}?" if near else f"write folder:{name} once it is."
         return f"'{name}' is not there: {instead}"
-    instead = f"choose {', '.join(ours)}, or an image set of tensorflow-datasets"
+    instead = f"choose {', '.join(ours)}, or an image set or text of tensorflow-datasets"
     return f"unknown data set '{name}'{did_you_mean(base, known, instead)}"
 
 

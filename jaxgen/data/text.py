@@ -12,6 +12,7 @@ import numpy as np
 from jaxgen.data.records import Batch, DataError, DataSet, Tokens, windows
 
 LONGEST_CAPTION = 256  # bytes
+ORIGINALS = {"tiny_shakespeare": "input.txt"}  # what a manual_dir holds
 
 
 def captions(texts: Mapping[str, Sequence[str]]) -> dict[str, np.ndarray]:
@@ -47,6 +48,24 @@ def text(name: str, path: Path, length: int) -> DataSet:
     whole = b"\n".join(contents)
     digest = hashlib.sha256(whole).hexdigest()
     return replace(text_set(name, {"train": whole}, length), digest=digest)
+
+
+def original(name: str, folder: Path, length: int) -> DataSet:
+    """One of the sets of ``ORIGINALS`` from a folder with its original file.
+
+    Split as tensorflow-datasets splits it: nine tenths, and half of the rest each.
+
+    Raises:
+      DataError: if the file is missing.
+    """
+    file = folder / ORIGINALS[name]
+    if not file.is_file():
+        raise DataError(f"{folder} lacks {file.name}, the original file of '{name}'.")
+    whole = file.read_bytes()
+    end = int(0.9 * len(whole))
+    half = end + (len(whole) - end) // 2
+    splits = {"train": whole[:end], "validation": whole[end:half], "test": whole[half:]}
+    return replace(text_set(name, splits, length), digest=hashlib.sha256(whole).hexdigest())
 
 
 def python_topics(length: int) -> DataSet:

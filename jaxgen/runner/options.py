@@ -45,7 +45,7 @@ class Data:
     """Which data."""
 
     # digits; a toy density (8gaussians, moons, swissroll, checkerboard); folder:PATH, pairs:PATH,
-    # domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set of tensorflow-datasets.
+    # domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set or text of tensorflow-datasets.
     data: str = "digits"
     # Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets).
     data_dir: str | None = None

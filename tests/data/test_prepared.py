@@ -80,6 +80,33 @@ def test_prepared_records_are_read_without_tensorflow(prepare):
     assert "tensorflow" not in sys.modules
 
 
+def test_prepared_texts_are_read_as_windows(tmp_path):
+    tfds = pytest.importorskip("tensorflow_datasets")
+    parts = {"train": ["ab" * 20, "é" * 9], "validation": ["c" * 30], "test": ["d" * 40]}
+
+    class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+        VERSION = tfds.core.Version("1.0.0")
+        name = "tiny_text"
+
+        def _info(self):
+            features = tfds.features.FeaturesDict({"text": tfds.features.Text()})
+            return self.dataset_info_from_configs(features=features)
+
+        def _split_generators(self, dl_manager):
+            rows = lambda texts: ((i, {"text": t}) for i, t in enumerate(texts))
+            return {split: rows(texts) for split, texts in parts.items()}
+
+        def _generate_examples(self):
+            raise NotImplementedError
+
+    Builder(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
+    data = load("tiny_text", data_dir=str(tmp_path), length=8)
+    for source, texts in ((data.train, parts["train"]), (data.test, parts["test"])):
+        assert source["values"].tobytes().decode() in {"\n".join(texts), "\n".join(texts[::-1])}
+    with pytest.raises(DataError, match="tiny_text is text: leave out --image-size"):
+        load("tiny_text", data_dir=str(tmp_path), image_size=8)
+
+
 @pytest.mark.parametrize(
     ("splits", "want"),
     [

@@ -30,6 +30,15 @@ def test_windows_of_a_file_are_parts_of_it_one_after_the_other(data):
     assert data.kind.decode(data.train.fetch(np.array([0]))["x"][0]) == "0000é0001é0002"[:14]
 
 
+def test_an_original_file_is_split_as_tensorflow_datasets_splits_it(tmp_path):
+    with pytest.raises(DataError, match="lacks input.txt, the original file of 'tiny_shakespeare'"):
+        load("tiny_shakespeare", manual_dir=str(tmp_path))
+    (tmp_path / "input.txt").write_bytes(TEXT)
+    data = load("tiny_shakespeare", manual_dir=str(tmp_path), length=16)
+    parts = [part["values"].tobytes() for part in (data.train, data.validation, data.test)]
+    assert (b"".join(parts), [*map(len, parts)]) == (TEXT, [2700, 150, 150])
+
+
 def test_it_is_asked_for_with_an_empty_prompt(data):
     (prompt,) = data.given(3).values()
     assert (prompt.shape, prompt.dtype) == ((3, 0), np.int32)
