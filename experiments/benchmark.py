@@ -4,6 +4,7 @@
     python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
     python -m experiments.benchmark --torch           # a U-Net against diffusers', on CPU
     python -m experiments.benchmark --torch vae       # the MNIST VAE against PyTorch's
+    python -m experiments.benchmark --torch gpt       # a transformer: its steps and its tokens
 
 It needs jax, flax, optax and numpy only (and the two libraries it compares with for --torch), so it
 also runs on a bare accelerator machine. Everything is measured in one process, in turns, and quoted
@@ -30,6 +31,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 try:
     import chex  # noqa: F401
@@ -39,7 +41,8 @@ except ImportError:  # a bare machine: do without the checks of shapes
     sys.modules["chex"] = stand_in
 
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.records import Arrays, binarize, to_signed
+from jaxgen.data.records import Arrays, binarize, to_signed, windows
+from jaxgen.decoding import sample_tokens
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import ancestral, evaluations, sample
@@ -53,6 +56,7 @@ from jaxgen.diffusion.schedules import (
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses import elbo, importance
 from jaxgen.losses.denoising import simple_loss
+from jaxgen.models.transformer import Transformer
 from jaxgen.models.unet import UNet
 from jaxgen.models.vae import MLPDecoder, MLPEncoder
 from jaxgen.training.devices import Sharded, compile_lowered, scan_steps, tune_cpu
@@ -339,7 +343,86 @@ def vae_in_torch() -> dict[str, Callable[[], Any]]:
 
 
 VAE_STEPS, IWAE_STEPS = 20, 2  # in a call
-IN_TORCH = {"unet": unet_in_torch, "vae": vae_in_torch}
+
+
+def gpt_in_torch() -> dict[str, Callable[[], Any]]:
+    """The transformer of ``experiments.gpt``, eager: its training step, and its tokens by a cache.
+
+    Attention is PyTorch's fused one; the cache is written in place.
+    """
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+    from torch.nn import functional  # pyright: ignore[reportMissingImports]
+
+    heads, size = GPT.heads, GPT.width // GPT.heads
+    frequency = 10_000.0 ** (-torch.arange(size // 2) / (size // 2))
+    angle = torch.arange(GPT.length)[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+
+    def turned(x: Any, at: int) -> Any:
+        a, b = x.chunk(2, -1)
+        c, s = cos[at : at + x.shape[-2]], sin[at : at + x.shape[-2]]
+        return torch.cat([a * c - b * s, a * s + b * c], -1)
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            dense = partial(nn.Linear, bias=False)
+            self.before, self.between = nn.RMSNorm(GPT.width), nn.RMSNorm(GPT.width)
+            self.qkv, self.out = dense(GPT.width, 3 * GPT.width), dense(GPT.width, GPT.width)
+            self.up, self.down = dense(GPT.width, 4 * GPT.width), dense(4 * GPT.width, GPT.width)
+
+        def forward(self, h: Any, cache: Any = None, at: int = 0) -> Any:
+            qkv = self.qkv(self.before(h)).chunk(3, -1)
+            q, k, v = (x.unflatten(-1, (heads, size)).transpose(1, 2) for x in qkv)
+            q, k = turned(q, at), turned(k, at)
+            if cache is not None:
+                for old, new in zip(cache, (k, v), strict=True):
+                    old[:, :, at : at + 1] = new
+                k, v = (old[:, :, : at + 1] for old in cache)
+            attend = functional.scaled_dot_product_attention
+            found = attend(q, k, v, is_causal=cache is None).transpose(1, 2).flatten(2)
+            h = h + self.out(found)
+            return h + self.down(functional.gelu(self.up(self.between(h)), approximate="tanh"))
+
+    embedding = nn.Embedding(GPT.vocabulary, GPT.width)
+    blocks, norm = nn.ModuleList([Block() for _ in range(GPT.layers)]), nn.RMSNorm(GPT.width)
+    parameters = [*embedding.parameters(), *blocks.parameters(), *norm.parameters()]
+    for p in parameters:
+        if p.ndim > 1:
+            nn.init.normal_(p, std=0.02)
+    optimizer = torch.optim.AdamW(parameters, lr=1e-3, weight_decay=0.1)
+    text = torch.randint(256, (100_000,))
+
+    def train() -> None:
+        starts = torch.randint(len(text) - GPT.length, (GPT_BATCH, 1))
+        x = text[starts + torch.arange(GPT.length)]
+        before = functional.pad(x[:, :-1], (1, 0), value=GPT.vocabulary - 1)
+        h = embedding(before)
+        for block in blocks:
+            h = block(h)
+        logits = norm(h) @ embedding.weight.T
+        optimizer.zero_grad()
+        functional.cross_entropy(logits.flatten(0, 1), x.flatten()).backward()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+
+    @torch.no_grad()
+    def draw() -> None:
+        empty = torch.zeros(GPT.layers, 2, GPT_BATCH, heads, GPT.length, size)
+        token = torch.full((GPT_BATCH, 1), GPT.vocabulary - 1)
+        for at in range(GPT.length):
+            h = embedding(token)
+            for block, cache in zip(blocks, empty, strict=True):
+                h = block(h, cache, at)
+            logits = norm(h)[:, 0] @ embedding.weight.T
+            token = torch.multinomial(logits[:, :-1].softmax(-1), 1)
+
+    return {"train": train, "draw": draw}
+
+
+GPT, GPT_BATCH = Transformer(257, 256), 16
+IN_TORCH = {"unet": unet_in_torch, "vae": vae_in_torch, "gpt": gpt_in_torch}
 
 
 def torch_worker(which: str, pipe: Any) -> None:
@@ -467,6 +550,59 @@ def vae_against_torch(rounds: int) -> dict:
     return {"jax": jax.__version__, **rates, **over}
 
 
+def gpt_against_torch(rounds: int) -> dict:
+    """The training step of a transformer over PyTorch's, and the tokens a second that each draws.
+
+    Ours also keeps an EMA, checks for what is not finite and reports norms.
+    """
+    apply, optimizer = GPT.apply, adam(1e-3, weight_decay=0.1, clip=1.0)
+    begin, key = GPT.vocabulary - 1, jax.random.key(0)
+
+    def loss_fn(params, batch, key):
+        before = jnp.pad(batch["x"][:, :-1], ((0, 0), (1, 0)), constant_values=begin)
+        logits: Any = apply({"params": params}, before, train=True, rngs={"dropout": key})
+        x = batch["x"].astype(jnp.int32)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, x).mean(), {}
+
+    first = jnp.full((GPT_BATCH, GPT.length), begin)
+    params = jax.jit(GPT.init)(key, first)["params"]
+    held = [init_state({"params": jax.tree.map(jnp.copy, params)}, optimizer)]
+    placement, rng = Sharded((jax.devices()[0],)), np.random.default_rng(0)
+    text = windows(rng.integers(256, size=100_000, dtype=np.uint8), GPT.length)
+    gather = placement.resident(text.arrays, text.gather)
+    step: Any = placement.compile(make_step(loss_fn, optimizer, 0.99))
+
+    def train() -> Any:
+        batch = gather(placement.put_batch(rng.integers(len(text), size=GPT_BATCH)))
+        held[0], metrics = step(held[0], batch, key)
+        return metrics
+
+    @jax.jit
+    def draw(params, key):
+        def extend(cache, token, at):
+            found: Any = apply({"params": params}, token, cache, at, nobody, method="extend")
+            return found[0][:, 0].at[:, begin].set(-jnp.inf), found[1]
+
+        nobody = jnp.zeros(GPT_BATCH, jnp.int32)
+        logits, cache = extend(GPT.empty(GPT_BATCH), first[:, :1], 0)
+        next_token = lambda cache, token, at: extend(cache, token[:, None], at)  # noqa: E731
+        return sample_tokens(key, next_token, cache, logits, 1, GPT.length)
+
+    ours = {"train": train, "draw": lambda: draw(params, key)}
+    seconds = in_turns_with_torch("gpt", ours, rounds, 4)
+    tokens = GPT_BATCH * GPT.length
+    return {
+        "jax": jax.__version__,
+        "parameters": sum(p.size for p in jax.tree.leaves(params)),
+        "train_ms": 1e3 * seconds["train"],
+        "torch_train_ms": 1e3 * seconds["torch_train"],
+        "tokens_per_s": tokens / seconds["draw"],
+        "torch_tokens_per_s": tokens / seconds["torch_draw"],
+        "train_over_torch": seconds["train"] / seconds["torch_train"],
+        "tokens_over_torch": seconds["torch_draw"] / seconds["draw"],
+    }
+
+
 def main(argv: list[str] | None = None) -> int:
     tune_cpu()
     on_cpu = jax.default_backend() == "cpu"
@@ -482,14 +618,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--torch",
-        choices=("unet", "vae"),
+        choices=tuple(IN_TORCH),
         nargs="?",
         const="unet",
-        help="compare \"medium\" with diffusers' U-Net, or the VAE of MNIST with PyTorch's",
+        help="compare \"medium\" with diffusers' U-Net, or VAE or transformer with PyTorch's",
     )
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args(argv)
-    against = {"unet": unet_against_torch, "vae": vae_against_torch}
+    against = {"unet": unet_against_torch, "vae": vae_against_torch, "gpt": gpt_against_torch}
     what = options.torch or options.model
     print(f"measuring {what} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
     if options.torch:

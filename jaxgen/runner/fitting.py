@@ -142,7 +142,7 @@ class Fitting:
     def go(self, key: Array) -> None:
         """Trains what is left of the run."""
         start, state = self.resume(key)
-        steps, begun = self.options.steps, time.monotonic()
+        steps, begun, in_one_go = self.options.steps, clocks(), start == 0
         if start >= steps:
             console.print(f"nothing to train: step {start} is done, and --steps is {steps}")
             return
@@ -178,7 +178,10 @@ class Fitting:
         finally:
             log.close()
         self.draw_curves()
-        seconds = time.monotonic() - begun
+        seconds, worked = (now - then for now, then in zip(clocks(), begun, strict=True))
+        if in_one_go and jax.process_index() == 0:
+            spent = {"steps": steps, "seconds": seconds, "processor_seconds": worked}
+            folders.write_json(self.directory / "time.json", spent)
         console.print(
             f"trained to step {steps} in {seconds:.0f} s, "
             f"{waited / seconds:.1%} of it waiting for data; curves: curves.png"
@@ -298,6 +301,11 @@ class Fitting:
             names = [member.name for member in self.members] or ["."]
             for folder in (self.directory / name for name in names):
                 save_curves(folder / "curves.png", read_metrics(folder / "metrics.jsonl"))
+
+
+def clocks() -> tuple[float, float]:
+    """The time by the clock, and that of the processor."""
+    return time.monotonic(), time.process_time()
 
 
 def open_checkpoints(directory: Path, config: Any, members: tuple[sweeps.Member, ...]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -61,6 +62,21 @@ class Trained(Generic[S]):
     def features(self) -> FeatureSpace:
         """The feature space of the data set, trained at its first use."""
         return feature_space(self.data)
+
+    @property
+    def seconds(self) -> tuple[float, float]:
+        """What training took, by the clock and of the processor; nan unless it was in one go."""
+        path = self.directory / "time.json"
+        spent = json.loads(path.read_text()) if path.is_file() else {"steps": None}
+        if spent["steps"] != self.step:
+            return math.nan, math.nan
+        return spent["seconds"], spent["processor_seconds"]
+
+    @property
+    def parameters(self) -> int:
+        """How many there are, of all players."""
+        players = self.weights.values() if isinstance(self.weights, dict) else [self.weights]
+        return sum(x.size for w in players for x in jax.tree.leaves(w.params))
 
     def but(self, **parts: Any) -> Trained[S]:
         """The same weights with other parts of the system: another solver, grid or guidance."""
