@@ -84,7 +84,7 @@ def test_a_network_grows_and_is_resumed_after_it_grew(run):
     small, large = open_run("whole", 8), open_run("whole", 16)
     assert (small.system.depth, large.system.depth) == (1, 2)
     assert large.parameters == small.parameters + 8 * 8 + 8
-    assert large.seconds[0] > 0 and large.seconds[1] > 0  # by the clock, and of the processor
+    assert min(large.seconds) > 0
     assert np.isnan([small.seconds, open_run("parts").seconds]).all()  # not all, not in one go
     of = "['of']['model']['params']"
     assert f"{of}['Dense_3']['kernel']" in arrays("whole", 16)
