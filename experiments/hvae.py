@@ -45,6 +45,7 @@ from jaxgen.systems.hvae import (
 )
 
 MODELS = ("mlp", "conv")
+LIKELIHOODS = ("bernoulli", "logistic_mixture")
 INFERENCES = {"residual": residual, "ladder": precision_weighted}
 
 
@@ -64,6 +65,9 @@ class Config:
     hidden: runner.Count = (
         128  # Units or channels of the networks, and of the state that goes down.
     )
+    # bernoulli (of images binarized at random) or logistic_mixture (default: the first for grey
+    # images, the second for coloured ones).
+    likelihood: str = "default"
     # How q(z|x) of a level is made: residual (moved from p, as NVAE has it) or ladder (the product
     # of what comes from above and from below).
     inference: str = "residual"
@@ -76,7 +80,11 @@ class Config:
 
 def build(config: Config, data: DataSet) -> HVae:
     """The hierarchical VAE of the options."""
-    binary = data.shape[-1] == 1
+    usual = "bernoulli" if data.shape[-1] == 1 else "logistic_mixture"
+    name = usual if config.likelihood == "default" else config.likelihood
+    binary = runner.choose("likelihood", name, LIKELIHOODS) == "bernoulli"
+    if binary and data.shape[-1] != 1:
+        raise ValueError("bits are of grey images: use --likelihood logistic_mixture.")
     likelihood = elbo.bernoulli() if binary else elbo.logistic_mixture(data.levels, data.shape[-1])
     if config.kl_balance and (config.free_bits or not config.kl_warmup):
         raise ValueError("--kl-balance goes with --kl-warmup, and without --free-bits.")

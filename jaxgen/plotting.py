@@ -366,3 +366,21 @@ def save_bars(
     axis.errorbar(at, height, spread, fmt="none", ecolor="black", elinewidth=0.8, capsize=2)
     axis.set(xlabel=labels[0], ylabel=labels[1], ylim=(0, None))
     return _save(path, figure)
+
+
+def save_named_points(
+    path: Path,
+    points: Mapping[str, tuple[float, float, float]],
+    labels: tuple[str, str, str],
+) -> Path:
+    """Draws ``points`` (x, y, colour) with their names; y and colour on logarithmic scales."""
+    figure, (axis,) = _panels(1, 1, 7, 4.5)
+    x, y, colour = np.array([*points.values()]).T
+    dots = axis.scatter(x, y, s=40, c=colour, norm="log", cmap="viridis")
+    for name, (at, height, _) in points.items():
+        axis.annotate(name, (at, height), (5, 4), textcoords="offset points", fontsize=8)
+    axis.set(xlabel=labels[0], ylabel=labels[1], yscale="log")
+    axis.margins(x=0.15, y=0.1)
+    _widen(figure, 1.0)
+    figure.colorbar(dots, ax=axis, label=labels[2], fraction=0.04, pad=0.02)
+    return _save(path, figure)

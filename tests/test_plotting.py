@@ -16,6 +16,7 @@ from jaxgen.plotting import (
     save_film,
     save_grid,
     save_lines,
+    save_named_points,
     save_points,
     save_points_film,
     save_values,
@@ -249,6 +250,20 @@ def test_lines_have_a_panel_each_over_one_axis(tmp_path, figures):
         assert (axis.get_xlabel(), axis.get_xscale()) == ("weight", "log")
         assert axis.lines[0].get_marker() == "o"
     assert [axis.get_yscale() for axis in drawn] == ["log", "log", "linear", "linear"]
+
+
+def test_named_points_stand_where_they_belong(tmp_path, figures):
+    points = {"a": (1.0, 0.1, 10.0), "b": (2.0, 5.0, 0.01)}
+    save_named_points(tmp_path / "points.png", points, ("x", "y", "seconds"))
+    axis = panels(figures[0])[0]
+    (drawn,) = axis.collections
+    np.testing.assert_allclose(drawn.get_offsets(), [p[:2] for p in points.values()])
+    np.testing.assert_allclose(drawn.get_array(), [10.0, 0.01])
+    assert {text.get_text(): text.xy for text in axis.texts} == {
+        n: p[:2] for n, p in points.items()
+    }
+    for text in axis.texts:  # inside of the panel
+        assert text.get_window_extent().x1 <= axis.get_window_extent().x1
 
 
 def test_bars_have_their_heights(tmp_path, figures):
