@@ -61,8 +61,12 @@ def one_hot_log(x: Array, tokens: int) -> Array:
 
 
 def likelihood(x_t: Array, alpha: Array, pi: Array) -> Array:
-    """q(x_t|x_0) of ``x_t [B, L]`` at ``alpha [B]``, for every x_0: ``[B, L, V]``."""
-    at, seen = alpha[:, None, None], jax.nn.one_hot(x_t, len(pi))
+    """q(x_t|x_0) of ``x_t [B, L]`` at ``alpha [B]``, for every x_0: ``[B, L, V]``.
+
+    alpha is never quite 0, so that a token among masks is still what it is where all should be
+    masked: one that is given.
+    """
+    at, seen = jnp.maximum(alpha, 1e-30)[:, None, None], jax.nn.one_hot(x_t, len(pi))
     return at * seen + (1 - at) * pi[x_t][..., None]
 
 
@@ -106,11 +110,11 @@ def denoised(logits: Array, x_t: Array, alpha: Array, pi: Array) -> Array:
 def knowing(denoise: Denoiser, known: Array, x_0: Array) -> Denoiser:
     """The denoiser where the tokens x_0 of ``known [B, L]`` are given.
 
-    By ancestral steps they go back along q(x_s|x_t, x_0), and end as they are. The others are told
-    of them by x_t alone: they are drawn from p(x_0^others|x_0^known) where noise hides nothing in
-    the end, and approximately so otherwise, like by any replacement (Lugmayr et al. 2022). Under
-    masks nothing of the kind is needed: tokens that are known from the start are just not masked,
-    and all else is exact.
+    By ancestral steps these go back along q(x_s|x_t, x_0), exactly as noise has them, and end as
+    they are. Of them the others know what x_t shows: only in the limit of little noise all, so that
+    they are drawn from p(x_0|known) approximately, as by any replacement (Lugmayr et al. 2022,
+    section 4). Under masks this is not needed, and all is exact: tokens that are known are not
+    masked from the start, and no step changes them.
     """
 
     def told(x_t: Array, t: Array) -> Array:
