@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -109,7 +110,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         runner.make_optimizer(config.train),
         make_network(config, data, tokens, masked),
         pi,
-        lambda *args: bound(*args, config.auxiliary),
+        partial(bound, auxiliary=config.auxiliary),
         bound,
         confident(tokens, alpha, draw.choice) if sure else ancestral(pi, alpha),
         np.linspace(1, 0, draw.sample_steps + 1, dtype=np.float32),

@@ -130,10 +130,10 @@ class TokenDiffusion(runner.System):
         key: Array,
         weights: Any,
         given: Any,
-        known: Array | None = None,
-        x_0: Array | None = None,
+        known: tuple[Array, Array] | None = None,
     ) -> Any:
-        """``run``, sample or sample_path, from noise; the tokens x_0 of ``known [B, L]`` stay."""
+        """``run``, sample or sample_path, from noise; of ``known = (where, x_0)``, ``[B, L]``
+        each, the tokens x_0 stay where it says."""
         key_start, key = jax.random.split(key)
         count = len(jax.tree.leaves(given)[0])
         told = self.denoise(weights.params, labels_of(given))
@@ -142,9 +142,9 @@ class TokenDiffusion(runner.System):
         noise = jnp.log(self.pi)
         x_T = jax.random.categorical(key_start, noise, shape=(count, self.length))
         if known is not None and self.masks:
-            x_T = jnp.where(known, x_0, x_T)
+            x_T = jnp.where(*known, x_T)
         elif known is not None:
-            denoise = knowing(denoise, known, x_0)
+            denoise = knowing(denoise, *known)
         return run(key, denoise, x_T.astype(jnp.int32), self.times, self.step)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
@@ -198,7 +198,7 @@ def filled(trained: runner.Trained[TokenDiffusion]) -> Path:
     def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
         x_0 = system.tokens(jax.random.key(0), batch["x"])  # the same bits
         known = jnp.broadcast_to(known, batch["x"].shape).reshape(x_0.shape)
-        drawn = system.reverse(sample, key, weights, batch, known, x_0)
+        drawn = system.reverse(sample, key, weights, batch, (known, x_0))
         return system.shown(x_0), system.shown(drawn)
 
     if not isinstance(kind, Tokens):

@@ -89,4 +89,4 @@ def test_a_denoiser_of_tokens_sees_all_of_them_the_time_and_the_class(key, rando
     assert (np.abs(apply(x, t + 0.1, y) - logits).max(axis=2) > 0).all()
     assert (np.abs(apply(x, t, (y + 1) % 3) - logits).max(axis=2) > 0).all()
     turned_round = apply(x[:, ::-1], t, y)[:, ::-1]
-    assert (np.abs(turned_round - logits).max(axis=2) > 1e-4).all()
+    assert (np.abs(turned_round - logits).max(axis=2) > 1e-5).all()  # rounding: 1e-7

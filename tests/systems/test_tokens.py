@@ -61,7 +61,7 @@ def test_known_pixels_are_kept_and_draws_are_tokens(key, noise):
     known = jnp.array([[True, False, True]])
     weights, given = SimpleNamespace(params=params), {"label": jnp.arange(8) % 2}
     x_0 = system.tokens(key, X)
-    run = jax.jit(lambda k: system.reverse(sample, k, weights, given, known, x_0))
+    run = jax.jit(lambda k: system.reverse(sample, k, weights, given, (known, x_0)))
     found = np.asarray(run(key))
     np.testing.assert_array_equal(found[:, [0, 2]], np.asarray(x_0)[:, [0, 2]])
     assert found.min() >= 0
