@@ -179,3 +179,31 @@ def linear_gaussian_model(rng: np.random.Generator, d: int = 6, z: int = 3) -> L
     return LinearGaussianModel(
         W=orthogonal[:, :z] * rng.uniform(0.5, 2.0, z), b=rng.standard_normal(d), s=0.5
     )
+
+
+@dataclass(frozen=True)
+class TokenTable:
+    """A joint distribution of a few tokens, by all its states ``[N, L]`` and their p ``[N]``."""
+
+    states: np.ndarray
+    p: np.ndarray
+
+    @classmethod
+    def random(cls, vocabulary: int, length: int) -> TokenTable:
+        states = np.array(list(itertools.product(range(vocabulary), repeat=length)))
+        return cls(states, np.random.default_rng(0).dirichlet(0.5 * np.ones(len(states))))
+
+    def denoiser(self, alpha, pi):
+        """log p(x_0^l|x_t) by Bayes, for noise ``pi``."""
+        joint, states = jnp.asarray(self.p, jnp.float32), jnp.asarray(self.states)
+
+        def denoise(x_t, t):
+            at = alpha(t)[:, None, None]
+            same = (states[None] == x_t[:, None]).astype(jnp.float32)  # [B, N, L]
+            q = at * same + (1 - at) * jnp.asarray(pi)[x_t][:, None]
+            weight = joint[None] * jnp.prod(q, axis=2)  # [B, N]
+            weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
+            found = jnp.einsum("bn,nlv->blv", weight, jax.nn.one_hot(states, len(pi)))
+            return jnp.log(jnp.maximum(found, 1e-30))
+
+        return denoise

@@ -34,6 +34,10 @@ TINY = {
     "vqvae": "--width 8 --blocks 1 --codes 8 --latents 4 --samples 20 --sample-batch 20",
     "gan": "--channels 8 --samples 20 --discriminator-steps 2",
     "autoencoder": "--hidden 16 --latents 2 --samples 20 --steps-per-call 2",
+    "d3pm": (
+        "--width 16 --layers 1 --samples 20 --sample-batch 20 --sample-steps 4 --bound-draws 2 "
+        "--steps-per-call 2 --warmup 0"
+    ),
 }
 COMMON = "--batch 16 --log-every 2 --checkpoint-every 4"
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,26 +96,34 @@ class Autoregressive(runner.System):
 
 def completions(trained: runner.Trained[Autoregressive]) -> list[Path]:
     """``completions.png``: test images, their upper halves, and draws of the rest."""
-    system, batch = trained.system, trained.test(10)
+    system = trained.system
     if system.orders:  # what is known would have to come first
         return []
-    height = trained.data.shape[0] // 2
-    known = (jnp.arange(trained.data.shape[0]) < height).reshape(1, -1, 1, 1)
 
-    def complete(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
+    def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
         x = prepared(system.data, system.binary, jax.random.key(0), batch["x"])  # the same bits
         p = system.density(weights.params, batch["label"])
-        drawn = p.complete(key, x, known)
-        blank = 0.0 if system.binary else -1.0
-        found = (x, jnp.where(known, x, blank), drawn)
-        return tuple(shown(system.binary, values) for values in found)  # pyright: ignore
+        return shown(system.binary, x), shown(system.binary, p.complete(key, x, known))
 
-    rows = {}
+    return [save_completions(trained, complete)]
+
+
+def save_completions(trained: runner.Trained[Any], complete: Callable[..., Any]) -> Path:
+    """``completions.png``, of ``complete(weights, key, batch, known [1, H, 1, 1]) -> (x, drawn)``,
+    in [-1, 1]."""
+    height = trained.data.shape[0]
+    known = (jnp.arange(height) < height // 2).reshape(1, -1, 1, 1)
+
+    def both(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
+        x, drawn = complete(weights, key, batch, known)
+        return x, jnp.where(known, x, -1.0), drawn
+
+    rows, batch = {}, trained.test(10)
     for i in range(4):
-        x, half, drawn = trained.over("completions", complete, batch, key=10 + i)
+        x, half, drawn = trained.over("completions", both, batch, key=10 + i)
         rows |= {"test": x, "given": half} if not i else {}
         rows[f"drawn, {i + 1}"] = drawn
-    return [save_rows(trained.results / "completions.png", rows)]
+    return save_rows(trained.results / "completions.png", rows)
 
 
 def receptive_field(trained: runner.Trained[Autoregressive]) -> list[Path]:

@@ -32,6 +32,7 @@ PICTURES = {
     "vqvae": {"samples.png", "reconstructions.png"},
     "autoencoder": {"samples.png", "reconstructions.png", "interpolations.png", "codes.png"},
     "hvae": {"samples.png", "reconstructions.png", "levels.png"},
+    "d3pm": {"samples.png", "film.gif", "completions.png"},
 }
 NUMBERS = {
     "ddpm": {"class_agreement", "svm_class_agreement", "bits_per_dimension"},
@@ -39,6 +40,7 @@ NUMBERS = {
     "gan": {"classes_covered"},
     "autoencoder": {"reconstruction_error", "probe_accuracy", "probe_accuracy_of_pca"},
     "hvae": {"elbo", "kl_1", "kl_2", "log_likelihood"},
+    "d3pm": {"elbo", "bits_per_dimension", "time_to_draw"},
 }
 
 
@@ -57,7 +59,8 @@ def test_codes_are_remembered_across_a_stop(command):
 
 
 @pytest.mark.parametrize(
-    "name", ["ddpm", "vae", "autoencoder", "hvae", pytest.param("gan", marks=pytest.mark.slow)]
+    "name",
+    ["ddpm", "vae", "autoencoder", "hvae", "d3pm", pytest.param("gan", marks=pytest.mark.slow)],
 )
 def test_one_command_leaves_everything(command, name):
     status, out, _ = command(name, "--steps 8")

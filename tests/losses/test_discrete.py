@@ -6,45 +6,28 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from oracles import TokenTable
 
-from jaxgen.losses.discrete import (
+from jaxgen.diffusion.discrete import (
     absorbing,
     cosine,
-    discrete_bound,
     linear,
-    masked_loss,
     one_hot_log,
     posterior,
     replaced,
     uniform,
 )
+from jaxgen.losses.discrete import counted_loss, discrete_bound, discrete_loss, masked_loss
 
 V, L = 3, 3
-STATES = np.array(list(itertools.product(range(V), repeat=L)))  # [27, L]
-P = np.random.default_rng(0).dirichlet(0.5 * np.ones(len(STATES)))
+TABLE = TokenTable.random(V, L)
+STATES, P = TABLE.states, TABLE.p
 NOISES = {"uniform": uniform(V), "absorbing": absorbing(V)}
 
 
 def transition(alpha, pi):
     """q(x_t|x_0) as a matrix."""
     return alpha * np.eye(len(pi)) + (1 - alpha) * np.asarray(pi)[None]
-
-
-def exact_denoiser(alpha, pi):
-    """log p(x_0^l|x_t) of the joint distribution, by Bayes."""
-    joint, states = jnp.asarray(P, jnp.float32), jnp.asarray(STATES)
-
-    def denoise(x_t, t):
-        at = alpha(t)[:, None, None]
-        size = len(pi)
-        same = (states[None] == x_t[:, None]).astype(jnp.float32)  # [B, N, L]
-        q = at * same + (1 - at) * jnp.asarray(pi)[x_t][:, None]
-        weight = joint[None] * jnp.prod(q, axis=2)  # [B, N]
-        weight = weight / jnp.maximum(weight.sum(axis=1, keepdims=True), 1e-30)
-        found = jnp.einsum("bn,nlv->blv", weight, jax.nn.one_hot(states, size))
-        return jnp.log(jnp.maximum(found, 1e-30))
-
-    return denoise
 
 
 @pytest.mark.parametrize("name", NOISES)
@@ -70,16 +53,22 @@ def test_noise_and_posterior_are_those_of_the_matrices(key, name):
         np.testing.assert_allclose(np.exp(found), between[:, j] * to_s[i] / to_t[i, j], atol=1e-6)
 
 
-@pytest.mark.parametrize("alpha", [linear, cosine])
-def test_with_exact_conditionals_the_masked_bound_is_log_p(key, alpha):
+def counted(key, denoise, x_0, t, mask, alpha):
+    return counted_loss(key, denoise, x_0, t, mask)
+
+
+@pytest.mark.parametrize(
+    ("loss", "alpha"), [(masked_loss, linear), (masked_loss, cosine), (counted, linear)]
+)
+def test_with_exact_conditionals_the_masked_bound_is_log_p(key, loss, alpha):
     x_0, pi = jnp.asarray(STATES), absorbing(V)
-    denoise = exact_denoiser(alpha, pi)
+    denoise = TABLE.denoiser(alpha, pi)
 
     @jax.jit
     def one(key):
         key_t, key = jax.random.split(key)
         offset = jax.random.uniform(key_t, (len(x_0),))
-        return masked_loss(key, denoise, x_0, 1 - offset, V, alpha)
+        return loss(key, denoise, x_0, 1 - offset, V, alpha)
 
     found = jnp.mean(jax.lax.map(one, jax.random.split(key, 40_000)), axis=0)
     seen = P > 1e-3
@@ -93,7 +82,7 @@ def test_the_bound_lies_above_minus_log_p_and_nears_it_with_many_steps(key, name
     gaps = []
     for steps in (2, 40):
         bound = jax.jit(
-            lambda k, n=steps: discrete_bound(k, exact_denoiser(linear, pi), x_0, pi, n).total()
+            lambda k, n=steps: discrete_bound(k, TABLE.denoiser(linear, pi), x_0, pi, n).total()
         )
         values = jax.lax.map(bound, jax.random.split(key, 500)).mean(axis=0)
         gaps.append(float(P @ (values + np.log(P))))  # the mean KL of the model from the data
@@ -109,7 +98,7 @@ def test_a_step_down_from_the_exact_posterior_has_the_marginal_of_the_data(key, 
     every = np.array(list(itertools.product(range(size), repeat=L)))
     at, to = transition(0.3, pi), transition(0.6, pi)
     q_t = np.array([P @ np.prod(at[STATES, x], axis=1) for x in every])
-    denoise = exact_denoiser(linear, pi)
+    denoise = TABLE.denoiser(linear, pi)
     n = len(every)
     log_p = posterior(
         denoise(jnp.asarray(every), jnp.full(n, 0.7)),
@@ -129,9 +118,67 @@ def test_gradients_are_finite_where_a_token_cannot_be(key):
 
     def loss(logits):
         denoise = lambda x_t, t: jnp.broadcast_to(jax.nn.log_softmax(logits), (1, 3, V + 1))
+        even_denoise = lambda x_t, t: denoise(x_t, t)[..., :V]
         bound = discrete_bound(key, denoise, x_0, absorbing(V), 4).total().sum()
-        return bound + masked_loss(key, denoise, x_0, jnp.array([0.5]), V).sum()
+        even = discrete_loss(key, even_denoise, x_0, jnp.ones(1), uniform(V), 4, auxiliary=0.1)
+        masked = masked_loss(key, denoise, x_0, jnp.array([0.5]), V)
+        return bound + (even + masked + counted_loss(key, denoise, x_0, jnp.ones(1), V)).sum()
 
     value, slope = jax.value_and_grad(loss)(logits)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
+
+
+def unlike(x_t, t):
+    """A denoiser that is far from exact, and hangs on all of x_t."""
+    logits = jnp.sin(
+        3.0 * jnp.arange(V).reshape(1, 1, V) + (x_t + x_t.sum(axis=1, keepdims=True))[..., None]
+    )
+    return jnp.pad(jax.nn.log_softmax(2 * logits), ((0, 0), (0, 0), (0, 1)), constant_values=-1e9)
+
+
+def test_the_count_of_masks_gives_the_mean_over_all_orders(key):
+    """sum over orders and places of -log p of the next token, by enumeration, for any denoiser."""
+    x_0 = STATES[[5, 12, 22]]
+    exact = np.zeros(len(x_0))
+    orders = list(itertools.permutations(range(L)))
+    for order, i in itertools.product(orders, range(L)):
+        hidden = np.isin(np.arange(L), order[i:])
+        x_t = jnp.asarray(np.where(hidden[None], V, x_0))
+        log_p = np.asarray(unlike(x_t, jnp.ones(len(x_0))))
+        exact -= log_p[np.arange(len(x_0)), order[i], x_0[:, order[i]]] / len(orders)
+
+    @jax.jit
+    def means(key):
+        t = 1 - jax.random.uniform(key, (20_000 * len(x_0),))
+        x = jnp.tile(jnp.asarray(x_0), (20_000, 1))
+        losses = counted_loss(key, unlike, x, t, V), masked_loss(key, unlike, x, t, V)
+        return [(v.reshape(-1, len(x_0)).mean(axis=0), v.std()) for v in losses]
+
+    (of_counts, small), (of_times, large) = means(key)
+    np.testing.assert_allclose(of_counts, exact, rtol=0.01)
+    np.testing.assert_allclose(of_times, exact, rtol=0.03)
+    assert small < large / 1.5
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_a_step_at_random_has_the_mean_of_the_whole_bound(key, name):
+    """And the auxiliary term is its own: lambda times -log p(x_0|x_t)."""
+    pi, x_0, steps = NOISES[name], jnp.asarray(STATES), 5
+    denoise = lambda x_t, t: unlike(x_t, t)[..., : len(pi)]
+
+    @jax.jit
+    def both(key):
+        key_t, key_one, key = jax.random.split(key, 3)
+        t = 1 - jax.random.uniform(key_t, (len(x_0),))
+        one = discrete_loss(key_one, denoise, x_0, t, pi, steps)
+        more = discrete_loss(key_one, denoise, x_0, t, pi, steps, auxiliary=0.5) - one
+        x_t = replaced(key_one, x_0, 1 - jnp.ceil(t * steps) / steps, pi)
+        log_p = jnp.take_along_axis(denoise(x_t, t), x_0[..., None], axis=-1)
+        whole = discrete_bound(key, denoise, x_0, pi, steps).total()
+        return one, whole, jnp.abs(more + 0.5 * log_p.sum(axis=(1, 2)))
+
+    one, whole, off = jax.lax.map(both, jax.random.split(key, 3000))
+    assert off.max() < 1e-3
+    spread = np.asarray(one.std(axis=0)) / 3000**0.5
+    assert (np.abs(one.mean(axis=0) - whole.mean(axis=0)) < 5 * spread + 0.01).all()

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.models.transformer import Cache, Transformer, turned
+from jaxgen.models.transformer import Cache, TokenDenoiser, Transformer, to_all, turned
 
 KINDS = {
     "rotary": {},
@@ -71,3 +71,22 @@ def test_heads_that_do_not_divide_are_refused(key):
     with pytest.raises(ValueError, match="do not divide"):
         Transformer(5, 4, width=10, heads=4).init(key, jnp.zeros((1, 3), int))
     assert isinstance(Transformer(5, 4, width=8, heads=4).empty(2), Cache)
+
+
+@pytest.mark.parametrize("rotary", [True, False])
+def test_a_denoiser_of_tokens_sees_all_of_them_the_time_and_the_class(key, randomized, rotary):
+    """And where they are: by either kind of positions it is no function of the set of tokens."""
+    net = Transformer(11, 9, width=16, layers=2, heads=4, rotary=rotary, attention=to_all)
+    net = TokenDenoiser(net, 10, timed=True, classes=3)
+    x, t, y = jax.random.randint(key, (3, 9), 0, 11), jnp.array([0.1, 0.5, 0.9]), jnp.arange(3)
+    variables = randomized(key, net, x, t, y)
+    apply = jax.jit(lambda *a: net.apply(variables, *a))
+    logits = apply(x, t, y)
+    assert logits.shape == (3, 9, 10)  # none of what is no token of the data
+    for j in range(9):
+        moved = np.abs(apply(x.at[:, j].set((x[:, j] + 1) % 11), t, y) - logits).max(axis=2)
+        assert (moved > 0).all(), j
+    assert (np.abs(apply(x, t + 0.1, y) - logits).max(axis=2) > 0).all()
+    assert (np.abs(apply(x, t, (y + 1) % 3) - logits).max(axis=2) > 0).all()
+    turned_round = apply(x[:, ::-1], t, y)[:, ::-1]
+    assert (np.abs(turned_round - logits).max(axis=2) > 1e-5).all()  # rounding: 1e-7

@@ -1,0 +1,193 @@
+"""Diffusion over tokens: masks that hide them, or tokens drawn anew (D3PM: Austin et al. 2021).
+
+python -m experiments.d3pm                                # digits, as tokens of 17 levels: masks
+python -m experiments.d3pm --noise uniform --auxiliary 0.01
+python -m experiments.d3pm --conditional                  # p(x|y)
+python -m experiments.d3pm --data python_topics           # text, of the size of experiments.gpt
+python -m experiments.d3pm --preset python_topics --data text:PATH  # a file, or a folder's *.txt
+python -m experiments.d3pm --data binarized_mnist --manual-dir DIR
+python -m experiments.d3pm sample --sampler confident --sample-steps 16
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+from jax import Array
+
+from jaxgen import runner
+from jaxgen.data.records import DataSet, Image, Tokens
+from jaxgen.decoding import nucleus
+from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, linear, uniform
+from jaxgen.losses.discrete import counted_loss, discrete_loss
+from jaxgen.models.transformer import TokenDenoiser, Transformer, to_all
+from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film, time_to_draw
+
+NOISES = ("masked", "uniform")
+SAMPLERS = ("ancestral", "confident")
+ALPHAS = {"linear": linear, "cosine": cosine}
+PIXELS = ("levels", "bits")
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """How to draw tokens, and what to measure."""
+
+    sampler: str = "ancestral"  # ancestral, or confident: what is surest first (masked).
+    sample_steps: runner.Count = 64  # Evaluations of the network.
+    choice: runner.NonNegative = 4.5  # Of confident: how much of the order is left to chance.
+    temperature: runner.NonNegative = 1.0  # 0 for the most likely token.
+    nucleus: runner.Share = 1.0  # Of the fewest tokens with so much probability.
+    bound_draws: runner.Count = 32  # Noisy forms of each test example, for its bound.
+
+
+@dataclass(frozen=True)
+class Config:
+    """Diffusion over tokens."""
+
+    data: runner.Data = field(default_factory=runner.Data)
+    train: runner.Train = field(default_factory=runner.Train)
+    sampling: runner.Sampling = runner.measuring(runner.Sampling)
+    drawing: Drawing = runner.measuring(Drawing)
+    noise: str = "masked"  # masked or uniform.
+    alpha: str = "linear"  # The share of tokens that are not noise, over time: linear or cosine.
+    diffusion_steps: runner.Count = 1000  # T (uniform).
+    auxiliary: runner.NonNegative = 0.0  # lambda, of -log p(x_0|x_t) beside the bound (uniform).
+    pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
+    conditional: bool = False  # Tell the class.
+    width: runner.Count = 128
+    layers: runner.Count = 4
+    heads: runner.Count = 4
+    swiglu: bool = False  # A gated perceptron.
+    dropout: runner.Share = 0.0
+
+
+def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> TokenDenoiser:
+    """The transformer of the options; in images each place is learned by itself."""
+    if config.conditional and data.classes < 2:
+        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
+    transformer = Transformer(
+        tokens + masked,
+        math.prod(data.shape),
+        config.width,
+        config.layers,
+        config.heads,
+        rotary=isinstance(data.kind, Tokens),
+        swiglu=config.swiglu,
+        dropout=config.dropout,
+        attention=to_all,
+    )
+    classes = data.classes if config.conditional else None
+    return TokenDenoiser(transformer, tokens, timed=not masked, classes=classes)
+
+
+def build(config: Config, data: DataSet) -> TokenDiffusion:
+    """The diffusion of the options."""
+    masked = runner.choose("noise", config.noise, NOISES) == "masked"
+    binary = runner.choose("pixels", config.pixels, PIXELS) == "bits"
+    alpha, draw = runner.choose("alpha", config.alpha, ALPHAS), config.drawing
+    sure = runner.choose("sampler", draw.sampler, SAMPLERS) == "confident"
+    if sure and not masked:
+        raise ValueError("--sampler confident is of --noise masked.")
+    if config.auxiliary and masked:
+        raise ValueError("--auxiliary is of --noise uniform.")
+    if binary and (not isinstance(data.kind, Image) or data.shape[-1] != 1):
+        raise ValueError("bits are of grey images: use --pixels levels.")
+    tokens = 2 if binary else data.levels if isinstance(data.kind, Image) else vocabulary(data)
+    pi = absorbing(tokens) if masked else uniform(tokens)
+
+    def bound(key: Array, denoise: Any, x_0: Array, t: Array, auxiliary: float = 0.0) -> Array:
+        if masked:
+            return counted_loss(key, denoise, x_0, t, tokens)
+        return discrete_loss(key, denoise, x_0, t, pi, config.diffusion_steps, alpha, auxiliary)
+
+    return TokenDiffusion(
+        data,
+        runner.make_optimizer(config.train),
+        make_network(config, data, tokens, masked),
+        pi,
+        partial(bound, auxiliary=config.auxiliary),
+        bound,
+        confident(tokens, alpha, draw.choice) if sure else ancestral(pi, alpha),
+        np.linspace(1, 0, draw.sample_steps + 1, dtype=np.float32),
+        alpha,
+        binary,
+        draw.temperature,
+        lambda logits: logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus),
+        draw.bound_draws,
+    )
+
+
+def vocabulary(data: DataSet) -> int:
+    """How many tokens text has."""
+    assert isinstance(data.kind, Tokens)
+    return data.kind.vocabulary
+
+
+DIGITS = Config(
+    train=runner.Train(
+        steps=3000,
+        batch=64,
+        learning_rate=1e-3,
+        warmup=100,
+        decay="cosine",
+        clip=1.0,
+        ema=0.995,
+        steps_per_call=20,
+        log_every=100,
+        checkpoint_every=500,
+    ),
+    width=64,
+)
+MNIST = Config(
+    train=runner.Train(
+        steps=20_000,
+        batch=64,
+        learning_rate=5e-4,
+        warmup=500,
+        decay="cosine",
+        clip=1.0,
+        ema=0.999,
+        log_every=100,
+        checkpoint_every=2000,
+    ),
+    sampling=runner.Sampling(sample_batch=20),
+    drawing=Drawing(sample_steps=196),
+    pixels="bits",
+)
+TEXT = Config(
+    data=runner.Data("python_topics", length=256),
+    train=runner.Train(
+        steps=1000,
+        batch=32,
+        learning_rate=1e-3,
+        warmup=100,
+        decay="cosine",
+        weight_decay=0.1,
+        clip=1.0,
+        ema=0.99,
+        log_every=20,
+        checkpoint_every=250,
+    ),
+    sampling=runner.Sampling(8, 8),
+    drawing=Drawing(sample_steps=256),
+)
+PRESETS = runner.by_data(
+    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, binarized_mnist=MNIST, python_topics=TEXT
+)
+EXPERIMENT = runner.Experiment(
+    "d3pm",
+    __doc__,
+    PRESETS,
+    build,
+    pictures=(runner.samples, film, filled),
+    measures=(bits, time_to_draw, runner.quality),
+    kinds=(Image, Tokens),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(runner.main(EXPERIMENT))

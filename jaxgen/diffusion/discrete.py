@@ -1,0 +1,200 @@
+"""Diffusion over tokens: noise that replaces them, its posterior, and samplers.
+
+A token stays with probability alpha, or is drawn anew from ``pi``: q(x_t|x_0) = alpha_t x_0 +
+(1 - alpha_t) pi (Austin et al. 2021, "Structured denoising diffusion models in discrete
+state-spaces", D3PM, appendix A.2: uniform and absorbing). alpha falls from 1 to 0 as t goes from 0
+to 1. Tokens are ``[B, L]``; a denoiser answers log p(x_0|x_t), ``(x_t, t [B]) -> [B, L, V]``.
+:mod:`jaxgen.losses.discrete` has the bounds that it is trained by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+Denoiser = Callable[[Array, Array], Array]
+Alpha = Callable[[Array], Array]  # t in [0, 1] -> alpha_t
+# (key, log p(x_0|x_t) [B, L, V], x_t [B, L], t, s) -> x_s [B, L], for numbers s < t
+Step = Callable[[Array, Array, Array, Array, Array], Array]
+
+
+# --- noise --------------------------------------------------------------------------------------
+
+
+def uniform(tokens: int) -> Array:
+    """Noise of all tokens alike, ``[V]``."""
+    return jnp.full(tokens, 1 / tokens)
+
+
+def absorbing(tokens: int) -> Array:
+    """Noise that is one token more, the mask, ``[V + 1]``: it is the last."""
+    return jax.nn.one_hot(tokens, tokens + 1)
+
+
+def linear(t: Array) -> Array:
+    """alpha_t = 1 - t: in even steps of time as many tokens are replaced."""
+    return 1 - t
+
+
+def cosine(t: Array) -> Array:
+    """alpha_t = 1 - sin(pi t / 2), slow at the beginning (Chang et al. 2022, figure 3)."""
+    return 1 - jnp.sin(jnp.pi * t / 2)
+
+
+def replaced(key: Array, x_0: Array, alpha: Array, pi: Array) -> Array:
+    """x_t of x_0 ``[B, L]`` at ``alpha [B]``."""
+    chex.assert_rank(x_0, 2)
+    key_keep, key_draw = jax.random.split(key)
+    keep = jax.random.uniform(key_keep, x_0.shape) < alpha[:, None]
+    drawn = jax.random.categorical(key_draw, jnp.log(pi), shape=x_0.shape)
+    return jnp.where(keep, x_0, drawn.astype(x_0.dtype))
+
+
+def one_hot_log(x: Array, tokens: int) -> Array:
+    """log of one-hot tokens, -inf where it is 0."""
+    return jnp.log(jax.nn.one_hot(x, tokens))
+
+
+def likelihood(x_t: Array, alpha: Array, pi: Array) -> Array:
+    """q(x_t|x_0) of ``x_t [B, L]`` at ``alpha [B]``, for every x_0: ``[B, L, V]``.
+
+    alpha is never quite 0, so that a token among masks is still what it is where all should be
+    masked: one that is given.
+    """
+    at, seen = jnp.maximum(alpha, 1e-30)[:, None, None], jax.nn.one_hot(x_t, len(pi))
+    return at * seen + (1 - at) * pi[x_t][..., None]
+
+
+def posterior(log_p_0: Array, x_t: Array, alpha_t: Array, alpha_s: Array, pi: Array) -> Array:
+    """log p(x_s|x_t) = log sum_{x_0} p(x_0) q(x_s|x_t, x_0), ``[B, L, V]``, for s before t.
+
+    There eq. 3 and 4. An x_0 that cannot have become x_t is left out.
+
+    Args:
+      log_p_0: of the denoiser, ``[B, L, V]``, or the logarithm of one-hot x_0.
+      x_t: ``[B, L]``.
+      alpha_t: at t, ``[B]``.
+      alpha_s: at s, ``[B]``.
+      pi: the noise, ``[V]``.
+    """
+    to = alpha_s[:, None, None]
+    from_0 = likelihood(x_t, alpha_t, pi)
+    possible = from_0 > 0
+    r = jnp.where(possible, jnp.exp(log_p_0) / jnp.where(possible, from_0, 1.0), 0.0)
+    from_s = likelihood(x_t, alpha_t / jnp.maximum(alpha_s, 1e-30), pi)  # for every x_s
+    p = from_s * (to * r + (1 - to) * pi.reshape(1, 1, -1) * r.sum(axis=-1, keepdims=True))
+    return jnp.log(jnp.maximum(p, 1e-30)) - jnp.log(jnp.maximum(p.sum(-1, keepdims=True), 1e-30))
+
+
+# --- denoisers ----------------------------------------------------------------------------------
+
+
+def denoised(logits: Array, x_t: Array, alpha: Array, pi: Array) -> Array:
+    """log p(x_0|x_t) ``[B, L, V]`` by Bayes' rule of a network's ``logits`` at ``alpha [B]``.
+
+    They stand for p(x_0^l) as the *other* tokens of x_t tell it, which is then weighted by
+    q(x_t^l|x_0^l): a network need not learn to read a token off itself, nor how far to trust it.
+    Under masks that is the parameterization of Sahoo et al. 2024 (section 3.2.3): a token that is
+    seen is sure, and none is a mask, for which there is no logit, ``[B, L, V - 1]``.
+    """
+    lacking = len(pi) - logits.shape[-1]
+    logits = jnp.pad(logits, ((0, 0), (0, 0), (0, lacking)), constant_values=-jnp.inf)
+    return jax.nn.log_softmax(logits + jnp.log(likelihood(x_t, alpha, pi)))
+
+
+def knowing(denoise: Denoiser, known: Array, x_0: Array) -> Denoiser:
+    """The denoiser where the tokens x_0 of ``known [B, L]`` are given.
+
+    By ancestral steps these go back along q(x_s|x_t, x_0), exactly as noise has them, and end as
+    they are. Of them the others know what x_t shows: only in the limit of little noise all, so that
+    they are drawn from p(x_0|known) approximately, as by any replacement (Lugmayr et al. 2022,
+    section 4). Under masks this is not needed, and all is exact: tokens that are known are not
+    masked from the start, and no step changes them.
+    """
+
+    def told(x_t: Array, t: Array) -> Array:
+        log_p_0 = denoise(x_t, t)
+        return jnp.where(known[..., None], one_hot_log(x_0, log_p_0.shape[-1]), log_p_0)
+
+    return told
+
+
+# --- samplers -----------------------------------------------------------------------------------
+
+
+def ancestral(pi: Array, alpha: Alpha = linear) -> Step:
+    """Every x_s from p(x_s|x_t), each token by itself.
+
+    What tokens of one step have to do with each other is lost: exact in the limit of many steps.
+    """
+
+    def step(key: Array, log_p_0: Array, x_t: Array, t: Array, s: Array) -> Array:
+        at, to = (jnp.full(len(x_t), alpha(time)) for time in (t, s))
+        # "high": rare tokens, of which a step of many has only such, would be drawn too rarely
+        # by a float32 Gumbel (Zheng et al. 2024, "Masked diffusion models are secretly
+        # time-agnostic masked models", section 5)
+        log_p = posterior(log_p_0, x_t, at, to, pi)
+        return jax.random.categorical(key, log_p, mode="high").astype(x_t.dtype)
+
+    return step
+
+
+def confident(mask: int, alpha: Alpha = linear, choice: float | Array = 1.0) -> Step:
+    """Draws all that is masked, and keeps what the denoiser is surest of (MaskGIT: Chang et al.
+    2022, section 3.2).
+
+    So many stay masked that their share is that of alpha_s. Sureness is log p of the token that was
+    drawn, plus Gumbel noise times ``choice`` t: at 0 the order is the denoiser's alone, and where
+    it is huge at random. Then, with a step for each token, draws are exact; sure ones first are
+    likelier than they should be.
+    """
+
+    def step(key: Array, log_p_0: Array, x_t: Array, t: Array, s: Array) -> Array:
+        key_token, key_order = jax.random.split(key)
+        hidden = x_t == mask
+        drawn = jax.random.categorical(key_token, log_p_0, mode="high").astype(x_t.dtype)
+        sure = jnp.take_along_axis(log_p_0, drawn[..., None], axis=-1)[..., 0]
+        sure = sure + choice * t * jax.random.gumbel(key_order, sure.shape)
+        count = hidden.sum(axis=1, keepdims=True)
+        left = jnp.round(count * ((1 - alpha(s)) / (1 - alpha(t))))
+        rank = ranks(jnp.where(hidden, sure, jnp.inf))  # the least sure ones stay masked
+        return jnp.where(hidden & (rank >= left), drawn, x_t)
+
+    return step
+
+
+def ranks(x: Array) -> Array:
+    """How many entries of its row are before each one in rising order, ``[B, L]``."""
+    return jnp.argsort(jnp.argsort(x, axis=1), axis=1)
+
+
+def sample(
+    key: Array, denoise: Denoiser, x_T: Array, times: Array | np.ndarray, step: Step
+) -> Array:
+    """x_0 ``[B, L]`` from ``x_T`` through ``times``, which fall from 1 to 0: one scan."""
+    return _scan(key, denoise, x_T, times, step, lambda x_s: None)[0]
+
+
+def sample_path(
+    key: Array, denoise: Denoiser, x_T: Array, times: Array | np.ndarray, step: Step
+) -> tuple[Array, Array]:
+    """:func:`sample`, with every x_s on its way, ``[n, B, L]``."""
+    return _scan(key, denoise, x_T, times, step, lambda x_s: x_s)
+
+
+def _scan(key, denoise, x_T, times, step, keep):
+    chex.assert_rank([x_T, times], [2, 1])
+    times = jnp.asarray(times, jnp.float32)
+
+    def move(x_t, row):
+        key, t, s = row
+        x_s = step(key, denoise(x_t, jnp.full(len(x_t), t)), x_t, t, s)
+        return x_s, keep(x_s)
+
+    keys = jax.random.split(key, len(times) - 1)
+    return jax.lax.scan(move, x_T, (keys, times[:-1], times[1:]))

@@ -1,0 +1,246 @@
+"""Diffusion over tokens: bytes of text, or the pixels of images row by row.
+
+``experiments.d3pm`` is its options.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from jaxgen import runner
+from jaxgen.data.records import Image, Tokens, binarize, to_signed
+from jaxgen.decoding import Filter, warmed
+from jaxgen.diffusion.discrete import (
+    Alpha,
+    Denoiser,
+    Step,
+    denoised,
+    knowing,
+    linear,
+    sample,
+    sample_path,
+)
+from jaxgen.evaluation.report import Number
+from jaxgen.files import replacing
+from jaxgen.losses.times import stratified_times
+from jaxgen.models.transformer import TokenDenoiser
+from jaxgen.plotting import save_film
+from jaxgen.runner.pictures import columns
+from jaxgen.systems.autoregressive import save_completions, seconds_to_draw
+from jaxgen.training.step import Metrics, Now
+
+HIDDEN = ord("_")  # what a masked byte is shown as
+
+# (key, denoise, x_0 [B, L], t [B]) -> [B] nats, whose mean over t in (0, 1] is the bound, or more
+Objective = Callable[[Array, Denoiser, Array, Array], Array]
+
+
+@dataclass(frozen=True, eq=False)
+class TokenDiffusion(runner.System):
+    """A network of noisy tokens, and the way back from noise.
+
+    Noise ``pi`` has as many entries as there are tokens, or the mask beside them.
+    """
+
+    network: TokenDenoiser
+    pi: Array
+    objective: Objective  # of training
+    bound: Objective
+    step: Step
+    times: np.ndarray  # of sampling, falling from 1 to 0
+    alpha: Alpha = linear
+    binary: bool = False  # bits of images, drawn at random
+    temperature: float = 1.0
+    keep: Filter = lambda logits: logits
+    draws: int = 32  # of t and x_t, for the bound of each example
+
+    @property
+    def labelled(self) -> bool:
+        return self.network.classes is not None
+
+    @property
+    def length(self) -> int:
+        """L."""
+        return math.prod(self.data.shape)
+
+    @property
+    def masks(self) -> bool:
+        """Whether noise hides tokens."""
+        return len(self.pi) > self.network.tokens
+
+    def init(self, key: Array) -> Any:
+        one = jnp.zeros(1, jnp.int32)
+        return self.network.init(key, jnp.zeros((1, self.length), jnp.int32), jnp.ones(1), one)
+
+    def tokens(self, key: Array, x: Any) -> Array:
+        """Examples of the data as tokens ``[B, L]``; bits are drawn at random."""
+        x = binarize(key, x, self.data.levels) if self.binary else jnp.asarray(x)
+        return x.astype(jnp.int32).reshape(len(x), -1)
+
+    def shown(self, tokens: Array) -> Array:
+        """Tokens as samples: of images, in [-1, 1], with the mask in the middle."""
+        if not isinstance(self.data.kind, Image):
+            return tokens
+        x = to_signed(tokens, self.network.tokens)
+        return jnp.where(tokens < self.network.tokens, x, 0.0).reshape(-1, *self.data.shape)
+
+    def denoise(self, params: Any, labels: Array, **how: Any) -> Denoiser:
+        """(x_t, t) -> log p(x_0|x_t), told labels ``[B]`` where the network is."""
+
+        def log_p_0(x_t: Array, t: Array) -> Array:
+            logits: Any = self.network.apply({"params": params}, x_t, t, labels, **how)
+            return denoised(logits, x_t, self.alpha(t), self.pi)
+
+        return log_p_0
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        """Nats a token, the mean over each example."""
+        key_x, key_t, key_drop, key = jax.random.split(key, 4)
+        x_0 = self.tokens(key_x, batch["x"])
+        how = {"rngs": {"dropout": key_drop}, "train": now.train}
+        t = 1 - stratified_times(key_t, len(x_0), low=0.0)
+        denoise = self.denoise(params, labels_of(batch), **how)
+        nats = self.objective(key, denoise, x_0, t) / self.length
+        return nats, {} if now.train else {"t": t}
+
+    def nats(self, params: Any, key: Array, batch: Any) -> Array:
+        """The bound on -log p(x) of each example, ``[B]``, by draws at times that are spread."""
+        key_x, key_t, key = jax.random.split(key, 3)
+        x_0, denoise = self.tokens(key_x, batch["x"]), self.denoise(params, labels_of(batch))
+        first = jax.random.uniform(key_t, (len(x_0),))
+
+        def one(i: Array) -> Array:
+            t = 1 - (first + i / self.draws) % 1.0
+            return self.bound(jax.random.fold_in(key, i), denoise, x_0, t)
+
+        return jax.lax.map(one, jnp.arange(self.draws)).mean(axis=0)
+
+    def reverse(
+        self,
+        run: Callable[..., Any],
+        key: Array,
+        weights: Any,
+        given: Any,
+        known: tuple[Array, Array] | None = None,
+    ) -> Any:
+        """``run``, sample or sample_path, from noise; of ``known = (where, x_0)``, ``[B, L]``
+        each, the tokens x_0 stay where it says."""
+        key_start, key = jax.random.split(key)
+        count = len(jax.tree.leaves(given)[0])
+        told = self.denoise(weights.params, labels_of(given))
+        filtered = lambda x_t, t: self.keep(warmed(told(x_t, t), self.temperature))  # noqa: E731
+        denoise = lambda x_t, t: jax.nn.log_softmax(filtered(x_t, t))  # noqa: E731
+        noise = jnp.log(self.pi)
+        x_T = jax.random.categorical(key_start, noise, shape=(count, self.length))
+        if known is not None and self.masks:
+            x_T = jnp.where(*known, x_T)
+        elif known is not None:
+            denoise = knowing(denoise, *known)
+        return run(key, denoise, x_T.astype(jnp.int32), self.times, self.step)
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        return self.shown(self.reverse(sample, key, weights, given))
+
+    def how(self) -> str:
+        return f"{len(self.times) - 1} steps, temperature {self.temperature:g}"
+
+
+def labels_of(batch: Any) -> Array:
+    """Those of a batch, or zeros."""
+    return batch.get("label", jnp.zeros(len(jax.tree.leaves(batch)[0]), jnp.int32))
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def as_text(kind: Tokens, tokens: np.ndarray) -> str:
+    """One example, with what is masked shown as ``_``."""
+    return kind.decode(np.where(tokens < kind.vocabulary, tokens, HIDDEN))
+
+
+def save_texts(path: Path, texts: list[str]) -> Path:
+    """Writes texts with lines between them."""
+    with replacing(path) as file:
+        file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
+    return path
+
+
+def film(trained: runner.Trained[TokenDiffusion]) -> Path:
+    """``film.gif``: the way from noise to samples, of about 50 frames; of text, ``film.txt``: one
+    sample on its way, eight times."""
+    system, kind = trained.system, trained.data.kind
+    wide = columns(trained)
+    given = trained.data.given(1 if isinstance(kind, Tokens) else 3 * wide)
+    draw = jax.jit(lambda key, w: system.reverse(sample_path, key, w, given)[1])
+    path = np.asarray(draw(jax.random.fold_in(trained.key, 2), trained.weights))
+    wanted = 8 if isinstance(kind, Tokens) else 50
+    frames = path[np.unique(np.linspace(0, len(path) - 1, wanted).astype(int))]
+    if isinstance(kind, Tokens):
+        return save_texts(trained.results / "film.txt", [as_text(kind, x[0]) for x in frames])
+    seen = np.stack([system.shown(x) for x in frames])
+    return save_film(trained.results / "film.gif", seen, wide)
+
+
+def filled(trained: runner.Trained[TokenDiffusion]) -> Path:
+    """Tokens that are hidden, drawn given the others: ``completions.png`` of images with their
+    upper half; of test texts without their middle quarter, ``infilling.txt``."""
+    system, kind = trained.system, trained.data.kind
+
+    def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
+        x_0 = system.tokens(jax.random.key(0), batch["x"])  # the same bits
+        known = jnp.broadcast_to(known, batch["x"].shape).reshape(x_0.shape)
+        drawn = system.reverse(sample, key, weights, batch, (known, x_0))
+        return system.shown(x_0), system.shown(drawn)
+
+    if not isinstance(kind, Tokens):
+        return save_completions(trained, complete)
+    places = np.arange(kind.length)
+    known = np.abs(2 * places + 1 - kind.length)[None] >= kind.length / 4
+    fill = lambda w, key, batch: complete(w, key, batch, jnp.asarray(known))  # noqa: E731
+    x, drawn = trained.over("infilling", fill, trained.test(4), key=10)
+    rows = zip(x, np.where(known, x, HIDDEN), drawn, strict=True)
+    texts = [
+        "\n\n".join(
+            f"{name}:\n{kind.decode(tokens)}"
+            for name, tokens in zip(("test", "given", "filled"), row, strict=True)
+        )
+        for row in rows
+    ]
+    return save_texts(trained.results / "infilling.txt", texts)
+
+
+# --- measures ------------------------------------------------------------------------------------
+
+
+def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
+    """The bound on the test set: bits a token, or a dimension of images, and nats of images."""
+    system, data = trained.system, trained.data
+    measured = lambda w, key, batch: system.nats(w.params, key, batch)  # noqa: E731
+    nats = trained.over("bound", measured, trained.test(), key=4, size=50)
+    value = float(nats.mean()) / system.length / math.log(2)
+    drawn = ", binarized at random" if system.binary and data.levels > 2 else ""
+    about = f"bound, {len(nats)} test {data.kind.noun}{drawn}, {system.draws} draws each, EMA of "
+    about += f"step {trained.step}"
+    if not isinstance(data.kind, Image):
+        return [Number("bits_per_token", value, f"bits a token, {about}")]
+    return [
+        Number("elbo", -float(nats.mean()), f"nats an example, {about}"),
+        Number("bits_per_dimension", value, about),
+    ]
+
+
+def time_to_draw(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
+    """Seconds for some samples."""
+    count, noun = (100, "images") if isinstance(trained.data.kind, Image) else (16, "texts")
+    how = f"seconds for {count} {noun} at once, {len(trained.system.times) - 1} steps, on one "
+    how += f"{jax.devices()[0].platform} device"
+    return [Number("time_to_draw", seconds_to_draw(trained, count), how)]
