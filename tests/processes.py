@@ -34,6 +34,7 @@ TINY = {
     "vqvae": "--width 8 --blocks 1 --codes 8 --latents 4 --samples 20 --sample-batch 20",
     "gan": "--channels 8 --samples 20 --discriminator-steps 2",
     "autoencoder": "--hidden 16 --latents 2 --samples 20 --steps-per-call 2",
+    "flow": "--width 8 --layers 1 --levels 1 --samples 20 --sample-batch 20 --bound-samples 2",
 }
 COMMON = "--batch 16 --log-every 2 --checkpoint-every 4"
 

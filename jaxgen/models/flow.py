@@ -70,7 +70,7 @@ class ActNorm(nn.Module):
 
 
 class Mixing(nn.Module):
-    """A matrix over the channels of each pixel, at first a rotation: the invertible 1x1 convolution.
+    """A matrix over the channels of a pixel, at first a rotation: the invertible 1x1 convolution.
 
     Kingma & Dhariwal 2018, section 3.2, in its plain form. On accelerators, too, the products are
     exact to float32: what is not so is not undone by the inverse.
