@@ -54,13 +54,15 @@ class Config:
 def build(config: Config, data: DataSet) -> NormalizingFlow:
     """The flow of the options."""
     images = isinstance(data.kind, Image)
-    variational = runner.choose("dequantization", config.dequantization, DEQUANTIZATIONS)
-    learned = images and variational == "variational"
+    name = runner.choose("dequantization", config.dequantization, DEQUANTIZATIONS)
+    variational = name == "variational"
+    if variational and not images:
+        raise ValueError("points are no bins: leave out --dequantization.")
     return NormalizingFlow(
         data,
         runner.make_optimizer(config.train),
         flow_of_images(config) if images else flow_of_points(config),
-        Dequantizer(config.width) if learned else None,
+        Dequantizer(config.width) if variational else None,
         config.drawing.temperature,
     )
 

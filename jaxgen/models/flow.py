@@ -318,12 +318,11 @@ class Dequantizer(nn.Module):
 
     width: int = 32
     count: int = 2
-    bijection: Bijection = affine()
 
     def setup(self) -> None:
         network = lambda outputs: ConvNet(outputs, self.width)  # noqa: E731
         self.features = ConvNet(self.width // 2, self.width, nn.initializers.lecun_normal())
-        self.flow = Squeezed(Chain(steps(self.count, self.bijection, network)))
+        self.flow = Squeezed(Chain(steps(self.count, affine(), network)))
 
     def __call__(self, eps: Array, x: Array) -> tuple[Array, Array]:
         v, log_det = self.flow.forward(eps, self.features(x))

@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import scipy.stats
 
 from jaxgen.diffusion.likelihood import dequantize
@@ -73,9 +72,8 @@ def test_a_uniform_q_that_is_drawn_is_the_uniform_bound(key):
     np.testing.assert_allclose(*both, atol=1e-5)
 
 
-@pytest.mark.parametrize("draws", [2000])
-def test_more_samples_come_nearer_to_the_probability(draws):
-    means = [bounds(uniform(LEVELS), k, draws).mean(axis=0) for k in (1, 4, 64)]
+def test_more_samples_come_nearer_to_the_probability():
+    means = [bounds(uniform(LEVELS), k, 1000).mean(axis=0) for k in (1, 4, 64)]
     gaps = LOG_MASS - np.stack(means)
     assert (gaps[0] > gaps[1]).all()
     assert (gaps[1] > gaps[2]).all()

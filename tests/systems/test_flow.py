@@ -19,13 +19,13 @@ LEVELS = 3
 EVERY = np.array(list(itertools.product(range(LEVELS), repeat=4)), np.uint8).reshape(-1, 2, 2, 1)
 
 
-@pytest.mark.parametrize(("model", "dequantization"), [("spline", "variational")])
-def test_draws_have_the_probabilities_of_all_images(key, model, dequantization):
+def test_draws_have_the_probabilities_of_all_images(key):
     """Of draws within [-1, 1]: the mean of p / q over dequantizations is P(b), for each of 81."""
     source = Arrays({"x": EVERY, "label": np.zeros(len(EVERY), np.int32)})
     data = DataSet("tiny", Image((2, 2, 1), LEVELS), source, source, source)
-    config = replace(flow.DIGITS, model=model, levels=1, layers=1, width=4, bins=4)
-    system = flow.build(replace(config, dequantization=dequantization), data)
+    tiny = {"levels": 1, "layers": 1, "width": 4, "bins": 4}
+    config = replace(flow.DIGITS, model="spline", dequantization="variational", **tiny)
+    system = flow.build(config, data)
 
     @jax.jit
     def both(key):
@@ -34,9 +34,9 @@ def test_draws_have_the_probabilities_of_all_images(key, model, dequantization):
         keys = jax.random.split(key_noise, len(leaves))
         noise = [0.2 * jax.random.normal(k, a.shape) for k, a in zip(keys, leaves, strict=True)]
         params = jax.tree.unflatten(tree, [a + n for a, n in zip(leaves, noise, strict=True)])
-        x = system.run("inverse", params, jax.random.normal(key_z, (40_000, 2, 2, 1)))
+        x = system.run("inverse", params, jax.random.normal(key_z, (20_000, 2, 2, 1)))
         bound = lambda key: system.bound(params, key, EVERY)
-        return x, jax.lax.map(bound, jax.random.split(key, 1000))
+        return x, jax.vmap(bound)(jax.random.split(key, 250))
 
     x, bounds = both(key)
     inside = np.abs(np.asarray(x)).max(axis=(1, 2, 3)) <= 1
