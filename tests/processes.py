@@ -38,6 +38,7 @@ TINY = {
         "--width 16 --layers 1 --samples 20 --sample-batch 20 --sample-steps 4 --bound-draws 2 "
         "--steps-per-call 2 --warmup 0"
     ),
+    "flow": "--width 8 --layers 1 --levels 1 --samples 20 --sample-batch 20 --bound-samples 2",
 }
 COMMON = "--batch 16 --log-every 2 --checkpoint-every 4"
 

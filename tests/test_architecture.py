@@ -9,10 +9,11 @@ ROOT = Path(__file__).parents[1]
 MODULES = sorted((ROOT / "jaxgen").rglob("*.py")) + sorted((ROOT / "experiments").glob("*.py"))
 LAYERS = {  # what each may import of the project
     "jaxgen.distributions": set(),
+    "jaxgen.bijections": set(),
     "jaxgen.posteriors": {"distributions"},
     "jaxgen.losses": {"distributions", "posteriors", "diffusion"},
     "jaxgen.diffusion": {"distributions"},
-    "jaxgen.models": {"distributions", "posteriors"},
+    "jaxgen.models": {"distributions", "posteriors", "bijections"},
     "jaxgen.training": set(),
     "jaxgen.data": {"training"},  # for its progress: what takes long shows how far it is
     "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},

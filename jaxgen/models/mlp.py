@@ -63,10 +63,11 @@ class MLP(nn.Module):
     outputs: int
     width: int = 128
     depth: int = 3
+    last: nn.initializers.Initializer = nn.initializers.lecun_normal()  # of the last kernel
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool = False) -> Array:
         del train  # the contract of all networks; nothing here is different in training
         for _ in range(self.depth):
             x = nn.leaky_relu(nn.Dense(self.width)(x), 0.2)
-        return nn.Dense(self.outputs)(x)
+        return nn.Dense(self.outputs, kernel_init=self.last)(x)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.data.records import Image, Tokens, some, to_bytes
 from jaxgen.files import replacing
-from jaxgen.plotting import save_grid, save_points
+from jaxgen.plotting import save_density, save_grid, save_points
 from jaxgen.runner.trained import Trained
 
 SHOWN = 2000  # points of a cloud
+HALF = 4.8  # of the square on which densities are drawn
 
 
 def columns(trained: Trained) -> int:
@@ -41,3 +45,17 @@ def samples(trained: Trained) -> list[Path]:
         x, real = x[given["mask"][:SHOWN]], {"x": real["x"][real["mask"]]}
     clouds = {"data": real["x"], "samples": x}
     return [save_points(trained.results / "samples.png", clouds), table]
+
+
+def densities(trained: Trained, log_prob: Callable[[np.ndarray], Any]) -> list[Path]:
+    """``density.png``: of points in the plane, by ``log_prob [N, 2] -> [N]``, beside the data's."""
+    if trained.data.shape != (2,):
+        return []
+    side = np.linspace(-HALF, HALF, 64, dtype=np.float32)
+    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
+    panels = {}
+    if trained.data.log_prob is not None:
+        panels["data"] = np.exp(trained.data.log_prob(jnp.asarray(x)))
+    panels["model"] = np.exp(log_prob(x))
+    panels = {name: np.asarray(p).reshape(len(side), len(side)) for name, p in panels.items()}
+    return [save_density(trained.results / "density.png", panels, HALF)]

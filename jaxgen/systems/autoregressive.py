@@ -26,7 +26,7 @@ from jaxgen.plotting import save_grid, save_rows
 from jaxgen.systems.bounds import prepared, shown
 from jaxgen.training.step import Metrics, Now
 
-TIMED = 100  # images that are drawn by the clock
+TIMED = 100  # examples that are drawn by the clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +173,8 @@ def seconds_to_draw(trained: runner.Trained[Any], count: int) -> float:
     return time.perf_counter() - begun
 
 
-def time_to_draw(trained: runner.Trained[Autoregressive]) -> list[Number]:
-    """Seconds for a hundred images."""
-    how = f"seconds for {TIMED} images at once, on one {jax.devices()[0].platform} device"
+def time_to_draw(trained: runner.Trained[Any]) -> list[Number]:
+    """Seconds for a hundred images or points."""
+    drawn = f"{TIMED} {trained.data.kind.noun} at once"
+    how = f"seconds for {drawn}, on one {jax.devices()[0].platform} device"
     return [Number("time_to_draw", seconds_to_draw(trained, TIMED), how)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,13 +26,11 @@ from jaxgen.diffusion.samplers import Solver, Variance, evaluations, sample, sam
 from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
 from jaxgen.evaluation.report import Number
-from jaxgen.plotting import save_density, save_film, save_points_film
-from jaxgen.runner.pictures import columns
+from jaxgen.plotting import save_film, save_points_film
+from jaxgen.runner.pictures import columns, densities
 from jaxgen.systems.denoising import Denoising, Net
 from jaxgen.systems.objectives import Objective
 from jaxgen.training.step import Metrics, Now
-
-HALF = 4.8  # of the square on which densities are drawn
 
 
 @dataclass(frozen=True)
@@ -176,16 +175,7 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
 
 def density(trained: runner.Trained[Diffusion]) -> list[Path]:
     """``density.png``: of points in the plane, by the ODE, beside that of the data."""
-    if trained.data.shape != (2,):
-        return []
-    side = np.linspace(-HALF, HALF, 64, dtype=np.float32)
-    x = np.stack(np.meshgrid(side, side), axis=-1).reshape(-1, 2)
-    panels = {}
-    if trained.data.log_prob is not None:
-        panels["data"] = np.exp(trained.data.log_prob(jnp.asarray(x)))
-    panels["model"] = np.exp(log_density(trained, x, tolerance=1e-3))
-    panels = {name: np.asarray(p).reshape(len(side), len(side)) for name, p in panels.items()}
-    return [save_density(trained.results / "density.png", panels, HALF)]
+    return densities(trained, partial(log_density, trained, tolerance=1e-3))
 
 
 # --- measures --------------------------------------------------------------------------------

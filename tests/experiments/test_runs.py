@@ -33,6 +33,7 @@ PICTURES = {
     "autoencoder": {"samples.png", "reconstructions.png", "interpolations.png", "codes.png"},
     "hvae": {"samples.png", "reconstructions.png", "levels.png"},
     "d3pm": {"samples.png", "film.gif", "completions.png"},
+    "flow": {"samples.png", "interpolations.png", "temperatures.png"},
 }
 NUMBERS = {
     "ddpm": {"class_agreement", "svm_class_agreement", "bits_per_dimension"},
@@ -41,6 +42,7 @@ NUMBERS = {
     "autoencoder": {"reconstruction_error", "probe_accuracy", "probe_accuracy_of_pca"},
     "hvae": {"elbo", "kl_1", "kl_2", "log_likelihood"},
     "d3pm": {"elbo", "bits_per_dimension", "time_to_draw"},
+    "flow": {"elbo", "log_likelihood", "bits_per_dimension", "time_to_draw"},
 }
 
 
@@ -60,7 +62,8 @@ def test_codes_are_remembered_across_a_stop(command):
 
 @pytest.mark.parametrize(
     "name",
-    ["ddpm", "vae", "autoencoder", "hvae", "d3pm", pytest.param("gan", marks=pytest.mark.slow)],
+    ["ddpm", "vae", "hvae", "d3pm"]
+    + [pytest.param(name, marks=pytest.mark.slow) for name in ("autoencoder", "gan", "flow")],
 )
 def test_one_command_leaves_everything(command, name):
     status, out, _ = command(name, "--steps 8")
@@ -85,7 +88,7 @@ def test_one_command_leaves_everything(command, name):
 
 
 @pytest.mark.parametrize(
-    "name", ["vae", *[pytest.param(n, marks=pytest.mark.slow) for n in ("gan", "ddpm")]]
+    "name", ["vae", *[pytest.param(n, marks=pytest.mark.slow) for n in ("gan", "ddpm", "flow")]]
 )
 def test_stopping_and_resuming_changes_no_bit(command, name):
     assert command(name, "train --steps 8 --dir whole")[0] == 0
@@ -103,7 +106,7 @@ def test_stopping_and_resuming_changes_no_bit(command, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "ddpm", "gan"])
+@pytest.mark.parametrize("name", ["vae", "ddpm", "gan", "flow"])
 def test_the_number_of_devices_does_not_matter(command, name):
     for count in (1, 2, 8):
         words = f"train --steps 4 --devices {count} --dir on{count}"
@@ -120,7 +123,7 @@ def test_the_number_of_devices_does_not_matter(command, name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["vae", "gan"])
+@pytest.mark.parametrize("name", ["vae", "gan", "flow"])
 def test_pmap_trains_and_its_checkpoint_resumes_under_jit(command, name):
     words = "train --steps 4 --devices 4 --dir run"
     assert command(name, words, "--parallel pmap")[0] == 0

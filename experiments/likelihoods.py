@@ -1,0 +1,262 @@
+"""One table over the families: likelihood, quality of samples, and speed.
+
+python -m experiments.likelihoods                                   # digits, 17 levels
+python -m experiments.likelihoods --data binarized_mnist --manual-dir DIR
+python -m experiments.likelihoods --families MADE VAE DDPM          # some of them
+python -m experiments.likelihoods evaluate                          # of the newest runs that fit
+
+What is lacking is trained first. `likelihoods.md` is the table as a page, `trade-off.png` its
+picture, and `samples.png` a row of samples of each. All see the same test images; a likelihood is
+exact, a bound, or an estimate, and which it is stands beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen import runner
+from jaxgen.evaluation.report import Number
+from jaxgen.files import replacing
+from jaxgen.plotting import save_named_points, save_rows
+from jaxgen.systems import autoregressive, diffusion, flow, hvae, tokens
+from jaxgen.systems import vae as variational
+from jaxgen.systems.autoregressive import TIMED, seconds_to_draw
+
+from . import d3pm, ddpm, gpt, made, pixelcnn, vae
+from . import flow as flows
+from . import hvae as hierarchical
+
+Run = runner.Trained[Any]
+Runs = dict[str, Run]
+SHOWN = 20  # samples in a row
+# What a likelihood is, and the measure and its number that tells it.
+Found = Mapping[str, tuple[Callable[[Run], list[Number]], str]]
+EXACT: Found = {"exact": (autoregressive.likelihood, "log_likelihood")}
+ESTIMATED: Found = {
+    "bound": (variational.bound, "elbo"),
+    "estimate": (variational.log_likelihood, "log_likelihood"),
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """A run of a family, what tells its likelihood, and its passes through the network a draw."""
+
+    experiment: runner.Experiment
+    levels: str  # options for images of levels
+    bits: str  # for images of bits
+    found: Found
+    passes: Callable[[Run], int]
+
+
+def entries(run: Run) -> int:
+    """A pass for each entry of x."""
+    return math.prod(run.data.shape)
+
+
+def pixels(run: Run) -> int:
+    """A pass for each pixel."""
+    return math.prod(run.data.shape[:-1])
+
+
+def once(run: Run) -> int:
+    """One pass."""
+    return 1
+
+
+FAMILIES = {
+    "FVBN": Family(
+        made.EXPERIMENT, "--model fvbn --likelihood softmax", "--model fvbn", EXACT, entries
+    ),
+    "NADE": Family(
+        made.EXPERIMENT, "--model nade --likelihood softmax", "--model nade", EXACT, entries
+    ),
+    "MADE": Family(made.EXPERIMENT, "--likelihood softmax", "", EXACT, entries),
+    "PixelCNN": Family(pixelcnn.EXPERIMENT, "--model plain", "--model plain", EXACT, entries),
+    "gated PixelCNN": Family(pixelcnn.EXPERIMENT, "", "", EXACT, entries),
+    "PixelCNN++": Family(
+        pixelcnn.EXPERIMENT, "--model plusplus", "--model plusplus", EXACT, pixels
+    ),
+    "transformer": Family(gpt.EXPERIMENT, "", "", EXACT, entries),
+    "VAE": Family(vae.EXPERIMENT, "--likelihood logistic", "", ESTIMATED, once),
+    "IWAE": Family(
+        vae.EXPERIMENT,
+        "--likelihood logistic --objective iwae --latent-samples 10",
+        "--objective iwae --latent-samples 10",
+        ESTIMATED,
+        once,
+    ),
+    "VampPrior": Family(
+        vae.EXPERIMENT, "--likelihood logistic --prior vamp", "--prior vamp", ESTIMATED, once
+    ),
+    "hierarchical VAE": Family(
+        hierarchical.EXPERIMENT,
+        "--likelihood logistic_mixture",
+        "",
+        {"bound": (hvae.bound, "elbo"), "estimate": (hvae.log_likelihood, "log_likelihood")},
+        once,
+    ),
+    "flow": Family(
+        flows.EXPERIMENT,
+        "--dequantization variational",
+        "--dequantization variational",
+        {"bound": (flow.likelihood, "elbo"), "estimate": (flow.likelihood, "log_likelihood")},
+        once,
+    ),
+    "masked diffusion": Family(
+        d3pm.EXPERIMENT,
+        "",
+        "",
+        {"bound": (tokens.bits, "elbo")},
+        lambda run: len(run.system.times) - 1,
+    ),
+    "DDPM": Family(
+        ddpm.EXPERIMENT,
+        "--variance learned",
+        "--variance learned",
+        {
+            "bound": (diffusion.likelihoods, "bits_per_dimension"),
+            "estimate": (diffusion.likelihoods, "ode_bits_per_dimension"),
+        },
+        lambda run: len(run.system.times) - 1,
+    ),
+}
+KINDS = ("exact", "bound", "estimate")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Families side by side."""
+
+    data: runner.Data = field(default_factory=runner.Data)
+    sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(500, 100))
+    families: tuple[str, ...] = tuple(FAMILIES)  # Which.
+
+
+def needs(config: Config) -> dict[str, runner.Need]:
+    """A run of each family."""
+    binary = config.data.data == "binarized_mnist"
+    chosen = {
+        runner.choose("family", name, tuple(FAMILIES)): FAMILIES[name] for name in config.families
+    }
+    return {
+        name: runner.Need(family.experiment, family.bits if binary else family.levels)
+        for name, family in chosen.items()
+    }
+
+
+def measured(name: str, run: Run) -> dict[str, Number]:
+    """What stands in the row of a family, by the column."""
+    return run.once("row", lambda: _measured(FAMILIES[name], run))
+
+
+def _measured(family: Family, run: Run) -> dict[str, Number]:
+    size, row = math.prod(run.data.shape), {}
+    of_measure = {measure: measure(run) for measure, _ in family.found.values()}
+    for kind, (measure, wanted) in family.found.items():
+        (number,) = [n for n in of_measure[measure] if n.name == wanted]
+        nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)
+        value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
+        row[kind] = replace(number, value=value)
+    (distance,) = [n for n in runner.quality(run) if n.name == "frechet_distance"]
+    seconds, worked = run.seconds
+    passes = family.passes(run)
+    row["frechet distance"] = distance
+    row["seconds to draw 100"] = Number("", seconds_to_draw(run, TIMED), "at once, by the clock")
+    row["passes a draw"] = Number("", passes, "through the network that draws")
+    row["parameters"] = Number("", run.parameters, "of all networks")
+    row["training seconds"] = Number("", seconds, f"by the clock; of the processor {worked:.0f}")
+    return row
+
+
+def table(runs: Runs, config: Config) -> list[Number]:
+    """Every column of every family."""
+    rows = {name: measured(name, run) for name, run in runs.items()}
+    columns = list(dict.fromkeys([*KINDS, *(c for row in rows.values() for c in row)]))
+    return [
+        replace(rows[name][column], name=f"{column}, {name}")
+        for column in columns
+        for name in rows
+        if column in rows[name]
+    ]
+
+
+# --- pictures ------------------------------------------------------------------------------------
+
+
+def unit(run: Run) -> str:
+    """Of likelihoods."""
+    return "log p(x) in nats" if run.data.levels == 2 else "bits a dimension"
+
+
+def best(row: Mapping[str, Number]) -> tuple[str, float]:
+    """The kind of likelihood that says most, and its value."""
+    kind = next(kind for kind in ("exact", "estimate", "bound") if kind in row)
+    return kind, row[kind].value
+
+
+def trade_off(runs: Runs, config: Config, directory: Path) -> Path:
+    """``trade-off.png``: likelihood and distance of samples, coloured by the time to draw."""
+    rows = {name: measured(name, run) for name, run in runs.items()}
+    points = {
+        f"{name} ({best(row)[0]})": (
+            best(row)[1],
+            row["frechet distance"].value,
+            row["seconds to draw 100"].value,
+        )
+        for name, row in rows.items()
+    }
+    labels = unit(next(iter(runs.values()))), "Frechet distance", "seconds to draw 100"
+    return save_named_points(directory / "trade-off.png", points, labels)
+
+
+def samples(runs: Runs, config: Config, directory: Path) -> Path:
+    """``samples.png``: test images, and a row of samples of each family."""
+    first = next(iter(runs.values()))
+    rows = {"test": np.asarray(first.data.kind.values(first.test(SHOWN)["x"]))}
+    rows |= {name: run.draw(SHOWN) for name, run in runs.items()}
+    return save_rows(directory / "samples.png", rows)
+
+
+def page(runs: Runs, config: Config, directory: Path) -> Path:
+    """``likelihoods.md``: the table, the better likelihoods first."""
+    first = next(iter(runs.values()))
+    rows = {name: measured(name, run) for name, run in runs.items()}
+    sign = -1 if first.data.levels == 2 else 1
+    order = sorted(rows, key=lambda name: sign * best(rows[name])[1])
+    columns = [*KINDS, *(c for c in rows[order[0]] if c not in KINDS)]
+    shown = lambda row, c: f"{row[c].value:.4g}" if c in row else ""  # noqa: E731
+    lines = [
+        f"# Likelihoods of {first.data.name}, in {unit(first)}",
+        "",
+        f"| family | {' | '.join(columns)} |",
+        "| --- " * (1 + len(columns)) + "|",
+        *(f"| {n} | {' | '.join(shown(rows[n], c) for c in columns)} |" for n in order),
+        "",
+        "![Likelihood against the distance of samples](trade-off.png)",
+        "",
+        "![Samples of each family](samples.png)",
+    ]
+    path = directory / "likelihoods.md"
+    with replacing(path) as file:
+        file.write(("\n".join(lines) + "\n").encode())
+    return path
+
+
+STUDY = runner.Study(
+    "likelihoods",
+    __doc__,
+    {"digits": Config(), "binarized_mnist": Config()},
+    needs,
+    pictures=(trade_off, samples, page),
+    measures=(table,),
+)
+
+if __name__ == "__main__":
+    raise SystemExit(runner.main(STUDY))
