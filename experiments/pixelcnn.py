@@ -18,7 +18,7 @@ from typing import Any
 from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.losses import elbo
-from jaxgen.models.pixelcnn import GatedPixelCNN, PixelCNN, PixelRNN
+from jaxgen.models.pixelcnn import GatedPixelCNN, PixelCNN, PixelCNNpp, PixelRNN
 from jaxgen.systems.autoregressive import (
     Autoregressive,
     completions,
@@ -27,7 +27,7 @@ from jaxgen.systems.autoregressive import (
     time_to_draw,
 )
 
-MODELS = ("gated", "plain", "rnn")
+MODELS = ("gated", "plain", "rnn", "plusplus")
 LIKELIHOODS = ("bernoulli", "softmax", "logistic_mixture")
 
 
@@ -38,9 +38,11 @@ class Config:
     data: runner.Data = field(default_factory=runner.Data)
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
-    model: str = "gated"  # gated, plain or rnn.
+    model: str = "gated"  # gated, plain, rnn or plusplus.
     width: runner.Count = 32  # Channels of the features.
-    layers: runner.Count = 5  # Of them.
+    layers: runner.Count = 5  # Of them; of plusplus at each resolution, down and up.
+    resolutions: runner.Count = 2  # Each half of the one before (plusplus).
+    dropout: runner.Share = 0.0  # In the residual blocks (plusplus).
     conditional: bool = False  # Tell the class.
     # bernoulli (of images binarized at random), softmax (over levels) or logistic_mixture (whose
     # channels are coupled, so that the network takes a pixel as one).
@@ -65,11 +67,16 @@ def build(config: Config, data: DataSet) -> Autoregressive:
     if config.width % (2 * channels):
         raise ValueError(f"--width is divided among {2 * channels}: use a multiple of it.")
     size = (of_entry.maps, channels, config.width, config.layers)
-    networks: dict[str, Any] = {"gated": GatedPixelCNN, "plain": PixelCNN, "rnn": PixelRNN}
+    networks: dict[str, Any] = {
+        "gated": GatedPixelCNN(*size),
+        "plain": PixelCNN(*size),
+        "rnn": PixelRNN(*size),
+        "plusplus": PixelCNNpp(*size, config.resolutions, config.dropout),
+    }
     return Autoregressive(
         data,
         runner.make_optimizer(config.train),
-        runner.choose("model", config.model, networks)(*size),
+        runner.choose("model", config.model, networks),
         of_entry,
         name == "bernoulli",
         data.classes if config.conditional else None,
