@@ -30,7 +30,6 @@ from jaxgen.systems.autoregressive import (
     time_to_draw,
 )
 
-MODELS = ("gated", "plain", "rnn", "plusplus")
 LIKELIHOODS = ("bernoulli", "softmax", "logistic_mixture")
 
 
@@ -44,6 +43,7 @@ class Config:
     model: str = "gated"  # gated, plain, rnn or plusplus.
     width: runner.Count = 32  # Channels of the features.
     layers: runner.Count = 5  # Of them; of plusplus at each resolution, down and up.
+    kernel: runner.Count = 3  # Side of the convolutions, an odd number (gated).
     resolutions: runner.Count = 2  # Each half of the one before (plusplus).
     dropout: runner.Share = 0.0  # In the residual blocks (plusplus).
     conditional: bool = False  # Tell the class.
@@ -69,9 +69,11 @@ def build(config: Config, data: DataSet) -> Autoregressive:
     channels = 1 if name == "logistic_mixture" else colours
     if config.width % (2 * channels):
         raise ValueError(f"--width is divided among {2 * channels}: use a multiple of it.")
+    if config.kernel % 2 == 0:
+        raise ValueError(f"a kernel has a middle: use an odd --kernel, not {config.kernel}.")
     size = (of_entry.maps, channels, config.width, config.layers)
     networks: dict[str, Any] = {
-        "gated": GatedPixelCNN(*size),
+        "gated": GatedPixelCNN(*size, config.kernel),
         "plain": PixelCNN(*size),
         "rnn": PixelRNN(*size),
         "plusplus": PixelCNNpp(*size, config.resolutions, config.dropout),
@@ -91,14 +93,15 @@ DIGITS = Config(
 )
 MNIST = Config(
     train=runner.Train(
-        steps=10_000,
-        batch=32,
+        steps=34_000,
+        batch=16,
         learning_rate=2e-3,
         decay="cosine",
         ema=0.999,
-        log_every=50,
-        checkpoint_every=1000,
+        log_every=100,
+        checkpoint_every=2000,
     ),
+    kernel=5,
     likelihood="bernoulli",
 )
 # Salimans et al. 2017, section 3.1, but for the learning rate, which falls by 5e-6 of itself a step
