@@ -10,6 +10,10 @@ channels. Labels are told as ``y [B, K]``.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +21,8 @@ from flax import linen as nn
 from jax import Array
 
 HE, ZEROS = nn.initializers.he_normal(), nn.initializers.zeros_init()
+# A tenth of HE. Not zero: equal components of a mixture would stay equal for ever.
+SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "normal")
 
 
 # --- masked convolutions ------------------------------------------------------------------------
@@ -42,6 +48,7 @@ class Causal(nn.Module):
     rows: int = 1
     left: int = 0
     right: int = 0
+    stride: int = 1
     kernel_init: nn.initializers.Initializer = HE
 
     @nn.compact
@@ -54,8 +61,8 @@ class Causal(nn.Module):
         kernel = self.param("kernel", self.kernel_init, shape) * seen
         bias = self.param("bias", ZEROS, (self.features,))
         padding = ((self.rows - 1, 0), (self.left, self.right))
-        layout = ("NHWC", "HWIO", "NHWC")
-        x = jax.lax.conv_general_dilated(x, kernel, (1, 1), padding, dimension_numbers=layout)
+        strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        x = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
         return x + bias.reshape(1, 1, 1, -1)
 
 
@@ -65,7 +72,7 @@ def causal(
     sources: int | None = None,
     own: bool = True,
     halves: int = 1,
-    **window: int,
+    **options: Any,
 ) -> Causal:
     """:class:`Causal` of ``sources`` features (or as many), to ``halves`` times ``features``."""
     to = tuple(groups(features, channels).tolist()) * halves
@@ -74,7 +81,7 @@ def causal(
         tuple(groups(sources or features, channels).tolist()),
         to,
         own,
-        **window,  # pyright: ignore[reportArgumentType]
+        **options,
     )
 
 
@@ -91,7 +98,7 @@ class Readout(nn.Module):
         h = nn.relu(causal(width, self.channels)(nn.relu(h)))
         of = tuple(groups(width, self.channels).tolist())
         to = tuple(groups(self.colours, self.channels).tolist()) * self.maps
-        return Causal(len(to), of, to, own=True, kernel_init=ZEROS)(h)
+        return Causal(len(to), of, to, own=True, kernel_init=SMALL)(h)
 
 
 # --- networks -----------------------------------------------------------------------------------
@@ -169,6 +176,113 @@ class PixelRNN(nn.Module):
         return Readout(self.maps, colours, channels)(h)
 
 
+class PixelCNNpp(nn.Module):
+    """Two streams, of the rows above and of what is before a pixel, that are halved and doubled.
+
+    Salimans et al. 2017, "PixelCNN++", section 2.4, figure 2: ``blocks`` at each of the
+    ``resolutions`` on the way down, and on the way up as many, which are told of the first by short
+    cuts. Not as there: plain kernels in place of weight norm, and a pixel becomes four by a matrix.
+    Dropout is on where a key ``dropout`` is given.
+
+    Raises:
+      ValueError: for sides that cannot be halved as often.
+    """
+
+    maps: int
+    channels: int = 1
+    width: int = 32
+    blocks: int = 2
+    resolutions: int = 2
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, y: Array | None = None) -> Array:
+        (_, *sides, colours), width, channels = x.shape, self.width, self.channels
+        halvings = self.resolutions - 1
+        if any(side % 2**halvings for side in sides):
+            raise ValueError(
+                f"images of {sides[0]}x{sides[1]} pixels cannot be halved {halvings} times: "
+                "use fewer resolutions."
+            )
+        block = partial(BothStreams, width, channels, self.dropout)
+        first = causal(width, channels, colours, own=False, rows=2, left=1, right=1)
+        streams = above_conv(width)(shifted_down(x)), first(x)
+        kept = [streams]
+        for level in range(self.resolutions):
+            if level:
+                above, h = streams
+                halved = causal(width, channels, rows=2, left=1, stride=2)(h)
+                streams = above_conv(width, strides=2)(above), halved
+                kept.append(streams)
+            for _ in range(self.blocks):
+                streams = block()(streams, y)
+                kept.append(streams)
+        kept.pop()
+        for level in range(self.resolutions):
+            if level:
+                above, h = streams
+                doubled = causal(width, channels, halves=4)(h)
+                streams = to_four(nn.Dense(4 * width)(above)), to_four(doubled)
+            for _ in range(self.blocks + min(level, 1)):
+                streams = block()(streams, y, kept.pop())
+        return Readout(self.maps, colours, channels)(streams[1])
+
+
+class BothStreams(nn.Module):
+    """A gated residual block of each stream; the second is told of the first.
+
+    ``short`` are the two streams of an earlier block, at the same pixels.
+    """
+
+    width: int
+    channels: int
+    dropout: float
+
+    @nn.compact
+    def __call__(
+        self,
+        streams: tuple[Array, Array],
+        y: Array | None = None,
+        short: tuple[Array, Array] | None = None,
+    ) -> tuple[Array, Array]:
+        (above, h), width, channels = streams, self.width, self.channels
+        at = partial(causal, width, sources=2 * width)  # pixel by pixel
+
+        def conv(halves: int, kernel_init: Any = HE) -> nn.Module:
+            return above_conv(halves * width, kernel_init=kernel_init)
+
+        def conv_before(halves: int, kernel_init: Any = HE) -> nn.Module:
+            window = {"rows": 2, "left": 1, "kernel_init": kernel_init}
+            return causal(width, channels, 2 * width, halves=halves, **window)
+
+        told_above = at(1)(concat_elu(short[0])) if short else 0.0
+        above = GatedResidual(conv, 1, self.dropout)(above, told_above, y)
+        told_h = at(1)(concat_elu(above))
+        if short:
+            told_h = told_h + at(channels)(concat_elu(short[1], channels))
+        return above, GatedResidual(conv_before, channels, self.dropout)(h, told_h, y)
+
+
+class GatedResidual(nn.Module):
+    """h + a sigmoid(b) of two halves that two convolutions make; ``beside`` is added between them.
+
+    ``conv`` makes a convolution to so many halves.
+    """
+
+    conv: Callable[..., nn.Module]
+    channels: int
+    dropout: float
+
+    @nn.compact
+    def __call__(self, h: Array, beside: Array | float, y: Array | None) -> Array:
+        r = self.conv(1)(concat_elu(h, self.channels)) + beside
+        r = concat_elu(r, self.channels)
+        r = nn.Dropout(self.dropout, deterministic=not self.has_rng("dropout"))(r)
+        r = self.conv(2, kernel_init=SMALL)(r) + told(y, 2 * h.shape[-1])
+        a, b = jnp.split(r, 2, axis=-1)
+        return h + a * nn.sigmoid(b)
+
+
 class RowLSTM(nn.Module):
     """h, c of a row from those of the row above, around each column, and from the row's inputs.
 
@@ -206,6 +320,28 @@ def gated(h: Array) -> Array:
     """tanh(a) sigmoid(b) of two halves (there eq. 2)."""
     a, b = jnp.split(h, 2, axis=-1)
     return jnp.tanh(a) * nn.sigmoid(b)
+
+
+def above_conv(features: int, strides: int = 1, **options: Any) -> nn.Conv:
+    """A convolution 2x3 of features of the rows above: its own row may be seen with its width."""
+    padding = ((1, 0), (1, 1))
+    return nn.Conv(features, (2, 3), strides, padding, **({"kernel_init": HE} | options))
+
+
+def concat_elu(h: Array, channels: int = 1) -> Array:
+    """elu of h and of -h, side by side within each of the groups, by one exponential."""
+    h = h.reshape(*h.shape[:-1], channels, -1)
+    positive = h > 0
+    below = jnp.expm1(jnp.where(positive, -h, h))
+    both = [jnp.where(positive, h, below), jnp.where(positive, below, -h)]
+    return jnp.concatenate(both, axis=-1).reshape(*h.shape[:-2], -1)
+
+
+def to_four(h: Array) -> Array:
+    """``[B, H, W, 4 F]`` -> ``[B, 2 H, 2 W, F]``: each pixel becomes two by two."""
+    b, height, width, _ = h.shape
+    h = h.reshape(b, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
+    return h.reshape(b, 2 * height, 2 * width, -1)
 
 
 def told(y: Array | None, features: int) -> Array | float:

@@ -57,10 +57,12 @@ class Autoregressive(runner.System):
         x = jnp.zeros((1, *self.data.shape))
         return self.network.init(key, x, *self.told(jnp.zeros(1, jnp.int32), 0))
 
-    def density(self, params: Any, labels: Array, order: Array | int = 0) -> InOrder:
-        """p(x) of as many examples as there are ``labels``."""
-        told = self.told(labels, order)
-        maps = lambda x: self.network.apply({"params": params}, x, *told)  # noqa: E731
+    def density(
+        self, params: Any, labels: Array, order: Array | int = 0, dropout: Array | None = None
+    ) -> InOrder:
+        """p(x) of as many examples as there are ``labels``; in training with a key for dropout."""
+        told, rngs = self.told(labels, order), None if dropout is None else {"dropout": dropout}
+        maps = lambda x: self.network.apply({"params": params}, x, *told, rngs=rngs)  # noqa: E731
         start = jnp.zeros((len(labels), *self.data.shape))
         return InOrder(self.likelihood.density, maps, start)  # pyright: ignore[reportArgumentType]
 
@@ -75,10 +77,11 @@ class Autoregressive(runner.System):
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """-log p(x); in training of one order, which changes from step to step."""
         x, labels = prepared(self.data, self.binary, key, batch["x"]), batch["label"]
-        if now.train and self.orders:
-            p = self.density(params, labels, jnp.asarray(now.step) % self.orders)
-            return -sum_event(p.log_prob(x)), {}
-        return -self.log_prob(params, x, labels), {}
+        if not now.train:
+            return -self.log_prob(params, x, labels), {}
+        order = jnp.asarray(now.step) % self.orders if self.orders else 0
+        p = self.density(params, labels, order, dropout=jax.random.fold_in(key, 1))
+        return -sum_event(p.log_prob(x)), {}
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """All by one of the orders, which the key draws."""

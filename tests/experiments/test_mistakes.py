@@ -37,6 +37,8 @@ CASES = {
     "network": ("ddpm", "--network mlp", r"no network 'mlp' .*: there is unet or dit"),
     "folder": ("vae", "--data folder:nowhere", "there is no folder nowhere"),
     "steps": ("ddpm", "--sample-steps 21", r"sampling steps must be in 1\.\.20, got 21"),
+    "halved": ("pixelcnn", "--model plusplus --resolutions 5", "8x8 .* cannot be halved 4 times"),
+    "even": ("pixelcnn", "--kernel 4", "use an odd --kernel, not 4"),
     "attention": (
         "ddpm",
         "--attention 5",

@@ -7,7 +7,7 @@ import pytest
 
 from jaxgen.models.made import MADE
 from jaxgen.models.nade import FVBN, NADE
-from jaxgen.models.pixelcnn import GatedPixelCNN, PixelCNN, PixelRNN
+from jaxgen.models.pixelcnn import GatedPixelCNN, PixelCNN, PixelCNNpp, PixelRNN, concat_elu
 
 VECTORS = {
     "fvbn": FVBN(2),
@@ -19,7 +19,9 @@ IMAGES = {
     "pixelcnn": (PixelCNN, {"width": 12, "blocks": 2}),
     "gated": (GatedPixelCNN, {"width": 6, "layers": 4}),
     "rnn": (PixelRNN, {"width": 6, "layers": 2}),
+    "plusplus": (PixelCNNpp, {"width": 6, "blocks": 1, "resolutions": 2, "dropout": 0.5}),
 }
+SEES_ALL = ("gated", "plusplus")
 
 
 def sees(network, variables, x, *told):
@@ -64,18 +66,59 @@ def test_a_channel_sees_the_pixels_before_its_own_and_the_channels_before_it(
     build, options = IMAGES[name]
     options = options | {"width": channels * options["width"]}  # as many for each group
     network = build(2, channels=channels, **options)
-    x, y = jax.random.normal(key, (8, 4, 5, 3)), jnp.ones((1, 2))
+    x, y = jax.random.normal(key, (8, 4, 4, 3)), jnp.ones((1, 2))
     variables = randomized(key, network, x[:1], y)
-    found = sees(network, variables, x, y).reshape(20, 2, 3, 20, 3)  # pixel, map, channel
-    pixel = np.tril(np.ones((20, 20)), -1)[:, None, :, None] * np.ones((1, 3, 1, 3))
-    own = np.eye(20)[:, None, :, None] * np.tril(np.ones((3, 3)), -1)[None, :, None, :]
+    found = sees(network, variables, x, y).reshape(16, 2, 3, 16, 3)  # pixel, map, channel
+    pixel = np.tril(np.ones((16, 16)), -1)[:, None, :, None] * np.ones((1, 3, 1, 3))
+    own = np.eye(16)[:, None, :, None] * np.tril(np.ones((3, 3)), -1)[None, :, None, :]
     before = (pixel + (own if channels == 3 else 0)) != 0
     for i in range(2):
         seen = found[:, i]
         assert not (seen & ~before).any(), "sees what comes after"
-        if name == "gated":
+        if name in SEES_ALL:
             np.testing.assert_array_equal(seen, before)  # no blind spot
-    nearest = found[7, :, 0, 6].any() and found[7, :, 0, 2].any()
+    nearest = found[6, :, 0, 5].any() and found[6, :, 0, 2].any()
     assert nearest, "the pixels at the left and above should be seen"
     told = jax.jacobian(lambda y: network.apply(variables, x[:1], y))(y)
     assert (told != 0).any(axis=(0, 3, 4, 5)).all()
+
+
+def test_dropout_is_on_where_a_key_is_given_and_shows_nothing_of_what_comes_after(key, randomized):
+    """A dropped network is another one of the same order: the first pixel is still told nothing."""
+    network = PixelCNNpp(1, width=4, blocks=1, resolutions=2, dropout=0.5)
+    x = jax.random.normal(key, (2, 4, 4, 1))
+    variables = randomized(key, network, x)
+    dropped = jax.jit(lambda x, key: network.apply(variables, x, rngs={"dropout": key}))
+    one, other = (dropped(x, k) for k in jax.random.split(key))
+    assert not np.allclose(one, other)
+    whole = network.apply(variables, x)
+    np.testing.assert_array_equal(whole, network.apply(variables, x))
+    assert not np.allclose(one, whole)
+    changed = dropped(x.at[:, 2, 1].add(1.0), jax.random.split(key)[0]) != one
+    assert not changed.reshape(2, 16)[:, :10].any()
+    assert changed.reshape(2, 16)[:, 10:].any()
+
+
+@pytest.mark.parametrize("side", [(6, 4), (4, 6)])
+def test_sides_that_do_not_halve_are_refused_in_a_sentence(key, side):
+    network = PixelCNNpp(1, width=2, blocks=1, resolutions=3)
+    with pytest.raises(ValueError, match="cannot be halved 2 times: use fewer resolutions"):
+        jax.eval_shape(network.init, key, jnp.zeros((1, *side, 1)))
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_concat_elu_is_elu_of_both_signs_with_its_gradient(key, channels):
+    """Held to jax.nn.elu, at zero and far out too; groups of features stay together."""
+    h = jnp.concatenate([jnp.array([[0.0, -0.0, 90.0, -90.0]]), jax.random.normal(key, (7, 4))])
+
+    def want(h):
+        of = [(jax.nn.elu(g), jax.nn.elu(-g)) for g in jnp.split(h, channels, axis=-1)]
+        return jnp.concatenate([half for both in of for half in both], axis=-1)
+
+    np.testing.assert_allclose(concat_elu(h, channels), want(h), atol=1e-6)
+    weights = jax.random.normal(key, (8, 8))
+    found, true = (
+        jax.grad(lambda h, f=f: jnp.sum(weights * f(h)))(h)
+        for f in (lambda h: concat_elu(h, channels), want)
+    )
+    np.testing.assert_allclose(found, true, atol=1e-6)

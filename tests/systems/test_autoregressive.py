@@ -13,7 +13,9 @@ from jaxgen.data.records import Arrays, DataSet, Image
 
 MADE = replace(made.DIGITS, hidden=10)
 CNN = replace(pixelcnn.DIGITS, width=6, layers=2, likelihood="bernoulli")
+PLUSPLUS = replace(CNN, model="plusplus", layers=1, dropout=0.5)
 TWELVE, COLOURS = (3, 4, 1), (1, 2, 3)
+EVEN, EVEN_COLOURS = (2, 6, 1), (2, 2, 3)  # of sides that can be halved
 CASES = {
     "fvbn": (made, replace(MADE, model="fvbn", reach=2), TWELVE, 2),
     "nade": (made, replace(MADE, model="nade"), TWELVE, 2),
@@ -25,6 +27,14 @@ CASES = {
     "rnn": (pixelcnn, replace(CNN, model="rnn"), TWELVE, 2),
     "gated, colours": (pixelcnn, replace(CNN, likelihood="softmax"), COLOURS, 3),
     "gated, mixture": (pixelcnn, replace(CNN, likelihood="logistic_mixture"), COLOURS, 3),
+    "plusplus": (pixelcnn, PLUSPLUS, EVEN, 2),
+    "plusplus, colours": (pixelcnn, replace(PLUSPLUS, likelihood="softmax"), EVEN_COLOURS, 2),
+    "plusplus, mixture": (
+        pixelcnn,
+        replace(PLUSPLUS, likelihood="logistic_mixture"),
+        EVEN_COLOURS,
+        2,
+    ),
 }
 
 
