@@ -19,36 +19,51 @@ Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
 
 
 class Cache(NamedTuple):
-    """Keys and values of what was seen, ``[layers, B, length, heads, size]``."""
+    """A layer's keys and values of what was seen, ``[B, heads, length, size]``."""
 
     keys: Array
     values: Array
 
 
+@jax.checkpoint
 def up_to_own(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-    """Attention to the tokens up to one's own."""
-    return jax.nn.dot_product_attention(q, k, v, is_causal=True), None
+    """Attention to the tokens up to one's own.
+
+    By quarters of the queries, each with no more keys than it may see, which saves three eighths of
+    the products; weights are taken again for the gradient, where to keep them would take longer.
+    """
+    ends = [q.shape[1] * i // 4 for i in range(5)]
+    found = []
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        before = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
+        found.append(attend(q[:, start:end], k[:, :end], v[:, :end], before[None, None]))
+    return jnp.concatenate(found, axis=1), None
 
 
 def to_all(q: Array, k: Array, v: Array) -> tuple[Array, None]:
     """Attention to all tokens."""
-    return jax.nn.dot_product_attention(q, k, v), None
+    return attend(q, k, v), None
 
 
-def with_cache(keys: Array, values: Array, at: Array | int, first: Array) -> Attention:
+def with_cache(cache: Cache, at: Array | int, first: Array) -> Attention:
     """:func:`up_to_own` of tokens from the place ``at`` on, with those before it in a cache."""
 
-    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Any]:
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
         k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, new, at, axis=1)
-            for old, new in ((keys, k), (values, v))
+            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), at, axis=2)
+            for old, new in zip(cache, (k, v), strict=True)
         )
-        slots, rows = jnp.arange(k.shape[1]), at + jnp.arange(q.shape[1])
+        slots, rows = jnp.arange(k.shape[2]), at + jnp.arange(q.shape[1])
         causal = slots[None, None] <= rows[None, :, None]
         mask = causal & (slots[None, None] >= first[:, None, None])  # [B, T, length]
-        return jax.nn.dot_product_attention(q, k, v, mask=mask[:, None]), (k, v)
+        return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask[:, None]), Cache(k, v)
 
     return attention
+
+
+def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
+    """Attention of queries, keys and values ``[B, T, heads, size]``, where ``mask`` lets it."""
+    return jax.nn.dot_product_attention(q, k, v, mask=mask)
 
 
 class Transformer(nn.Module):
@@ -93,23 +108,23 @@ class Transformer(nn.Module):
         """Heads of keys and values."""
         return self.key_heads or self.heads
 
-    def empty(self, count: int) -> Cache:
-        """A cache of nothing, for ``count`` sequences."""
-        shape = (self.layers, count, self.length, self.shared, self.width // self.heads)
-        return Cache(jnp.zeros(shape), jnp.zeros(shape))
+    def empty(self, count: int) -> tuple[Cache, ...]:
+        """A cache of nothing for ``count`` sequences, a part for each layer."""
+        shape = (count, self.shared, self.length, self.width // self.heads)
+        return (Cache(jnp.zeros(shape), jnp.zeros(shape)),) * self.layers
 
     def __call__(self, tokens: Array, told: Array | None = None, train: bool = False) -> Array:
         """What else it is ``told [B, width]`` is added to every token."""
         places = jnp.arange(tokens.shape[1])[None]
         h = self._embedded(tokens, places)
-        h = h if told is None else h + told[:, None]
+        h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
         for block in self.blocks:
             h, _ = block(h, places, self.attention, train=train)
-        return self.embedding.attend(self.norm(h))
+        return self._logits(h, tokens)
 
     def extend(
-        self, tokens: Array, cache: Cache, at: Array | int, first: Array
-    ) -> tuple[Array, Cache]:
+        self, tokens: Array, cache: tuple[Cache, ...], at: Array | int, first: Array
+    ) -> tuple[Array, tuple[Cache, ...]]:
         """The same for tokens at the places from ``at`` on, with a cache of those before them, to
         which they attend: not of :func:`to_all`.
 
@@ -118,20 +133,27 @@ class Transformer(nn.Module):
         """
         slots = at + jnp.arange(tokens.shape[1])[None]
         places = jnp.maximum(slots - first[:, None], 0)
-        h, after = self._embedded(tokens, places), []
-        for i, block in enumerate(self.blocks):
-            h, seen = block(h, places, with_cache(cache.keys[i], cache.values[i], at, first))
+        h, after = self._embedded(tokens, places).reshape(-1, self.width), []
+        for block, part in zip(self.blocks, cache, strict=True):
+            h, seen = block(h, places, with_cache(part, at, first))
             after.append(seen)
-        keys, values = (jnp.stack(found) for found in zip(*after, strict=True))
-        return self.embedding.attend(self.norm(h)), Cache(keys, values)
+        return self._logits(h, tokens), tuple(after)
 
     def _embedded(self, tokens: Array, places: Array) -> Array:
         h = self.embedding(tokens)
         return h if self.rotary else h + jnp.take(self.position, places, axis=0)
 
 
+    def _logits(self, h: Array, tokens: Array) -> Array:
+        return self.embedding.attend(self.norm(h)).reshape(*tokens.shape, self.vocabulary)
+
+
 class Block(nn.Module):
-    """Attention, then a perceptron, each added to what it sees."""
+    """Attention, then a perceptron, each added to what it sees.
+
+    Tokens are rows ``[B T, width]``: the gradient of a matrix is then one product as it is, where
+    sums over two axes ``[B, T, width]`` would have everything transposed first.
+    """
 
     width: int
     heads: int
@@ -145,11 +167,11 @@ class Block(nn.Module):
     def __call__(
         self, h: Array, places: Array, attention: Attention, train: bool = False
     ) -> tuple[Array, Any]:
-        size = self.width // self.heads
+        size, tokens = self.width // self.heads, places.shape[1]
         x = nn.RMSNorm()(h)
-        q = self._dense(self.heads * size)(x).reshape(*x.shape[:2], self.heads, size)
-        k = self._dense(self.key_heads * size)(x).reshape(*x.shape[:2], self.key_heads, size)
-        v = self._dense(self.key_heads * size)(x).reshape(*x.shape[:2], self.key_heads, size)
+        ends = self.heads, self.heads + self.key_heads
+        qkv = self._dense((ends[1] + self.key_heads) * size)(x)
+        q, k, v = jnp.split(qkv.reshape(-1, tokens, ends[1] + self.key_heads, size), ends, axis=2)
         if self.rotary:
             q, k = turned(q, places), turned(k, places)
         found, after = attention(q, k, v)
