@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax import Array
 
@@ -16,6 +17,7 @@ INIT = nn.initializers.normal(0.02)
 
 # queries, keys and values [B, T, heads, size] -> what is found, and what is left for those to come
 Attention = Callable[[Array, Array, Array], tuple[Array, Any]]
+Places = Array | np.ndarray  # of tokens, [1, T] or [B, T]
 
 
 class Cache(NamedTuple):
@@ -115,7 +117,7 @@ class Transformer(nn.Module):
 
     def __call__(self, tokens: Array, told: Array | None = None, train: bool = False) -> Array:
         """What else it is ``told [B, width]`` is added to every token."""
-        places = jnp.arange(tokens.shape[1])[None]
+        places = np.arange(tokens.shape[1])[None]  # known, so that the angles are constants
         h = self._embedded(tokens, places)
         h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
         for block in self.blocks:
@@ -139,10 +141,9 @@ class Transformer(nn.Module):
             after.append(seen)
         return self._logits(h, tokens), tuple(after)
 
-    def _embedded(self, tokens: Array, places: Array) -> Array:
+    def _embedded(self, tokens: Array, places: Places) -> Array:
         h = self.embedding(tokens)
         return h if self.rotary else h + jnp.take(self.position, places, axis=0)
-
 
     def _logits(self, h: Array, tokens: Array) -> Array:
         return self.embedding.attend(self.norm(h)).reshape(*tokens.shape, self.vocabulary)
@@ -165,7 +166,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self, h: Array, places: Array, attention: Attention, train: bool = False
+        self, h: Array, places: Places, attention: Attention, train: bool = False
     ) -> tuple[Array, Any]:
         size, tokens = self.width // self.heads, places.shape[1]
         x = nn.RMSNorm()(h)
@@ -214,15 +215,15 @@ class TokenDenoiser(nn.Module):
         return self.transformer(x_t, told, train)[..., : self.tokens]
 
 
-def turned(x: Array, places: Array) -> Array:
+def turned(x: Array, places: Places) -> Array:
     """``x [B, T, heads, size]``, whose pairs of entries are turned by angles that grow with places.
 
     The product of two of them depends on the distance of their places alone (Su et al. 2021,
     eq. 15, with the pairs (i, i + size / 2)).
     """
-    half = x.shape[-1] // 2
-    frequency = 10_000.0 ** (-jnp.arange(half) / half)
+    half, xp = x.shape[-1] // 2, np if isinstance(places, np.ndarray) else jnp
+    frequency = 10_000.0 ** (-np.arange(half) / half)
     angle = (places[..., None] * frequency.reshape((1,) * places.ndim + (-1,)))[:, :, None]
     a, b = x[..., :half], x[..., half:]
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = xp.cos(angle).astype(x.dtype), xp.sin(angle).astype(x.dtype)
     return jnp.concatenate([a * cos - b * sin, a * sin + b * cos], axis=-1)
