@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -36,7 +37,7 @@ def up_to_own(q: Array, k: Array, v: Array) -> tuple[Array, None]:
     """
     ends = [q.shape[1] * i // 4 for i in range(5)]
     found = []
-    for start, end in zip(ends[:-1], ends[1:], strict=True):
+    for start, end in itertools.pairwise(ends):
         before = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
         found.append(attend(q[:, start:end], k[:, :end], v[:, :end], before[None, None]))
     return jnp.concatenate(found, axis=1), None
