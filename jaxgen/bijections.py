@@ -146,11 +146,12 @@ def spline(bins: int = 8, half: float = 3.0) -> Bijection:
     if not 2 <= bins <= 1 / (2 * LEAST):
         raise ValueError(f"a spline has 2 to {1 / (2 * LEAST):g} bins, not {bins}.")
 
-    def read(parameters: Array) -> list[Array]:
-        return jnp.split(parameters, [bins, 2 * bins], axis=-1)
+    def read(parameters: Array) -> tuple[Array, Array, Array]:
+        widths, heights, slopes = jnp.split(parameters, [bins, 2 * bins], axis=-1)
+        return widths, heights, slopes
 
     return Bijection(
         3 * bins - 1,
-        lambda x, parameters: rational_quadratic(x, *read(parameters), half),
-        lambda y, parameters: inverse_rational_quadratic(y, *read(parameters), half),
+        lambda x, parameters: rational_quadratic(x, *read(parameters), half=half),
+        lambda y, parameters: inverse_rational_quadratic(y, *read(parameters), half=half),
     )

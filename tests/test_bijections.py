@@ -31,7 +31,8 @@ def test_slopes_are_those_of_autodiff_and_inverses_undo(name):
 
     y, log_slope, slope, again = found(x, p)
     np.testing.assert_allclose(log_slope, np.log(slope), atol=2e-5)
-    np.testing.assert_allclose(again, x, atol=1e-5)
+    error = np.abs(again - x) * np.minimum(1, slope)  # a flat map takes digits away
+    assert error.max() < 2e-6
     y, log_slope, _, again = found(x, jnp.zeros_like(p))
     np.testing.assert_allclose(y, x, atol=1e-5)
     np.testing.assert_allclose(again, x, atol=1e-5)
@@ -40,7 +41,7 @@ def test_slopes_are_those_of_autodiff_and_inverses_undo(name):
 
 def test_a_spline_goes_through_its_knots_with_their_slopes_and_rises():
     """Knots in float64 from the paper's section 3.1; slopes alike from the left and the right."""
-    widths, heights, slopes = (RNG.standard_normal(n) for n in (K, K, K - 1))
+    widths, heights, slopes = (0.5 * RNG.standard_normal(n) for n in (K, K, K - 1))
     # at least a thousandth of the interval each; slopes so that 0 is a slope of 1
     edges = lambda a: (
         2 * HALF * np.cumsum(1e-3 + (1 - 1e-3 * K) * np.exp(a) / np.exp(a).sum()) - HALF
@@ -53,17 +54,18 @@ def test_a_spline_goes_through_its_knots_with_their_slopes_and_rises():
         like = lambda a: jnp.broadcast_to(jnp.asarray(a, jnp.float32), (*x.shape, len(a)))
         return rational_quadratic(x, like(widths), like(heights), like(slopes), HALF)
 
-    grid = np.sort(np.concatenate([np.linspace(-4, 4, 4001), xs - 1e-5, xs, xs + 1e-5]))
+    ends = np.array([-HALF + 1e-5, HALF - 1e-5])
+    grid = np.concatenate([np.linspace(-4, 4, 4001), xs - 1e-5, xs, xs + 1e-5, ends])
+    grid = np.sort(grid)
     y, log_slope = map(np.asarray, at(jnp.asarray(grid, jnp.float32)))
     place = lambda x: np.searchsorted(grid, x)
     np.testing.assert_allclose(y[place(xs)], ys, atol=1e-5)
     for moved in (-1e-5, 1e-5):
-        np.testing.assert_allclose(log_slope[place(xs + moved)], np.log(want), atol=2e-3)
+        np.testing.assert_allclose(log_slope[place(xs + moved)], np.log(want), atol=5e-3)
     beyond = np.abs(grid) >= HALF
     np.testing.assert_array_equal(y[beyond], np.float32(grid[beyond]))
     assert not log_slope[beyond].any()
-    edge = np.abs(np.abs(grid) - HALF + 2e-3) < 1e-4  # just inside of the ends the slope is near 1
-    np.testing.assert_allclose(log_slope[edge], 0, atol=0.02)
+    np.testing.assert_allclose(log_slope[place(ends)], 0, atol=5e-3)
     assert (np.diff(y)[np.diff(grid) > 1e-4] > 0).all()
 
 

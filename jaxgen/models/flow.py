@@ -161,9 +161,9 @@ class Chain(nn.Module):
         return x, log_det
 
     def inverse(self, z: Array, context: Array | None = None) -> Array:
-        return self.path(z, context)[-1]
+        return self.undone(z, context)[-1]
 
-    def path(self, z: Array, context: Array | None = None) -> list[Array]:
+    def undone(self, z: Array, context: Array | None = None) -> list[Array]:
         """From z to x: what is there before and after each layer is undone."""
         found = [z]
         for layer in reversed(self.layers):

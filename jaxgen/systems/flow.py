@@ -178,7 +178,7 @@ def warp(trained: runner.Trained[NormalizingFlow]) -> list[Path]:
         return []
 
     def path(weights: Any, key: Array, rows: Any) -> Array:
-        return jnp.stack(trained.system.run("path", weights.params, rows["z"]), axis=1)
+        return jnp.stack(trained.system.run("undone", weights.params, rows["z"]), axis=1)
 
     line, along = np.linspace(-2.5, 2.5, 11), np.linspace(-2.5, 2.5, 400)
     upright = np.stack(np.meshgrid(line, along), axis=-1).reshape(-1, 2)
