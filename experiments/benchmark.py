@@ -408,9 +408,9 @@ def gpt_in_torch() -> dict[str, Callable[[], Any]]:
         optimizer.step()
 
     @torch.no_grad()
-    def draw() -> None:
-        empty = torch.zeros(GPT.layers, 2, GPT_BATCH, heads, GPT.length, size)
-        token = torch.full((GPT_BATCH, 1), GPT.vocabulary - 1)
+    def draw(count: int) -> None:
+        empty = torch.zeros(GPT.layers, 2, count, heads, GPT.length, size)
+        token = torch.full((count, 1), GPT.vocabulary - 1)
         for at in range(GPT.length):
             h = embedding(token)
             for block, cache in zip(blocks, empty, strict=True):
@@ -418,7 +418,7 @@ def gpt_in_torch() -> dict[str, Callable[[], Any]]:
             logits = norm(h)[:, 0] @ embedding.weight.T
             token = torch.multinomial(logits[:, :-1].softmax(-1), 1)
 
-    return {"train": train, "draw": draw}
+    return {"train": train, "draw_16": partial(draw, GPT_BATCH), "draw_1": partial(draw, 1)}
 
 
 GPT, GPT_BATCH = Transformer(257, 256), 16
@@ -551,7 +551,8 @@ def vae_against_torch(rounds: int) -> dict:
 
 
 def gpt_against_torch(rounds: int) -> dict:
-    """The training step of a transformer over PyTorch's, and the tokens a second that each draws.
+    """The training step of a transformer over PyTorch's, and the tokens a second that each draws of
+    16 sequences at once, and of one.
 
     Ours also keeps an EMA, checks for what is not finite and reports norms.
     """
@@ -564,8 +565,7 @@ def gpt_against_torch(rounds: int) -> dict:
         x = batch["x"].astype(jnp.int32)
         return optax.softmax_cross_entropy_with_integer_labels(logits, x).mean(), {}
 
-    first = jnp.full((GPT_BATCH, GPT.length), begin)
-    params = jax.jit(GPT.init)(key, first)["params"]
+    params = jax.jit(GPT.init)(key, jnp.zeros((1, GPT.length), jnp.int32))["params"]
     held = [init_state({"params": jax.tree.map(jnp.copy, params)}, optimizer)]
     placement, rng = Sharded((jax.devices()[0],)), np.random.default_rng(0)
     text = windows(rng.integers(256, size=100_000, dtype=np.uint8), GPT.length)
@@ -577,29 +577,33 @@ def gpt_against_torch(rounds: int) -> dict:
         held[0], metrics = step(held[0], batch, key)
         return metrics
 
-    @jax.jit
-    def draw(params, key):
+    @partial(jax.jit, static_argnums=2)
+    def draw(params, key, count):
         def extend(cache, token, at):
             found: Any = apply({"params": params}, token, cache, at, nobody, method="extend")
             return found[0][:, 0].at[:, begin].set(-jnp.inf), found[1]
 
-        nobody = jnp.zeros(GPT_BATCH, jnp.int32)
-        logits, cache = extend(GPT.empty(GPT_BATCH), first[:, :1], 0)
+        nobody = jnp.zeros(count, jnp.int32)
+        logits, cache = extend(GPT.empty(count), jnp.full((count, 1), begin), 0)
         next_token = lambda cache, token, at: extend(cache, token[:, None], at)  # noqa: E731
         return sample_tokens(key, next_token, cache, logits, 1, GPT.length)
 
-    ours = {"train": train, "draw": lambda: draw(params, key)}
+    ours: dict[str, Any] = {"train": train}
+    ours |= {f"draw_{n}": partial(draw, params, key, n) for n in (GPT_BATCH, 1)}
     seconds = in_turns_with_torch("gpt", ours, rounds, 4)
-    tokens = GPT_BATCH * GPT.length
+    drawn = {n: n * GPT.length for n in (GPT_BATCH, 1)}
     return {
         "jax": jax.__version__,
         "parameters": sum(p.size for p in jax.tree.leaves(params)),
         "train_ms": 1e3 * seconds["train"],
         "torch_train_ms": 1e3 * seconds["torch_train"],
-        "tokens_per_s": tokens / seconds["draw"],
-        "torch_tokens_per_s": tokens / seconds["torch_draw"],
+        **{f"tokens_per_s_{n}": size / seconds[f"draw_{n}"] for n, size in drawn.items()},
+        **{f"torch_tokens_per_s_{n}": s / seconds[f"torch_draw_{n}"] for n, s in drawn.items()},
         "train_over_torch": seconds["train"] / seconds["torch_train"],
-        "tokens_over_torch": seconds["torch_draw"] / seconds["draw"],
+        **{
+            f"tokens_over_torch_{n}": seconds[f"torch_draw_{n}"] / seconds[f"draw_{n}"]
+            for n in drawn
+        },
     }
 
 

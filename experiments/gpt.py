@@ -1,6 +1,7 @@
 """A decoder-only transformer over the bytes of a text.
 
 python -m experiments.gpt                                  # the language reference of Python
+python -m experiments.gpt --data tiny_shakespeare          # or with --manual-dir DIR: its input.txt
 python -m experiments.gpt --data text:PATH                 # a file, or a folder's *.txt
 python -m experiments.gpt sample --prompt "The " "import"  # what follows
 python -m experiments.gpt sample --temperature 0.7 --nucleus 0.9
@@ -95,10 +96,17 @@ TEXT = Config(
         checkpoint_every=250,
     ),
 )
+SHAKESPEARE = replace(
+    TEXT,
+    data=runner.Data("tiny_shakespeare", length=256),
+    train=replace(
+        TEXT.train, steps=3600, batch=16, learning_rate=2e-3, ema=0.995, checkpoint_every=400
+    ),
+)
 EXPERIMENT = runner.Experiment(
     "gpt",
     __doc__,
-    {"python_topics": TEXT},
+    {"python_topics": TEXT, "tiny_shakespeare": SHAKESPEARE},
     build,
     pictures=(runner.samples,),
     measures=(bits, speed),
