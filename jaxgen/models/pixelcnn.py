@@ -248,10 +248,10 @@ class BothStreams(nn.Module):
         (above, h), width, channels = streams, self.width, self.channels
         at = partial(causal, width, sources=2 * width)  # pixel by pixel
 
-        def conv(halves: int, kernel_init: Any = HE) -> nn.Module:
+        def conv(halves: int, kernel_init: nn.initializers.Initializer = HE) -> nn.Module:
             return above_conv(halves * width, kernel_init=kernel_init)
 
-        def conv_before(halves: int, kernel_init: Any = HE) -> nn.Module:
+        def conv_before(halves: int, kernel_init: nn.initializers.Initializer = HE) -> nn.Module:
             window = {"rows": 2, "left": 1, "kernel_init": kernel_init}
             return causal(width, channels, 2 * width, halves=halves, **window)
 
@@ -322,10 +322,11 @@ def gated(h: Array) -> Array:
     return jnp.tanh(a) * nn.sigmoid(b)
 
 
-def above_conv(features: int, strides: int = 1, **options: Any) -> nn.Conv:
+def above_conv(
+    features: int, strides: int = 1, kernel_init: nn.initializers.Initializer = HE
+) -> nn.Conv:
     """A convolution 2x3 of features of the rows above: its own row may be seen with its width."""
-    padding = ((1, 0), (1, 1))
-    return nn.Conv(features, (2, 3), strides, padding, **({"kernel_init": HE} | options))
+    return nn.Conv(features, (2, 3), strides, ((1, 0), (1, 1)), kernel_init=kernel_init)
 
 
 def concat_elu(h: Array, channels: int = 1) -> Array:

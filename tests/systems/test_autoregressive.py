@@ -84,3 +84,13 @@ def test_the_probabilities_of_all_images_sum_to_one_and_draws_have_them(key, nam
     np.testing.assert_allclose(drawn.mean(axis=0), exact, atol=0.09)
     pairs = (values * p[:, None]).T @ values
     np.testing.assert_allclose(drawn.T @ drawn / len(drawn), pairs, atol=0.1)
+
+
+def test_components_of_a_mixture_begin_apart(key):
+    """Equal ones would have equal gradients, and be one component for ever."""
+    config = replace(CNN, likelihood="logistic_mixture")
+    system = pixelcnn.build(config, of_shape(COLOURS, 3))
+    p = system.density(system.init(key)["params"], jnp.zeros(1, jnp.int32))
+    found = p.density(p.maps(jax.random.normal(key, p.start.shape)))
+    apart = np.asarray(found.location).std(axis=-1)[0].reshape(-1, 3)[1:]  # the first sees nothing
+    assert (apart > 0).all()
