@@ -25,7 +25,8 @@ from jaxgen.decoding import nucleus
 from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, linear, uniform
 from jaxgen.losses.discrete import counted_loss, discrete_loss
 from jaxgen.models.transformer import TokenDenoiser, Transformer, to_all
-from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film, time_to_draw
+from jaxgen.systems.autoregressive import time_to_draw
+from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film
 
 NOISES = ("masked", "uniform")
 SAMPLERS = ("ancestral", "confident")

@@ -1,14 +1,16 @@
-"""A decoder-only transformer over the bytes of a text.
+"""A decoder-only transformer over the bytes of a text, or over the pixels of images.
 
 python -m experiments.gpt                                  # the language reference of Python
 python -m experiments.gpt --data tiny_shakespeare          # or with --manual-dir DIR: its input.txt
 python -m experiments.gpt --data text:PATH                 # a file, or a folder's *.txt
+python -m experiments.gpt --data digits                    # pixels, row by row
 python -m experiments.gpt sample --prompt "The " "import"  # what follows
 python -m experiments.gpt sample --temperature 0.7 --nucleus 0.9
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Annotated
@@ -16,12 +18,13 @@ from typing import Annotated
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import DataSet, Tokens
+from jaxgen.data.records import DataSet, Image, Tokens
 from jaxgen.decoding import nucleus, top_k
 from jaxgen.models.transformer import Transformer
-from jaxgen.systems.language import Language, bits, prompted, speed
+from jaxgen.systems.language import Language, bits, completions, prompted, speed
 
 POSITIONS = ("rotary", "learned")
+PIXELS = ("levels", "bits")
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,21 @@ class Config:
         None  # Of keys and values, fewer than heads.
     )
     positions: str = "rotary"  # rotary or learned.
+    pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
     swiglu: bool = False  # A gated perceptron.
     dropout: runner.Share = 0.0
 
 
 def build(config: Config, data: DataSet) -> Language:
-    """The language model of the options."""
-    assert isinstance(data.kind, Tokens)
-    length, draw = data.kind.length, config.drawing
+    """The language model of the options; in images each place is learned by itself."""
+    draw, length = config.drawing, math.prod(data.shape)
+    text = isinstance(data.kind, Tokens)
+    binary = runner.choose("pixels", config.pixels, PIXELS) == "bits"
+    if binary and (text or data.shape[-1] != 1):
+        raise ValueError("bits are of grey images: use --pixels levels.")
     longest = max(len(p.encode()) for p in draw.prompt)
+    if longest and not text:
+        raise ValueError("a prompt is for text: leave out --prompt.")
     if longest >= length:
         raise ValueError(
             f"a prompt of {longest} bytes fills the {length} of the model: shorten it."
@@ -67,9 +76,10 @@ def build(config: Config, data: DataSet) -> Language:
         logits = logits if draw.top_k is None else top_k(logits, draw.top_k)
         return logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus)
 
+    tokens = data.kind.vocabulary if isinstance(data.kind, Tokens) else data.levels
     network = Transformer(
-        data.kind.vocabulary + 1,
-        length + 1,
+        (2 if binary else tokens) + 1,
+        length,
         config.width,
         config.layers,
         config.heads,
@@ -78,10 +88,45 @@ def build(config: Config, data: DataSet) -> Language:
         config.swiglu,
         config.dropout,
     )
-    data = replace(data, ask=partial(prompted, tuple(draw.prompt)))
-    return Language(data, runner.make_optimizer(config.train), network, draw.temperature, keep)
+    data = replace(data, ask=partial(prompted, tuple(draw.prompt))) if text else data
+    optimizer = runner.make_optimizer(config.train)
+    return Language(data, optimizer, network, binary, draw.temperature, keep)
 
 
+DIGITS = Config(
+    data=runner.Data(),
+    train=runner.Train(
+        steps=1500,
+        batch=64,
+        learning_rate=2e-3,
+        warmup=100,
+        decay="cosine",
+        weight_decay=0.1,
+        clip=1.0,
+        ema=0.99,
+        steps_per_call=10,
+        log_every=50,
+        checkpoint_every=250,
+    ),
+    sampling=runner.Sampling(),
+    width=64,
+    positions="learned",
+    dropout=0.1,
+)
+MNIST = replace(
+    DIGITS,
+    train=replace(
+        DIGITS.train,
+        steps=10_000,
+        batch=16,
+        learning_rate=1e-3,
+        ema=0.999,
+        steps_per_call=1,
+        checkpoint_every=1000,
+    ),
+    width=128,
+    pixels="bits",
+)
 TEXT = Config(
     train=runner.Train(
         steps=1000,
@@ -106,11 +151,12 @@ SHAKESPEARE = replace(
 EXPERIMENT = runner.Experiment(
     "gpt",
     __doc__,
-    {"python_topics": TEXT, "tiny_shakespeare": SHAKESPEARE},
+    {"python_topics": TEXT, "tiny_shakespeare": SHAKESPEARE, "digits": DIGITS}
+    | dict.fromkeys(("mnist", "fashion_mnist", "binarized_mnist"), MNIST),
     build,
-    pictures=(runner.samples,),
-    measures=(bits, speed),
-    kinds=(Tokens,),
+    pictures=(runner.samples, completions),
+    measures=(bits, speed, runner.quality),
+    kinds=(Tokens, Image),
 )
 
 if __name__ == "__main__":

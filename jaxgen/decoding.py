@@ -61,12 +61,16 @@ def sample_tokens(
     """
     chex.assert_rank(logits, 2)
 
-    def step(state: tuple[Any, Array], row: tuple[Array, Array]) -> tuple[Any, Array]:
-        (cache, logits), (i, key) = state, row
-        token = jax.random.categorical(key, keep(warmed(logits, temperature)))
-        logits, cache = next_token(cache, token, place + i)
-        return (cache, logits), token
+    def draw(key: Array, logits: Array) -> Array:
+        return jax.random.categorical(key, keep(warmed(logits, temperature)))
 
-    rows = jnp.arange(count), jax.random.split(key, count)
-    _, tokens = jax.lax.scan(step, (cache, logits), rows)
-    return tokens.T
+    def step(state: tuple[Any, Array], row: tuple[Array, Array]) -> tuple[Any, Array]:
+        (cache, token), (i, key) = state, row
+        logits, cache = next_token(cache, token, place + i)
+        token = draw(key, logits)
+        return (cache, token), token
+
+    keys = jax.random.split(key, count)
+    first = draw(keys[0], logits)
+    _, tokens = jax.lax.scan(step, (cache, first), (jnp.arange(count - 1), keys[1:]))
+    return jnp.concatenate([first[:, None], tokens.T], axis=1)

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
+from jaxgen.data.records import Tokens
 from jaxgen.distributions import InOrder, sum_event
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.elbo import Likelihood
@@ -26,7 +27,7 @@ from jaxgen.plotting import save_grid, save_rows
 from jaxgen.systems.bounds import prepared, shown
 from jaxgen.training.step import Metrics, Now
 
-TIMED = 100  # examples that are drawn by the clock
+TIMED, TIMED_TEXTS = 100, 16  # samples that are drawn by the clock
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +178,9 @@ def seconds_to_draw(trained: runner.Trained[Any], count: int) -> float:
 
 
 def time_to_draw(trained: runner.Trained[Any]) -> list[Number]:
-    """Seconds for a hundred images or points."""
-    drawn = f"{TIMED} {trained.data.kind.noun} at once"
+    """Seconds for a hundred images or points, or for 16 texts."""
+    kind = trained.data.kind
+    count = TIMED_TEXTS if isinstance(kind, Tokens) else TIMED
+    drawn = f"{count} {kind.noun} at once, {trained.system.how()}"
     how = f"seconds for {drawn}, on one {jax.devices()[0].platform} device"
-    return [Number("time_to_draw", seconds_to_draw(trained, TIMED), how)]
+    return [Number("time_to_draw", seconds_to_draw(trained, count), how)]

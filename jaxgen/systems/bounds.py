@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.data.records import DataSet, binarize
+from jaxgen.data.records import DataSet, Image, binarize, to_signed
 from jaxgen.distributions import Normal, kl_normal, standard_normal, sum_event
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import free_bits, kl_parts, mmd
@@ -29,6 +30,23 @@ def prepared(data: DataSet, binary: bool, key: Array, x: Any) -> Array:
 def shown(binary: bool, x: Any) -> Array:
     """The scale of a likelihood as that of models."""
     return 2 * x - 1 if binary else x
+
+
+def tokens_of(data: DataSet, binary: bool, key: Array, x: Any) -> Array:
+    """Examples of the data as tokens ``[B, L]``, images row by row; bits are drawn at random."""
+    x = binarize(key, x, data.levels) if binary else jnp.asarray(x)
+    return x.astype(jnp.int32).reshape(len(x), -1)
+
+
+def examples_of(data: DataSet, levels: int, tokens: Array) -> Array:
+    """Tokens ``[B, L]`` as samples: of images, of so many levels, in [-1, 1].
+
+    What is no level, a mask, lies in the middle.
+    """
+    if not isinstance(data.kind, Image):
+        return tokens
+    x = jnp.where(tokens < levels, to_signed(tokens, levels), 0.0)
+    return x.reshape(-1, *data.shape)
 
 
 class Model(NamedTuple):

@@ -1,5 +1,7 @@
 """Language models: p(x) = prod_i p(x_i | x_<i) over tokens, and what follows a prompt.
 
+An image is a text whose tokens are the levels of its pixels, row by row.
+
 ``experiments.gpt`` is its options.
 """
 
@@ -7,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -16,11 +19,12 @@ import optax
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Batch
+from jaxgen.data.records import Batch, Image
 from jaxgen.decoding import Filter, sample_tokens
 from jaxgen.evaluation.report import Number
 from jaxgen.models.transformer import Transformer
-from jaxgen.systems.autoregressive import seconds_to_draw
+from jaxgen.systems.autoregressive import TIMED_TEXTS, save_completions, time_to_draw
+from jaxgen.systems.bounds import examples_of, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 
@@ -37,9 +41,11 @@ def prompted(prompts: tuple[str, ...], count: int) -> Batch:
 
 @dataclass(frozen=True, eq=False)
 class Language(runner.System):
-    """A transformer over the data's tokens and one more, with which every sequence begins."""
+    """A transformer over tokens, bytes of text or pixels row by row, and one token more, with which
+    every sequence begins."""
 
     network: Transformer
+    binary: bool = False  # bits of images, drawn at random
     temperature: float = 1.0
     keep: Filter = lambda logits: logits
 
@@ -51,27 +57,42 @@ class Language(runner.System):
     def init(self, key: Array) -> Any:
         return self.network.init(key, jnp.zeros((1, self.network.length), jnp.int32))
 
+    def tokens(self, key: Array, x: Any) -> Array:
+        """Examples of the data as tokens ``[B, L]``."""
+        return tokens_of(self.data, self.binary, key, x)
+
+    def shown(self, tokens: Array) -> Array:
+        """Tokens as samples."""
+        return examples_of(self.data, self.begin, tokens)
+
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """Nats a token, the mean over each sequence."""
-        x = self.data.kind.values(batch["x"])
+        key_x, key = jax.random.split(key)
+        x = self.tokens(key_x, batch["x"])
         before = jnp.pad(x[:, :-1], ((0, 0), (1, 0)), constant_values=self.begin)
         how = {"rngs": {"dropout": key}, "train": now.train}
         logits: Any = self.network.apply({"params": params}, before, **how)
-        nats = optax.softmax_cross_entropy_with_integer_labels(logits, x).mean(axis=1)
-        return nats, {"bits_per_token": nats / math.log(2)}
+        nats = optax.softmax_cross_entropy_with_integer_labels(self.possible(logits), x)
+        return nats.mean(axis=1), {"bits_per_token": nats.mean(axis=1) / math.log(2)}
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        """Prompts and what follows them, up to the model's length; zeros after that."""
-        prompt, length = given["prompt"], given["length"]
+        """Images; of text prompts and what follows them, zeros after the model's length."""
+        if "prompt" in given:
+            return self.followed(key, weights.params, given["prompt"], given["length"])
+        nothing = jnp.zeros((len(given["label"]), 0), jnp.int32)
+        return self.shown(self.followed(key, weights.params, nothing, jnp.zeros(len(nothing), int)))
+
+    def followed(self, key: Array, params: Any, prompt: Array, length: Array) -> Array:
+        """Tokens ``[B, L]``: prompts, the last ``length [B]`` of ``[B, < L]``, and what follows."""
         count, known = prompt.shape
         filling = known - length  # before the token that begins
         slots = jnp.arange(known + 1)[None]
         shifted = jnp.pad(prompt, ((0, 0), (1, 0)))
         tokens = jnp.where(slots == filling[:, None], self.begin, shifted)
-        variables = {"params": weights.params}
 
         def extend(tokens: Array, cache: Any, at: Any) -> Any:
-            return self.network.apply(variables, tokens, cache, at, filling, method="extend")
+            how: Any = {"method": "extend"}
+            return self.network.apply({"params": params}, tokens, cache, at, filling, **how)
 
         def next_token(cache: Any, token: Array, place: Array) -> tuple[Array, Any]:
             logits, cache = extend(token[:, None], cache, place)
@@ -98,20 +119,49 @@ class Language(runner.System):
         return logits.at[..., self.begin].set(-jnp.inf)
 
     def how(self) -> str:
-        return f"temperature {self.temperature:g}"
+        return f"token by token, temperature {self.temperature:g}"
+
+
+def completions(trained: runner.Trained[Language]) -> list[Path]:
+    """``completions.png``: test images, their upper halves, and draws of the rest."""
+    system = trained.system
+    if not isinstance(trained.data.kind, Image):
+        return []
+
+    def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
+        x = system.tokens(jax.random.key(0), batch["x"])  # the same bits
+        before = x[:, : x.shape[1] * (known.shape[1] // 2) // known.shape[1]]
+        length = jnp.full(len(x), before.shape[1])
+        return system.shown(x), system.shown(system.followed(key, weights.params, before, length))
+
+    return [save_completions(trained, complete)]
 
 
 def bits(trained: runner.Trained[Language]) -> list[Number]:
-    """How many bits a token of the test text takes."""
-    _, found = trained.over("bits", trained.system.measured, trained.test(), size=50)
-    value = float(found["bits_per_token"].mean())
-    windows = f"{len(found['bits_per_token'])} test windows of {trained.data.shape[0]} tokens"
-    how = f"bits a token, {windows}, each without what is before it, EMA of step {trained.step}"
-    return [Number("bits_per_token", value, how)]
+    """How many bits a token of the test set takes; of images also nats of each."""
+    data, batch = trained.data, trained.test()
+    _, found = trained.over("bits", trained.system.measured, batch, key=4, size=50)
+    value, length = float(found["bits_per_token"].mean()), math.prod(data.shape)
+    ema = f"EMA of step {trained.step}"
+    if not isinstance(data.kind, Image):
+        windows = f"{len(batch['x'])} test windows of {length} tokens"
+        how = f"bits a token, {windows}, each without what is before it, {ema}"
+        return [Number("bits_per_token", value, how)]
+    drawn = ", binarized at random" if trained.system.binary and data.levels > 2 else ""
+    how = f"{len(batch['x'])} test images{drawn}, exact, {ema}"
+    nats = -value * length * math.log(2)
+    return [
+        Number("log_likelihood", nats, f"nats an image, {how}"),
+        Number("bits_per_dimension", value, how),
+    ]
 
 
 def speed(trained: runner.Trained[Language]) -> list[Number]:
-    """Tokens drawn in a second, compilation apart."""
+    """Seconds to draw, and of text the tokens a second, compilation apart."""
+    (taken,) = time_to_draw(trained)
+    if isinstance(trained.data.kind, Image):
+        return [taken]
     new = trained.system.network.length - trained.data.given(1)["prompt"].shape[1]
-    how = f"16 sequences at once, with a cache, one {jax.devices()[0].platform} device"
-    return [Number("tokens_per_second", 16 * new / seconds_to_draw(trained, 16), how)]
+    rate = TIMED_TEXTS * new / taken.value
+    how = f"{TIMED_TEXTS} sequences at once, with a cache, {taken.protocol.split(', ')[-1]}"
+    return [Number("tokens_per_second", rate, how)]

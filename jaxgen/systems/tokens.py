@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Tokens, binarize, to_signed
+from jaxgen.data.records import Image, Tokens
 from jaxgen.decoding import Filter, warmed
 from jaxgen.diffusion.discrete import (
     Alpha,
@@ -35,7 +35,8 @@ from jaxgen.losses.times import stratified_times
 from jaxgen.models.transformer import TokenDenoiser
 from jaxgen.plotting import save_film
 from jaxgen.runner.pictures import columns
-from jaxgen.systems.autoregressive import save_completions, seconds_to_draw
+from jaxgen.systems.autoregressive import save_completions
+from jaxgen.systems.bounds import examples_of, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 HIDDEN = ord("_")  # what a masked byte is shown as
@@ -82,16 +83,12 @@ class TokenDiffusion(runner.System):
         return self.network.init(key, jnp.zeros((1, self.length), jnp.int32), jnp.ones(1), one)
 
     def tokens(self, key: Array, x: Any) -> Array:
-        """Examples of the data as tokens ``[B, L]``; bits are drawn at random."""
-        x = binarize(key, x, self.data.levels) if self.binary else jnp.asarray(x)
-        return x.astype(jnp.int32).reshape(len(x), -1)
+        """Examples of the data as tokens ``[B, L]``."""
+        return tokens_of(self.data, self.binary, key, x)
 
     def shown(self, tokens: Array) -> Array:
-        """Tokens as samples: of images, in [-1, 1], with the mask in the middle."""
-        if not isinstance(self.data.kind, Image):
-            return tokens
-        x = to_signed(tokens, self.network.tokens)
-        return jnp.where(tokens < self.network.tokens, x, 0.0).reshape(-1, *self.data.shape)
+        """Tokens as samples."""
+        return examples_of(self.data, self.network.tokens, tokens)
 
     def denoise(self, params: Any, labels: Array, **how: Any) -> Denoiser:
         """(x_t, t) -> log p(x_0|x_t), told labels ``[B]`` where the network is."""
@@ -236,11 +233,3 @@ def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
         Number("elbo", -float(nats.mean()), f"nats an example, {about}"),
         Number("bits_per_dimension", value, about),
     ]
-
-
-def time_to_draw(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
-    """Seconds for some samples."""
-    count, noun = (100, "images") if isinstance(trained.data.kind, Image) else (16, "texts")
-    how = f"seconds for {count} {noun} at once, {len(trained.system.times) - 1} steps, on one "
-    how += f"{jax.devices()[0].platform} device"
-    return [Number("time_to_draw", seconds_to_draw(trained, count), how)]
