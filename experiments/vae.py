@@ -107,7 +107,7 @@ class Config:
     hidden: runner.Count = 400  # Units of the hidden layers.
     layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (but for conv).
     channels: runner.Count = 32  # Of the decoder pixelcnn.
-    reach: runner.Count = 5  # Pixels at the left that it sees, and rows above but one: its layers.
+    reach: runner.Count = 5  # Pixels that it sees at the left, and rows above but one: its layers.
     # bernoulli (of images binarized at random), gaussian, learned_gaussian, logistic,
     # logistic_mixture, beta or continuous_bernoulli (default: bernoulli for grey images, logistic
     # for coloured ones, learned_gaussian for points).

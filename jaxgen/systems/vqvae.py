@@ -261,29 +261,27 @@ class CodePrior(runner.System):
         return runner.Weights(memory["autoencoder"], memory)
 
     @property
-    def depths(self) -> np.ndarray:
-        """The depth that each token is a code of, ``[vocabulary]``; -1 of those that begin."""
-        sizes, begin = self.autoencoder.quantizer.sizes, self.classes or 1
-        return np.append(np.repeat(np.arange(len(sizes)), sizes), [-1] * begin)
+    def sizes(self) -> np.ndarray:
+        """The number of codes of each depth."""
+        return np.array(self.autoencoder.quantizer.sizes)
+
+    @property
+    def first(self) -> np.ndarray:
+        """The token of code 0 of each depth, ``[1, 1, 1, depth]``."""
+        return (np.cumsum(self.sizes) - self.sizes).reshape(1, 1, 1, -1)
 
     def tokens(self, code: Array, labels: Array) -> Array:
-        """What begins, and then the codes ``[B, ..., depth]``, as ``[B, 1 + T]``."""
-        sizes = np.array(self.autoencoder.quantizer.sizes)
-        first = (np.cumsum(sizes) - sizes).reshape((1,) * (code.ndim - 1) + (-1,))
-        begin = sizes.sum() + (labels if self.classes else jnp.zeros_like(labels))
-        return jnp.concatenate([begin[:, None], (code + first).reshape(len(code), -1)], axis=1)
-
-    def codes(self, tokens: Array) -> Array:
-        """Tokens ``[B, T]`` without what begins as codes ``[B, h, w, depth]``."""
-        sizes = np.array(self.autoencoder.quantizer.sizes)
-        code = tokens.reshape(len(tokens), *self.autoencoder.places())
-        return code - (np.cumsum(sizes) - sizes).reshape(1, 1, 1, -1)
+        """What begins, and then the codes ``[B, h, w, depth]``: ``[B, 1 + T]``."""
+        begin = self.sizes.sum() + (labels if self.classes else jnp.zeros_like(labels))
+        each = (code + self.first).reshape(len(code), -1)
+        return jnp.concatenate([begin[:, None], each], axis=1)
 
     def possible(self, logits: Array, place: Array | int) -> Array:
-        """Logits ``[B, T, vocabulary]`` of what is at the places from ``place`` on: codes of its
-        depth alone."""
-        depth = (place + jnp.arange(logits.shape[1])) % len(self.autoencoder.quantizer.sizes)
-        return jnp.where((self.depths[None] == depth[:, None])[None], logits, -jnp.inf)
+        """Logits ``[B, T, vocabulary]`` of what stands from ``place`` on: codes of its depth."""
+        depths = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        depths = np.append(depths, [-1] * (logits.shape[-1] - len(depths)))  # of what begins
+        here = (place + jnp.arange(logits.shape[1])) % len(self.sizes)
+        return jnp.where((depths[None] == here[:, None])[None], logits, -jnp.inf)
 
     def log_prob(self, params: Any, code: Array, labels: Array, **how: Any) -> Array:
         """log p of each code, given those before it, ``[B, T]`` nats."""
@@ -301,7 +299,7 @@ class CodePrior(runner.System):
 
     def score(self, weights: Any) -> float:
         """Less than that of even codes, so that it is below the error of every first stage."""
-        return super().score(weights) - float(np.log(self.autoencoder.quantizer.sizes).mean())
+        return super().score(weights) - float(np.log(self.sizes).mean())
 
     def drawn(self, key: Array, params: Any, known: Array, labels: Array) -> Array:
         """Codes ``[B, h, w, depth]`` whose first rows ``[B, <= h, w, depth]`` are ``known``."""
@@ -319,7 +317,8 @@ class CodePrior(runner.System):
         place, whole = tokens.shape[1], math.prod(self.autoencoder.places())
         logits = self.possible(logits, 0)[:, -1]
         rest = sample_tokens(key, next_token, cache, logits, place, whole + 1 - place)
-        return self.codes(jnp.concatenate([tokens[:, 1:], rest], axis=1))
+        drawn = jnp.concatenate([tokens[:, 1:], rest], axis=1)
+        return drawn.reshape(-1, *self.autoencoder.places()) - self.first
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """Images of codes that are drawn one after the other."""
@@ -387,11 +386,10 @@ def bits(trained: runner.Trained[Any]) -> list[Number]:
     if not isinstance(trained.system, CodePrior):
         return []
     _, found = trained.over("bits", trained.system.measured, trained.test(), key=5, size=100)
-    each, vae = found["bits_per_code"], trained.system.autoencoder
-    even = float(np.log2(vae.quantizer.sizes).mean())
-    how = f"bits a code (even ones: {even:g}), {math.prod(vae.places())} an image, {len(each)} test"
-    protocol = f"{how} images, EMA of step {trained.step}"
-    return [Number("bits_per_code", float(each.mean()), protocol)]
+    each, count = found["bits_per_code"], math.prod(trained.system.autoencoder.places())
+    even = float(np.log2(trained.system.sizes).mean())
+    how = f"bits a code (even ones: {even:g}), {count} an image, {len(each)} test images"
+    return [Number("bits_per_code", float(each.mean()), f"{how}, EMA of step {trained.step}")]
 
 
 def compression(trained: runner.Trained[Any]) -> list[Number]:
