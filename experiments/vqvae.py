@@ -110,7 +110,7 @@ def quantizer_of(config: Config) -> Quantizer:
 
 
 DIGITS = Config(
-    train=runner.Train(steps=4000, batch=64, ema=0.99, log_every=50, checkpoint_every=500),
+    train=runner.Train(steps=2500, batch=64, ema=0.99, log_every=50, checkpoint_every=500),
     width=32,
     downs=1,
     codes=32,
