@@ -175,7 +175,7 @@ STUDY = runner.Study(
     __doc__,
     {"digits": Config()},
     # Some labels are hidden in training: the solvers of inverse problems are not told the class.
-    {"ddpm": runner.Need(ddpm.EXPERIMENT, "--unlabelled 0.1")},
+    lambda config: {"ddpm": runner.Need(ddpm.EXPERIMENT, "--unlabelled 0.1")},
     pictures=(pictures,),
     measures=(restoration, anomalies, classification),
 )

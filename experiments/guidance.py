@@ -74,7 +74,7 @@ STUDY = runner.Study(
     "guidance",
     __doc__,
     {"digits": Config()},
-    {"score_sde": runner.Need(score_sde.EXPERIMENT)},
+    lambda config: {"score_sde": runner.Need(score_sde.EXPERIMENT)},
     pictures=(curve,),
     measures=(table,),
 )

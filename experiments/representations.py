@@ -198,7 +198,7 @@ STUDY = runner.Study(
     "representations",
     __doc__,
     {"digits": Config()},
-    {
+    lambda config: {
         "autoencoder": runner.Need(autoencoder.EXPERIMENT),
         "vae": runner.Need(vae.EXPERIMENT, "--likelihood gaussian"),
         "gan": runner.Need(gan.EXPERIMENT),

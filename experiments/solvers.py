@@ -78,7 +78,7 @@ STUDY = runner.Study(
     "solvers",
     __doc__,
     {"digits": Config()},
-    {"ddpm": runner.Need(ddpm.EXPERIMENT)},
+    lambda config: {"ddpm": runner.Need(ddpm.EXPERIMENT)},
     pictures=(picture,),
     measures=(table,),
 )

@@ -9,6 +9,7 @@ python -m experiments.vae --sweep beta=0,1,4             # how latents collapse,
 python -m experiments.vae --posterior iaf --prior flow   # beyond diagonal and standard normals
 python -m experiments.vae --objective iwae --latent-samples 50
 python -m experiments.vae --model made                   # p(x|z) pixel by pixel: z collapses
+python -m experiments.vae --model pixelcnn --reach 1     # ... each of z and of its neighbours alone
 
 Expect, with seed 0 on two CPU cores: digits, 21 s, test ELBO -22.6 nats and 500-sample
 log-likelihood -22.4; MNIST, 2 minutes, test ELBO -99.1 and log-likelihood -94.9 (binarized).
@@ -18,6 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
+from typing import Any
 
 from flax import linen as nn
 
@@ -35,6 +37,7 @@ from jaxgen.models.vae import (
     MixturePrior,
     MLPDecoder,
     MLPEncoder,
+    PixelCNNDecoder,
     StandardPrior,
     VampPrior,
     autoregressive_flow,
@@ -71,7 +74,9 @@ MODELS = {
     "mlp": (MLPEncoder, MLPDecoder),
     "conv": (ConvEncoder, ConvDecoder),
     "made": (MLPEncoder, MADEDecoder),
+    "pixelcnn": (MLPEncoder, PixelCNNDecoder),
 }
+IN_ORDER = ("made", "pixelcnn")
 OF_POINTS = ("gaussian", "learned_gaussian")
 LIKELIHOODS = (
     "bernoulli",
@@ -95,12 +100,14 @@ class Config:
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     measured: Likelihoods = runner.measuring(Likelihoods)
-    # mlp, conv, or made: a perceptron whose decoder makes x entry by entry, each of z and of those
-    # before it, which is strong enough to do without z (see experiments.collapse).
+    # mlp, conv, or a perceptron whose decoder makes x entry by entry, each of z and of those before
+    # it, which is strong enough to do without z (see experiments.collapse): made or pixelcnn.
     model: str = "mlp"
     latents: runner.Count = 10  # Dimensions of z.
     hidden: runner.Count = 400  # Units of the hidden layers.
-    layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (mlp, made).
+    layers: runner.Count = 1  # Hidden layers of the encoder and of the decoder (but for conv).
+    channels: runner.Count = 32  # Of the decoder pixelcnn.
+    reach: runner.Count = 5  # Pixels that it sees at the left, and rows above but one: its layers.
     # bernoulli (of images binarized at random), gaussian, learned_gaussian, logistic,
     # logistic_mixture, beta or continuous_bernoulli (default: bernoulli for grey images, logistic
     # for coloured ones, learned_gaussian for points).
@@ -132,11 +139,12 @@ def build(config: Config, data: DataSet) -> Vae:
     encoder_type, decoder_type = runner.choose("model", config.model, MODELS)
     layers = {} if config.model == "conv" else {"layers": config.layers}
     size = {"hidden": config.hidden, **layers}
+    convolved = convolutions_of(config, data) if config.model == "pixelcnn" else {}
     return Vae(
         data,
         runner.make_optimizer(config.train),
         encoder_type(config.latents, head=head_of(config), **size),
-        decoder_type(data.shape, maps=likelihood.maps, **size),
+        decoder_type(data.shape, maps=likelihood.maps, **size, **convolved),
         prior_of(config, data, binary),
         likelihood,
         config.latents,
@@ -164,11 +172,22 @@ def likelihood_of(config: Config, data: DataSet) -> tuple[elbo.Likelihood, bool]
         "continuous_bernoulli": elbo.continuous_bernoulli,
     }
     likelihood = likelihoods[name]()
-    if config.model == "made":
-        if name == "logistic_mixture":
-            raise ValueError("logistic_mixture couples channels itself: use --likelihood logistic.")
+    if config.model == "made" and name == "logistic_mixture":
+        raise ValueError("logistic_mixture couples channels itself: use --likelihood logistic.")
+    if config.model in IN_ORDER:
         likelihood = elbo.in_order(likelihood)
     return likelihood, name == "bernoulli"
+
+
+def convolutions_of(config: Config, data: DataSet) -> dict[str, Any]:
+    """The options of the decoder pixelcnn."""
+    if not isinstance(data.kind, Image):
+        raise ValueError("pixelcnn is of images: use --model made.")
+    coupled = config.likelihood == "logistic_mixture"
+    groups = 1 if coupled else data.shape[-1]
+    if config.channels % groups:
+        raise ValueError(f"--channels are divided among {groups} colours: use a multiple.")
+    return {"channels": config.channels, "reach": config.reach, "coupled": coupled}
 
 
 def classes_of(config: Config, data: DataSet) -> int | None:

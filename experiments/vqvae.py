@@ -1,28 +1,38 @@
-"""Autoencoders with discrete latents (van den Oord et al. 2017).
+"""Autoencoders with discrete latents, and a transformer as their prior (van den Oord et al. 2017).
 
 python -m experiments.vqvae                                  # digits: train, draw, measure
-python -m experiments.vqvae --data cifar10 --manual-dir DIR  # 8x8 codes of 512
+python -m experiments.vqvae --data cifar10 --manual-dir DIR  # 8x8 codes of 512; for accelerators
+python -m experiments.vqvae --steps 1000                     # the codes alone
+python -m experiments.vqvae --conditional                    # p(codes|y)
 python -m experiments.vqvae --depth 4 --codes 64             # what is left is quantized again
 python -m experiments.vqvae --quantizer scalar               # no codebook: a grid of scalars
 python -m experiments.vqvae --quantizer gumbel               # categories, relaxed
 
-A prior over the codes is a model of its own; samples without one are of codes drawn evenly.
+The first --code-steps train encoder, codes and decoder; in the rest these stay as they are, and a
+transformer learns p(codes), code by code. Without such a rest samples are of codes drawn evenly.
+--warmup and --decay of the learning rate are of each stage.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet
+from jaxgen.models.transformer import Transformer
 from jaxgen.models.vqvae import CodeDecoder, CodeEncoder
+from jaxgen.systems.autoregressive import time_to_draw
 from jaxgen.systems.vqvae import (
     Categories,
+    CodePrior,
     Quantizer,
     Scalars,
     Vectors,
     VqVae,
+    bits,
+    completions,
     compression,
     reconstructions,
 )
@@ -48,19 +58,41 @@ class Config:
     codebook_decay: runner.Share = 0.99  # Of the averages that the vectors are.
     levels: Annotated[tuple[int, ...], runner.Range(2)] = (8, 8, 8)  # Of each scalar.
     gumbel_kl: runner.NonNegative = 1e-3  # Weight of the categories' KL to even ones.
+    code_steps: runner.Count = 2000  # Of --steps; the rest train the prior.
+    prior_width: runner.Count = 128  # Of the transformer.
+    prior_layers: runner.Count = 4
+    prior_heads: runner.Count = 4
+    prior_dropout: runner.Share = 0.1
+    conditional: bool = False  # Tell the prior the class.
 
 
-def build(config: Config, data: DataSet) -> VqVae:
-    """The VQ-VAE of the options."""
-    quantizer = quantizer_of(config)
+def build(config: Config, data: DataSet) -> VqVae | CodePrior:
+    """The VQ-VAE of the options, and where there are steps left, with its prior."""
+    if config.conditional and data.classes < 2:
+        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
+    quantizer, train = quantizer_of(config), config.train
     width, blocks = config.width, config.blocks
-    return VqVae(
+    autoencoder = VqVae(
         data,
-        runner.make_optimizer(config.train),
+        runner.make_optimizer(replace(train, steps=config.code_steps)),
         CodeEncoder(quantizer.latents, width, config.downs, blocks),
         CodeDecoder(data.shape, width, config.downs, blocks),
         quantizer,
     )
+    if train.steps <= config.code_steps:
+        return autoencoder
+    classes = data.classes if config.conditional else None
+    network = Transformer(
+        sum(quantizer.sizes) + (classes or 1),
+        math.prod(autoencoder.places()) + 1,
+        config.prior_width,
+        config.prior_layers,
+        config.prior_heads,
+        rotary=False,
+        dropout=config.prior_dropout,
+    )
+    optimizer = runner.make_optimizer(replace(train, steps=train.steps - config.code_steps))
+    return CodePrior(data, optimizer, autoencoder, network, config.code_steps, classes)
 
 
 def quantizer_of(config: Config) -> Quantizer:
@@ -71,31 +103,38 @@ def quantizer_of(config: Config) -> Quantizer:
     if name == "scalar":
         return Scalars(tuple(config.levels))
     if name == "gumbel":
-        return Categories(config.codes, config.gumbel_kl, steps=config.train.steps)
+        return Categories(config.codes, config.gumbel_kl, steps=config.code_steps)
     return Vectors(
         config.codes, config.latents, config.depth, config.commitment, config.codebook_decay
     )
 
 
 DIGITS = Config(
-    train=runner.Train(steps=2000, batch=64, ema=0.99, log_every=50, checkpoint_every=500),
+    train=runner.Train(steps=2500, batch=64, ema=0.99, log_every=50, checkpoint_every=500),
     width=32,
     downs=1,
     codes=32,
     latents=8,
     levels=(4, 4, 2),
+    prior_width=64,
+    prior_layers=3,
 )
 MNIST = Config(
-    train=runner.Train(steps=4000, batch=64, ema=0.995, log_every=50, checkpoint_every=1000),
+    train=runner.Train(steps=10_000, batch=64, ema=0.995, log_every=50, checkpoint_every=1000),
     width=32,
     codes=64,
     latents=16,
     levels=(4, 4, 4),
+    code_steps=4000,
 )
 CIFAR10 = Config(
     train=runner.Train(
-        steps=5000, batch=64, learning_rate=5e-4, ema=0.995, log_every=50, checkpoint_every=1000
+        steps=25_000, batch=64, learning_rate=5e-4, ema=0.995, log_every=50, checkpoint_every=1000
     ),
+    code_steps=5000,
+    prior_width=256,
+    prior_layers=6,
+    prior_heads=8,
 )
 PRESETS = runner.by_data(digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, cifar10=CIFAR10)
 EXPERIMENT = runner.Experiment(
@@ -103,8 +142,8 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(reconstructions, runner.samples),
-    measures=(compression,),
+    pictures=(reconstructions, runner.samples, completions),
+    measures=(compression, bits, time_to_draw, runner.quality),
 )
 
 if __name__ == "__main__":

@@ -31,7 +31,10 @@ TINY = {
         "--hidden 16 --latents 2 3 --samples 20 --importance-samples 20 --steps-per-call 2 "
         "--kl-warmup 0"
     ),
-    "vqvae": "--width 8 --blocks 1 --codes 8 --latents 4 --samples 20 --sample-batch 20",
+    "vqvae": (
+        "--width 8 --blocks 1 --codes 8 --latents 4 --samples 20 --sample-batch 20 "
+        "--code-steps 4 --prior-width 8 --prior-layers 1 --prior-heads 2"
+    ),
     "gan": "--channels 8 --samples 20 --discriminator-steps 2",
     "autoencoder": "--hidden 16 --latents 2 --samples 20 --steps-per-call 2",
     "d3pm": (

@@ -5,7 +5,8 @@ network answers the parameter maps ``[B, H, W, maps * C]`` of p(x_i | x_<i), tho
 of a map together. Of ``channels`` groups of features, group c knows the channels of its own pixel
 before the c-th, and so does what is made of it (van den Oord et al. 2016, "Pixel recurrent neural
 networks", section 3.3); with one group a pixel is one entry, for a likelihood that couples its
-channels. Labels are told as ``y [B, K]``.
+channels. What else is known is told as ``y``: to all pixels alike, as labels are, ``[B, K]``, or to
+each its own, ``[B, H, W, K]``.
 """
 
 from __future__ import annotations
@@ -346,10 +347,14 @@ def to_four(h: Array) -> Array:
 
 
 def told(y: Array | None, features: int) -> Array | float:
-    """What labels add at every pixel, ``[B, 1, 1, features]``."""
+    """What y adds at every pixel, ``[B, 1 or H, 1 or W, features]``.
+
+    van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", section 2.3.
+    """
     if y is None:
         return 0.0
-    return nn.Dense(features, use_bias=False)(y)[:, None, None]
+    found = nn.Dense(features, use_bias=False)(y)
+    return found if found.ndim == 4 else found[:, None, None]
 
 
 def shifted_down(x: Array) -> Array:

@@ -1,8 +1,8 @@
 """Encoders and decoders of variational autoencoders (Kingma & Welling 2014, appendix C).
 
 An encoder answers q(z|x); a decoder answers the parameter maps of p(x|z), ``[B, ..., maps * C]``,
-which a likelihood of ``jaxgen.losses.elbo`` turns into a density; :class:`MADEDecoder` answers them
-as a function of x.
+which a likelihood of ``jaxgen.losses.elbo`` turns into a density; :class:`MADEDecoder` and
+:class:`PixelCNNDecoder` answer them as a function of x.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from jax import Array
 
 from jaxgen.distributions import Normal, committed_log_std
 from jaxgen.models.made import MADE, maps_of
+from jaxgen.models.pixelcnn import GatedPixelCNN
 from jaxgen.posteriors import (
     Autoregressive,
     AutoregressiveFlow,
@@ -249,6 +250,38 @@ class MADEDecoder(nn.Module):
 
         def maps(weights: Any, context: Array, x: Array) -> Array:
             return maps_of(network(weights, x.reshape(len(x), -1), context), x.shape)
+
+        return jax.tree_util.Partial(maps, weights, context), start
+
+
+class PixelCNNDecoder(nn.Module):
+    """The same by a :class:`GatedPixelCNN` of ``reach`` layers 3x3, which is told a map of z.
+
+    An entry sees ``reach`` pixels to its left, and one row more above; the map, of an
+    :class:`MLPDecoder`, tells each pixel something else of z (van den Oord et al. 2016, section
+    2.3; PixelVAE, Gulrajani et al. 2017). The less it sees the more z must tell (Chen et al. 2017,
+    section 3.1). With ``coupled`` channels a pixel is one entry.
+    """
+
+    shape: tuple[int, ...]
+    maps: int = 1
+    hidden: int = 400
+    layers: int = 1
+    channels: int = 32
+    reach: int = 5
+    coupled: bool = False
+
+    @nn.compact
+    def __call__(self, z: Array, y: Array | None = None) -> tuple[Callable[[Array], Array], Array]:
+        *sides, colours = self.shape
+        spread = MLPDecoder((*sides, self.channels), 1, self.hidden, self.layers)
+        context, start = nn.relu(spread(z, y)), jnp.zeros((len(z), *self.shape))
+        groups = 1 if self.coupled else colours
+        network = GatedPixelCNN(self.maps, groups, self.channels, self.reach)
+        apply, weights = unbound(network, start, context)
+
+        def maps(weights: Any, context: Array, x: Array) -> Array:
+            return apply(weights, x, context)
 
         return jax.tree_util.Partial(maps, weights, context), start
 

@@ -14,7 +14,7 @@ from jax import Array
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.runner.options import make_ema_decay
-from jaxgen.runner.system import ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.runner.system import END, ONLY, Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import FULL, StorageError
 from jaxgen.training.logging import console
 from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
@@ -28,8 +28,7 @@ def build(experiment: Experiment, config: Any, data: DataSet) -> System:
     """
     try:
         system = experiment.build(config, data)
-        _, first = system.stages()[0]
-        jax.eval_shape(lambda key: begin(first, key), jax.random.key(0))
+        jax.eval_shape(*beginning(stages_of(system, config), END, jax.random.key(0)))  # and before
     except (ValueError, AssertionError) as error:
         raise Mistake(str(error)) from error
     if len(system.turns()) > 1 and type(system).score is System.score:

@@ -59,15 +59,15 @@ class Which:
 class Study:
     """What is drawn and measured of several runs. It trains nothing itself.
 
-    ``presets`` are as those of an experiment; a config has at least ``data: Data``. Pictures and
-    measures take the runs by the names of ``needs``, and the config; pictures also the directory
-    that they are to be written to.
+    ``presets`` are as those of an experiment; a config has at least ``data: Data``, and says which
+    runs it ``needs``. Pictures and measures take these by their names, and the config; pictures
+    also the directory that they are to be written to.
     """
 
     name: str
     about: str | None
     presets: Mapping[str, Any]
-    needs: Mapping[str, Need]
+    needs: Callable[[Any], Mapping[str, Need]]
     pictures: tuple[Callable[[Runs, Any, Path], Any], ...] = ()
     measures: tuple[Callable[[Runs, Any], list[Number]], ...] = ()
     kinds: tuple[type, ...] = (Image,)  # of data that it takes
@@ -86,8 +86,9 @@ class Study:
         check_ranges(config)
         prepare_jax()
         folders.check_out(which.out)
-        if which.dir and len(which.dir) != len(self.needs):
-            raise Mistake(f"{self.name} looks at {len(self.needs)} runs: {', '.join(self.needs)}.")
+        needs = self.needs(config)
+        if which.dir and len(which.dir) != len(needs):
+            raise Mistake(f"{self.name} looks at {len(needs)} runs: {', '.join(needs)}.")
         console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
         runs = self.open(config, which)
         if verbs == ("train",):
@@ -117,7 +118,7 @@ class Study:
             loaded[options] = loaded.get(options) or load_data(experiment, options)
             return loaded[options]
 
-        for i, (name, need) in enumerate(self.needs.items()):
+        for i, (name, need) in enumerate(self.needs(config).items()):
             directory = which.dir[i] if which.dir else ready(need, config.data, which.train, load)
             own = folders.read_config(directory, need.experiment).data
             data = load(need.experiment, own)

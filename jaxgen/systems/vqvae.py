@@ -1,10 +1,11 @@
-"""Autoencoders whose latents are codes (van den Oord et al. 2017).
+"""Autoencoders whose latents are codes, and a prior over these (van den Oord et al. 2017).
 
-``experiments.vqvae`` is its options. A prior over the codes is an autoregressive model of its own.
+``experiments.vqvae`` is its options.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -18,12 +19,14 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import some
+from jaxgen.decoding import sample_tokens
 from jaxgen.evaluation.compression import quantized_pca
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import quantization
 from jaxgen.losses.quantization import Codebook, Quantized
-from jaxgen.plotting import save_pairs
-from jaxgen.training.step import Aux, Now
+from jaxgen.models.transformer import Transformer
+from jaxgen.plotting import save_pairs, save_rows
+from jaxgen.training.step import Aux, Metrics, Now
 
 FITTED = 10_000  # training images that principal components are taken of
 
@@ -211,23 +214,136 @@ class VqVae(runner.System):
         books = weights.memory.get("books", ())
         return self.decode(weights.params, self.quantizer.vectors(books, code))
 
+    def places(self) -> tuple[int, int, int]:
+        """(h, w, depth) of the codes of an image."""
+        x, key = jnp.zeros((1, *self.data.shape)), jax.random.key(0)
+        z: Any = jax.eval_shape(lambda: self.encoder.init_with_output(key, x)[0])
+        return (*z.shape[1:3], len(self.quantizer.sizes))
+
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """Images of codes drawn evenly and apart, as a model without a prior has them."""
-        x = jnp.zeros((1, *self.data.shape))
-        places = jax.eval_shape(lambda x: self.encode(weights.params, x), x).shape[1:3]
-        shape = (len(given["label"]), *places)
-        keys = jax.random.split(key, len(self.quantizer.sizes))
-        drawn = [
-            jax.random.randint(k, shape, 0, n)
-            for k, n in zip(keys, self.quantizer.sizes, strict=True)
-        ]
-        return self.decoded(weights, jnp.stack(drawn, axis=-1))
+        shape = (len(given["label"]), *self.places())
+        most = jnp.array(self.quantizer.sizes).reshape(1, 1, 1, -1)
+        code = jax.random.randint(key, shape, 0, most)
+        return self.decoded(weights, code)
 
     def how(self) -> str:
-        return "codes drawn evenly and apart: a prior over them is not a part of this model"
+        return "codes drawn evenly and apart, without a prior"
+
+
+@dataclass(frozen=True, eq=False)
+class CodePrior(runner.System):
+    """p(codes) = prod_i p(code_i | codes before it), learned once the VQ-VAE no longer moves.
+
+    Codes are read row by row, those of one place one after the other, as tokens of which each depth
+    has its own. A sequence begins with one token more or, of data with that many ``classes``, with
+    that of its class. The memory holds the parameters and codebooks of the first stage.
+    """
+
+    autoencoder: VqVae  # the first stage
+    network: Transformer
+    start: int  # steps of the first stage
+    classes: int | None = None
+
+    def stages(self) -> tuple[tuple[int, runner.System], ...]:
+        return ((0, self.autoencoder), (self.start, self))
+
+    def init(self, key: Array) -> Any:
+        return self.network.init(key, jnp.zeros((1, self.network.length), jnp.int32))
+
+    def grow(self, key: Array, weights: runner.Weights) -> Any:
+        """A prior at its beginning, and what is left of the first stage."""
+        return {**self.init(key), "autoencoder": weights.params, **weights.memory}
+
+    @staticmethod
+    def frozen(memory: Any) -> runner.Weights:
+        """The weights of the first stage."""
+        return runner.Weights(memory["autoencoder"], memory)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """The number of codes of each depth."""
+        return np.array(self.autoencoder.quantizer.sizes)
+
+    @property
+    def first(self) -> np.ndarray:
+        """The token of code 0 of each depth, ``[1, 1, 1, depth]``."""
+        return (np.cumsum(self.sizes) - self.sizes).reshape(1, 1, 1, -1)
+
+    def tokens(self, code: Array, labels: Array) -> Array:
+        """What begins, and then the codes ``[B, h, w, depth]``: ``[B, 1 + T]``."""
+        begin = self.sizes.sum() + (labels if self.classes else jnp.zeros_like(labels))
+        each = (code + self.first).reshape(len(code), -1)
+        return jnp.concatenate([begin[:, None], each], axis=1)
+
+    def possible(self, logits: Array, place: Array | int) -> Array:
+        """Logits ``[B, T, vocabulary]`` of what stands from ``place`` on: codes of its depth."""
+        depths = np.repeat(np.arange(len(self.sizes)), self.sizes)
+        depths = np.append(depths, [-1] * (logits.shape[-1] - len(depths)))  # of what begins
+        here = (place + jnp.arange(logits.shape[1])) % len(self.sizes)
+        return jnp.where((depths[None] == here[:, None])[None], logits, -jnp.inf)
+
+    def log_prob(self, params: Any, code: Array, labels: Array, **how: Any) -> Array:
+        """log p of each code, given those before it, ``[B, T]`` nats."""
+        tokens = self.tokens(code, labels)
+        logits: Any = self.network.apply({"params": params}, tokens[:, :-1], **how)
+        log_p = jax.nn.log_softmax(self.possible(logits, 0))
+        return jnp.take_along_axis(log_p, tokens[:, 1:, None], axis=2)[:, :, 0]
+
+    def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
+        """Nats a code, the mean over each image."""
+        code = self.autoencoder.codes(self.frozen(now.memory), key, batch)
+        how = {"train": now.train, "rngs": {"dropout": key}}
+        nats = -self.log_prob(params, code, batch["label"], **how).mean(axis=1)
+        return nats, {"bits_per_code": nats / math.log(2)}
+
+    def score(self, weights: Any) -> float:
+        """Less than that of even codes, so that it is below the error of every first stage."""
+        return super().score(weights) - float(np.log(self.sizes).mean())
+
+    def drawn(self, key: Array, params: Any, known: Array, labels: Array) -> Array:
+        """Codes ``[B, h, w, depth]`` whose first rows ``[B, <= h, w, depth]`` are ``known``."""
+        tokens, filling = self.tokens(known, labels), jnp.zeros(len(known), jnp.int32)
+
+        def extend(tokens: Array, cache: Any, at: Array | int) -> Any:
+            how: Any = {"method": "extend"}
+            return self.network.apply({"params": params}, tokens, cache, at, filling, **how)
+
+        def next_token(cache: Any, token: Array, place: Array) -> tuple[Array, Any]:
+            logits, cache = extend(token[:, None], cache, place)
+            return self.possible(logits, place)[:, 0], cache
+
+        logits, cache = extend(tokens, self.network.empty(len(known)), 0)
+        place, whole = tokens.shape[1], math.prod(self.autoencoder.places())
+        logits = self.possible(logits, 0)[:, -1]
+        rest = sample_tokens(key, next_token, cache, logits, place, whole + 1 - place)
+        drawn = jnp.concatenate([tokens[:, 1:], rest], axis=1)
+        return drawn.reshape(-1, *self.autoencoder.places()) - self.first
+
+    def sample(self, key: Array, weights: Any, given: Any) -> Array:
+        """Images of codes that are drawn one after the other."""
+        _, *places = self.autoencoder.places()
+        nothing = jnp.zeros((len(given["label"]), 0, *places), jnp.int32)
+        code = self.drawn(key, weights.params, nothing, given["label"])
+        return self.autoencoder.decoded(self.frozen(weights.memory), code)
+
+    @property
+    def labelled(self) -> bool:
+        return self.classes is not None
+
+    def how(self) -> str:
+        return "codes drawn from the prior, one after the other"
 
 
 # --- pictures and measures -----------------------------------------------------------------------
+
+
+def of_codes(trained: runner.Trained[Any]) -> runner.Trained[VqVae]:
+    """The VQ-VAE alone of a run of either stage."""
+    system: Any = trained.system
+    if isinstance(system, CodePrior):
+        return trained.with_weights(system.frozen(trained.weights.memory), system.autoencoder)
+    return trained
 
 
 def _reconstruct(system: VqVae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
@@ -235,15 +351,50 @@ def _reconstruct(system: VqVae, weights: Any, key: Array, batch: Any) -> tuple[A
     return x, system.decoded(weights, system.codes(weights, key, batch))
 
 
-def reconstructions(trained: runner.Trained[VqVae]) -> list[Path]:
+def reconstructions(trained: runner.Trained[Any]) -> list[Path]:
     """``reconstructions.png``: original, reconstruction, original, ..."""
+    trained = of_codes(trained)
     rows = partial(_reconstruct, trained.system)
     pairs = trained.over("reconstructions", rows, trained.test(50))
     return [save_pairs(trained.results / "reconstructions.png", *pairs)]
 
 
-def compression(trained: runner.Trained[VqVae]) -> list[Number]:
+def completions(trained: runner.Trained[Any]) -> list[Path]:
+    """``completions.png``: test images, what is made of their codes, and of the upper half of these
+    with the rest drawn."""
+    system = trained.system
+    if not isinstance(system, CodePrior):
+        return []
+
+    def complete(weights: Any, key: Array, batch: Any) -> tuple[Array, ...]:
+        vae, first = system.autoencoder, system.frozen(weights.memory)
+        code = vae.codes(first, key, batch)
+        known = code[:, : code.shape[1] // 2]
+        drawn = system.drawn(key, weights.params, known, batch["label"])
+        return vae.data.kind.values(batch["x"]), vae.decoded(first, code), vae.decoded(first, drawn)
+
+    rows = {}
+    for i in range(4):
+        x, again, drawn = trained.over("completions", complete, trained.test(10), key=10 + i)
+        rows |= {"test": x, "reconstruction": again} if not i else {}
+        rows[f"drawn, {i + 1}"] = drawn
+    return [save_rows(trained.results / "completions.png", rows)]
+
+
+def bits(trained: runner.Trained[Any]) -> list[Number]:
+    """How many bits a code takes under the prior."""
+    if not isinstance(trained.system, CodePrior):
+        return []
+    _, found = trained.over("bits", trained.system.measured, trained.test(), key=5, size=100)
+    each, count = found["bits_per_code"], math.prod(trained.system.autoencoder.places())
+    even = float(np.log2(trained.system.sizes).mean())
+    how = f"bits a code (even ones: {even:g}), {count} an image, {len(each)} test images"
+    return [Number("bits_per_code", float(each.mean()), f"{how}, EMA of step {trained.step}")]
+
+
+def compression(trained: runner.Trained[Any]) -> list[Number]:
     """The error of reconstructions beside that of principal components with as many bits."""
+    trained = of_codes(trained)
     system, data, batch = trained.system, trained.data, trained.test()
 
     def error(weights: Any, key: Array, batch: Any) -> Array:

@@ -55,7 +55,7 @@ def test_a_ddpm_without_classes_is_measured_but_does_not_classify(command):
 
 
 def test_the_models_are_trained_with_hidden_classes():
-    assert STUDY.needs["ddpm"].options == "--unlabelled 0.1"
+    assert STUDY.needs(Config())["ddpm"].options == "--unlabelled 0.1"
 
 
 def test_odd_sides_are_refused():

@@ -18,15 +18,16 @@ TINY = (
 )
 
 
-def test_the_rows_differ_by_their_remedy_alone():
+@pytest.mark.parametrize(("decoder", "steps"), [("made", 6000), ("pixelcnn", 1200)])
+def test_the_rows_differ_by_their_remedy_alone(decoder, steps):
     """Each is one or two options more than the plain one, on any data."""
     configs = {}
-    for name, need in collapse.STUDY.needs.items():
+    for name, need in collapse.needs(collapse.Config(decoder=decoder)).items():
         _, configs[name], _ = parse(need.experiment, ["train", *need.options.split()])
     plain = configs.pop("plain")
-    assert (plain.model, plain.latents, plain.train.steps) == ("made", 32, 6000)
+    assert (plain.model, plain.latents, plain.train.steps) == (decoder, 32, steps)
     assert plain.posterior == PRESETS["digits"].posterior
-    changed = {"free_bits", "kl_warmup", "kl_cycles", "posterior", "committed_rate"}
+    changed = {"free_bits", "kl_warmup", "kl_cycles", "posterior", "committed_rate", "reach"}
     for config in configs.values():
         assert config != plain
         assert replace(config, **{name: getattr(plain, name) for name in changed}) == plain
@@ -35,8 +36,9 @@ def test_the_rows_differ_by_their_remedy_alone():
 @pytest.mark.slow
 def test_one_command_trains_what_is_lacking_and_compares(command, monkeypatch):
     """Two of the rows; a second time nothing is trained."""
-    needs = {name: collapse.STUDY.needs[name] for name in ("plain", "committed rate")}
-    monkeypatch.setattr(collapse, "STUDY", replace(collapse.STUDY, needs=needs))
+    all_of_them = collapse.needs(collapse.Config())
+    needs = {name: all_of_them[name] for name in ("plain", "committed rate")}
+    monkeypatch.setattr(collapse, "STUDY", replace(collapse.STUDY, needs=lambda config: needs))
     words = f"--train='{TINY}' --samples 10 --sample-batch 10"
     status, out, err = command("collapse", words)
     assert status == 0, err

@@ -122,3 +122,27 @@ def test_concat_elu_is_elu_of_both_signs_with_its_gradient(key, channels):
         for f in (lambda h: concat_elu(h, channels), want)
     )
     np.testing.assert_allclose(found, true, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_gated_network_sees_as_far_as_its_layers_reach(key, randomized, layers):
+    """So many pixels at the left, and a row more above, as far to both sides; all of them."""
+    network, (height, width) = GatedPixelCNN(1, width=12, layers=layers), (5, 6)
+    x = jax.random.normal(key, (8, height, width, 1))
+    found = sees(network, randomized(key, network, x[:1]), x).reshape(2 * (height, width))
+    i, j, k, m = np.ogrid[:height, :width, :height, :width]
+    up, left = i - k, j - m
+    above = (up >= 1) & (up <= layers + 1) & (abs(left) <= layers)
+    beside = (up == 0) & (left >= 1) & (left <= layers)
+    np.testing.assert_array_equal(found, above | beside)
+
+
+def test_a_map_that_is_one_everywhere_tells_what_a_vector_does(key, randomized):
+    network, y = GatedPixelCNN(1, width=6, layers=2), jax.random.normal(key, (2, 3))
+    x = jax.random.normal(key, (2, 4, 5, 1))
+    variables = randomized(key, network, x, y)
+    everywhere = jnp.broadcast_to(y[:, None, None], (2, 4, 5, 3))
+    want = network.apply(variables, x, y)
+    np.testing.assert_allclose(network.apply(variables, x, everywhere), want, rtol=1e-4, atol=1e-5)
+    other = network.apply(variables, x, everywhere.at[:, 2, 2].add(1.0))
+    assert (other != want)[:, 2, 2].all()

@@ -26,7 +26,7 @@ def clouds(runs, config, directory):
     return save_points(directory / "clouds.png", {name: t.draw() for name, t in runs.items()})
 
 
-NEEDS = {
+NEEDS = lambda config: {
     "slow": Need(pool.EXPERIMENT, "--learning-rate 1e-4"),
     "fast": Need(pool.EXPERIMENT, "--learning-rate 1e-2"),
 }

@@ -15,12 +15,12 @@ from jaxgen.losses import elbo
 from jaxgen.runner import Mistake
 from jaxgen.training.step import Now
 
-SMALL = replace(DIGITS, latents=1, hidden=8, prior_components=5)
+SMALL = replace(DIGITS, latents=1, hidden=8, prior_components=5, channels=4, reach=1)
 DATA = load("digits")
 POSTERIORS = ("normal", "full", "planar", "householder", "iaf")
 CELLS = [(q, "normal", "mlp") for q in POSTERIORS]
 CELLS += [("normal", p, "mlp") for p in ("mixture", "vamp", "flow")] + [("iaf", "flow", "mlp")]
-CELLS += [("normal", "normal", "made")]
+CELLS += [("normal", "normal", model) for model in ("made", "pixelcnn")]
 
 
 def noisy(key, params):
@@ -132,9 +132,13 @@ def test_a_model_that_is_told_the_class_is_another_model_for_each(key):
     assert system.labelled
 
 
-def test_data_without_classes_cannot_be_conditional():
-    with pytest.raises(ValueError, match="leave out --conditional"):
-        build(replace(SMALL, conditional=True), load("moons"))
+def test_data_without_classes_cannot_be_conditional_nor_points_convolved():
+    for options, advice in (
+        ({"conditional": True}, "leave out --conditional"),
+        ({"model": "pixelcnn"}, "use --model made"),
+    ):
+        with pytest.raises(ValueError, match=advice):
+            build(replace(SMALL, **options), load("moons"))
 
 
 def every_image(width):
