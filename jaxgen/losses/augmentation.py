@@ -42,7 +42,7 @@ def with_probability(p: Array | float, augmentation: Augmentation) -> Augmentati
 
 
 def shifted(image: Array, shift: Array) -> Array:
-    """``image [H, W, C]`` moved by whole pixels ``shift [2]``, down and to the right; 0 comes in."""
+    """``image [H, W, C]`` moved by ``shift [2]`` pixels, down and to the right; 0 comes in."""
     rows, columns = (jnp.arange(n) - s for n, s in zip(image.shape[:2], shift, strict=True))
     beyond = {"mode": "fill", "fill_value": 0, "wrap_negative_indices": False}
     return image.at[rows[:, None], columns[None]].get(**beyond)

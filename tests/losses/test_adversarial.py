@@ -76,17 +76,32 @@ APART = {
     "hinge": (HINGE, MARGINS, lambda a: -a, lambda a: -ONE(a)),
 }
 RELATIVISTIC = {
-    "logistic": (relativistic_average(discriminator_loss), LOGISTIC),
-    "least squares": (relativistic_average(least_squares(-1, 1).critic), SQUARES),
-    "hinge": (relativistic_average(hinge_critic_loss), MARGINS),
+    "RaSGAN": (relativistic_average(discriminator_loss), LOGISTIC),
+    "RaLSGAN": (relativistic_average(least_squares(-1, 1).critic), SQUARES),
+    "RaHingeGAN": (relativistic_average(hinge_critic_loss), MARGINS),
 }
 
 
 def evaluated(loss, real, fake):
-    """Values ``[B]``, and the slopes ``[B]`` of their sum by both logits, in float32."""
-    real, fake = jnp.asarray(real, jnp.float32), jnp.asarray(fake, jnp.float32)
+    """Values ``[B]``, and the slopes ``[B]`` of their sum by both logits."""
     slopes = jax.grad(lambda r, f: loss(r, f).sum(), argnums=(0, 1))(real, fake)
     return loss(real, fake), *slopes
+
+
+@pytest.fixture(scope="module")
+def found():
+    """Both losses of every objective, in float32 and in one program."""
+    objectives = {name: row[0] for name, row in (APART | RELATIVISTIC).items()}
+
+    @jax.jit
+    def everything(real, fake):
+        return {
+            name: [evaluated(loss, real, fake) for loss in (critic, generator)]
+            + [evaluated(critic, fake, real), critic(real + 8, fake + 8)]
+            for name, (critic, generator) in objectives.items()
+        }
+
+    return everything(jnp.float32(REAL), jnp.float32(FAKE))
 
 
 def close(found, *wanted, rtol=2e-6, atol=1e-6):
@@ -95,93 +110,88 @@ def close(found, *wanted, rtol=2e-6, atol=1e-6):
 
 
 @pytest.mark.parametrize("name", APART)
-def test_objectives_and_their_slopes_are_those_by_hand(name):
-    objective, (of_real, of_fake, real_slope, fake_slope), generator, generator_slope = APART[name]
-    close(
-        evaluated(objective.critic, REAL, FAKE),
-        of_real(REAL) + of_fake(FAKE),
-        real_slope(REAL),
-        fake_slope(FAKE),
-    )
-    close(
-        evaluated(objective.generator, REAL, FAKE),
-        generator(FAKE),
-        ZERO(REAL),
-        generator_slope(FAKE),
-    )
+def test_objectives_and_their_slopes_are_those_by_hand(found, name):
+    _, (of_real, of_fake, real_slope, fake_slope), generator, generator_slope = APART[name]
+    by_critic, by_generator, *_ = found[name]
+    close(by_critic, of_real(REAL) + of_fake(FAKE), real_slope(REAL), fake_slope(FAKE))
+    close(by_generator, generator(FAKE), ZERO(REAL), generator_slope(FAKE))
 
 
 @pytest.mark.parametrize("name", RELATIVISTIC)
-def test_relativistic_objectives_compare_with_the_mean_of_the_others(name):
+def test_relativistic_objectives_compare_with_the_mean_of_the_others(found, name):
     """Slopes by the chain rule through both means; the generator's game is the critic's, turned."""
-    objective, (of_real, of_fake, real_slope, fake_slope) = RELATIVISTIC[name]
+    _, (of_real, of_fake, real_slope, fake_slope) = RELATIVISTIC[name]
+    by_critic, (values, by_real, by_fake), turned, moved = found[name]
     r, f = REAL - FAKE.mean(), FAKE - REAL.mean()
-    close(
-        evaluated(objective.critic, REAL, FAKE),
-        of_real(r) + of_fake(f),
-        real_slope(r) - fake_slope(f).mean(),
-        fake_slope(f) - real_slope(r).mean(),
-        rtol=1e-5,
-        atol=1e-5,
-    )
-    values, by_real, by_fake = evaluated(objective.generator, REAL, FAKE)
-    turned = evaluated(objective.critic, FAKE, REAL)
+    want = of_real(r) + of_fake(f)
+    slopes = real_slope(r) - fake_slope(f).mean(), fake_slope(f) - real_slope(r).mean()
+    close(by_critic, want, *slopes, rtol=1e-5, atol=1e-5)
     close((values, by_fake, by_real), *turned)
-    # only differences of logits are told apart
-    moved = objective.critic(jnp.float32(REAL + 8), jnp.float32(FAKE + 8))
-    np.testing.assert_allclose(moved, of_real(r) + of_fake(f), rtol=1e-5, atol=2e-5)
+    close([moved], want, rtol=1e-5, atol=2e-5)  # only differences of logits are told apart
 
 
 def test_small_gradients_are_exact_at_logits_of_100():
     """d/da log(1 - D) = -D and d/da (-log D) = D - 1: the first fades, the second does not."""
-    a = jnp.asarray(LOGITS, jnp.float32)
-    minimax = jax.grad(lambda a: minimax_generator_loss(a).sum())(a)
-    saturating = jax.grad(lambda a: non_saturating_generator_loss(a).sum())(a)
+
+    @jax.jit
+    def slopes(a):
+        losses = minimax_generator_loss, non_saturating_generator_loss
+        return [jax.grad(lambda a: loss(a).sum())(a) for loss in losses]  # noqa: B023
+
+    minimax, saturating = slopes(jnp.float32(LOGITS))
     np.testing.assert_allclose(minimax, -d(LOGITS), rtol=1e-5, atol=1e-37)
     np.testing.assert_allclose(saturating, -d(-LOGITS), rtol=1e-5, atol=1e-37)
-
-
-def test_the_optimal_discriminator_attains_the_jensen_shannon_divergence():
-    """Goodfellow et al. 2014, theorem 1: at D = p / (p + q) the value is -log 4 + 2 JSD(p, q)."""
-    p, q = np.array([0.1, 0.2, 0.7]), np.array([0.5, 0.3, 0.2])
-    logits = jnp.asarray(np.log(p / q), jnp.float32)
-    zero = jnp.full((3,), -1e4)  # contributes log(1 - D) = 0 or log D = 0 on the other side
-    real = discriminator_loss(logits, zero) @ jnp.asarray(p, jnp.float32)
-    fake = discriminator_loss(-zero, logits) @ jnp.asarray(q, jnp.float32)
-    m = (p + q) / 2
-    jsd = 0.5 * np.sum(p * np.log(p / m)) + 0.5 * np.sum(q * np.log(q / m))
-    np.testing.assert_allclose(-(real + fake), -np.log(4) + 2 * jsd, rtol=1e-5)
-    # and no other discriminator does better
-    shifted = discriminator_loss(logits + 0.1, zero) @ jnp.asarray(p, jnp.float32)
-    shifted += discriminator_loss(-zero, logits + 0.1) @ jnp.asarray(q, jnp.float32)
-    assert shifted > real + fake
 
 
 P, Q = np.array([0.5, 0.3, 0.2]), np.array([0.2, 0.2, 0.6])
 
 
-def expected_slope(critic, logits):
-    """The gradient by the logits ``[3]`` of a critic's expected loss over P and Q."""
-    _, by_real, by_fake = evaluated(critic, logits, logits)
-    return P * by_real + Q * by_fake
+@jax.jit
+def expected(logits):
+    """Of all critics at one: the expected loss over P and Q, and its slope by the logits."""
+    p, q = jnp.float32(P), jnp.float32(Q)
+    critics = {
+        "logistic": discriminator_loss,
+        "smoothed": smoothed_discriminator_loss(0.9),
+        "squares": least_squares(-1, 1, 0).critic,
+    }
+
+    def cost(critic, real, fake):  # a loss of real logits plus one of fake ones
+        zeros = jnp.zeros(3)
+        at_zero = critic(zeros, zeros)[0]
+        return p @ critic(real, zeros) + q @ critic(zeros, fake) - at_zero
+
+    return {
+        name: jax.value_and_grad(lambda v: cost(critic, v, v))(logits)  # noqa: B023
+        for name, critic in critics.items()
+    }
+
+
+def test_the_optimal_discriminator_attains_the_jensen_shannon_divergence():
+    """Goodfellow et al. 2014, theorem 1: at D = p / (p + q) the value is -log 4 + 2 JSD(p, q)."""
+    m = (P + Q) / 2
+    jsd = 0.5 * np.sum(P * np.log(P / m)) + 0.5 * np.sum(Q * np.log(Q / m))
+    best, slope = expected(jnp.float32(np.log(P / Q)))["logistic"]
+    close([-best, slope], -np.log(4) + 2 * jsd, np.zeros(3))
+    for other in ([0.1, 0.1, 0.1], [-0.3, 0, 0], [0, 2, -50]):  # none does better
+        assert expected(jnp.float32(np.log(P / Q) + other))["logistic"][0] > best
 
 
 def test_the_smoothed_label_moves_the_optimum_to_its_share_of_the_data():
-    """D = target p / (p + q) (Salimans et al. 2016, section 3.4), and 1 - target costs nothing."""
+    """D = target p / (p + q) (Salimans et al. 2016, section 3.4), of the loss by its definition."""
     best = 0.9 * P / (P + Q)
-    logits = np.log(best / (1 - best))
-    close([expected_slope(smoothed_discriminator_loss(0.9), logits)], np.zeros(3))
-    found, *_ = evaluated(smoothed_discriminator_loss(0.9), REAL, FAKE)
-    close([found], -0.9 * log_d(REAL) - 0.1 * log_d(-REAL) - log_d(-FAKE))
+    _, slope = expected(jnp.float32(np.log(best / (1 - best))))["smoothed"]
+    close([slope], np.zeros(3))
+    values = smoothed_discriminator_loss(0.9)(jnp.float32(REAL), jnp.float32(FAKE))
+    close([values], -0.9 * log_d(REAL) - 0.1 * log_d(-REAL) - log_d(-FAKE))
 
 
 def test_least_squares_minimize_pearsons_divergence_at_the_optimum():
-    """Mao et al. 2017, theorem 1 and eq. 8: there 2 E[loss of G over all] is the chi^2 distance of
-    (p + q) / 2 and q, up to a factor of 2."""
-    critic, generator = least_squares(-1, 1, 0)
-    logits = (P - Q) / (P + Q)  # (b p + a q) / (p + q), eq. 5
-    close([expected_slope(critic, logits)], np.zeros(3))
-    cost, *_ = evaluated(generator, logits, logits)
+    """Mao et al. 2017, section 3.2.2: where D is best, 2 E[(D - c)^2] over data and samples is the
+    chi^2 distance of p + q and 2 q, of eq. 8."""
+    logits = jnp.float32((P - Q) / (P + Q))  # (b p + a q) / (p + q), eq. 5
+    close([expected(logits)["squares"][1]], np.zeros(3))
+    cost = least_squares(-1, 1, 0).generator(logits, logits)
     close([2 * (P + Q) @ np.asarray(cost)], np.sum((2 * Q - (P + Q)) ** 2 / (P + Q)))
 
 
@@ -197,9 +207,9 @@ def test_mode_seeking_grows_as_modes_collapse():
     x1, x2 = jnp.zeros((3, 1, 2)), jnp.array([[[0.5, 0.5]], [[1.0, 0.0]], [[0.0, 0.0]]])
     # distances of latents 1, 3, 1, of images 1/2, 1/2, 0
     close([mode_seeking(x1, x2, z1, z2)], [2, 6, 1e5], rtol=1e-4)
-    slope = jax.grad(lambda x2: mode_seeking(x1, x2, z1, z2).sum())(x2)
-    assert np.isfinite(slope).all()
-    assert np.isfinite(mode_seeking(x1, x1, z1, z1)).all()
+    extreme = jax.jit(jax.grad(lambda x2, z2: mode_seeking(x1, x2, z1, z2).sum()))
+    for x, z in ((x2, z2), (x1, z2), (x1, z1)):
+        assert np.isfinite(extreme(x, z)).all()
 
 
 def test_the_equilibrium_variable_rests_where_errors_have_their_ratio():

@@ -33,64 +33,76 @@ TABLE = {
     ),
 }
 EXTREME = np.array([-100.0, -30.0, -3.0, 0.0, 2.0, 30.0, 100.0], np.float32)
+SOME = np.linspace(-3, 3, 7, dtype=np.float32)  # logits at which no part loses digits
+RATIOS = np.array([0.1, 0.5, 1, 2, 7, *P / Q], np.float32)
 
 
-def bound(divergence, logits):
-    """E_p T - E_q f*(T) of logits ``[..., 3]``: minus what the critic of f-GAN minimizes."""
-    critic = f_gan(divergence).critic
-    no = jnp.zeros(logits.shape[-1])
-    p, q = jnp.float32(P), jnp.float32(Q)
-
-    def one(v):
-        at_zero = critic(no, no)[0]  # the two terms, each with the other at logit 0
-        return -(p @ critic(v, no) + q @ critic(no, v) - at_zero)
-
-    return jnp.vectorize(one, signature="(n)->()")(jnp.asarray(logits, jnp.float32))
+def bound(divergence, v):
+    """E_p T - E_q f*(T) of logits ``[3]``: minus what the critic of f-GAN minimizes."""
+    critic, zeros = f_gan(divergence).critic, jnp.zeros(3)
+    real, fake = critic(v, zeros), critic(zeros, v)  # each with the other at logit 0
+    return critic(zeros, zeros)[0] - (jnp.float32(P) @ real + jnp.float32(Q) @ fake)
 
 
-@pytest.mark.parametrize("name", TABLE)
-def test_the_bound_is_the_divergence_at_the_best_critic_and_below_it_elsewhere(name):
-    divergence, exact, best = TABLE[name]
-    u = jnp.float32(P / Q)
-    np.testing.assert_allclose(jnp.float32(Q) @ divergence.f(u), exact, rtol=1e-5)
-    # T* = f'(p / q), which the logits come to through g_f
-    slope = jax.vmap(jax.grad(divergence.f))(u)
-    np.testing.assert_allclose(divergence.activation(jnp.float32(best)), slope, rtol=1e-5)
-    tight = P @ slope - Q @ divergence.conjugate(slope)
-    np.testing.assert_allclose(tight, exact, rtol=1e-5)
+@pytest.fixture(scope="module")
+def found():
+    """All that is looked at, of every divergence, in one program."""
     rng = np.random.default_rng(0)
-    logits = np.concatenate([best[None], best + rng.normal(size=(50, 3)), 30 * rng.normal(size=(50, 3))])
-    values = bound(divergence, logits)
-    np.testing.assert_allclose(values[0], exact, rtol=1e-5)
-    assert (values[1:] < exact).all()
-    np.testing.assert_allclose(jax.grad(lambda v: bound(divergence, v))(best), 0, atol=1e-6)
+    others = np.concatenate([rng.normal(size=(50, 3)), 30 * rng.normal(size=(50, 3))])
+
+    def of(divergence, best):
+        slopes = jax.vmap(jax.grad(divergence.f))(RATIOS)
+        logits = jnp.concatenate([best[None], best[None] + others.astype(np.float32)])
+        return {
+            "f": divergence.f(RATIOS),
+            "slope": slopes,  # T* = f'(u)
+            "conjugate of slope": divergence.conjugate(slopes),
+            "T of best": divergence.activation(best),
+            "bounds": jax.vmap(lambda v: bound(divergence, v))(logits),
+            "slope of bound": jax.grad(lambda v: bound(divergence, v))(best),
+            "T": divergence.activation(SOME),
+            "conjugate": divergence.conjugate(divergence.activation(SOME)),
+            "fake": divergence.fake(SOME),
+            "extreme": [
+                (part(EXTREME), jax.vmap(jax.grad(part))(EXTREME))
+                for part in (divergence.activation, divergence.fake)
+            ],
+            "generator": f_gan(divergence).generator(EXTREME, EXTREME),
+        }
+
+    everything = jax.jit(lambda best: {name: of(TABLE[name][0], v) for name, v in best.items()})
+    return everything({name: jnp.float32(row[2]) for name, row in TABLE.items()})
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_conjugate_is_one(name):
+def test_the_bound_is_the_divergence_at_the_best_critic_and_below_it_elsewhere(found, name):
+    (_, exact, _), now = TABLE[name], found[name]
+    np.testing.assert_allclose(Q @ now["f"][-3:], exact, rtol=1e-5)
+    slope, conjugate = now["slope"][-3:], now["conjugate of slope"][-3:]
+    np.testing.assert_allclose(now["T of best"], slope, rtol=1e-5)
+    np.testing.assert_allclose(P @ slope - Q @ conjugate, exact, rtol=1e-5)
+    np.testing.assert_allclose(now["bounds"][0], exact, rtol=1e-5)
+    assert (now["bounds"][1:] < exact).all()
+    np.testing.assert_allclose(now["slope of bound"], 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_conjugate_is_one(found, name):
     """f(u) + f*(t) >= u t, with equality at t = f'(u); and f(1) = 0."""
-    divergence, *_ = TABLE[name]
-    u, t = jnp.float32([0.1, 0.5, 1, 2, 7]), divergence.activation(jnp.linspace(-3, 3, 7))
-    gap = divergence.f(u)[:, None] + divergence.conjugate(t)[None] - u[:, None] * t[None]
+    now, u = found[name], RATIOS
+    gap = now["f"][:, None] + now["conjugate"][None] - u[:, None] * now["T"][None]
     assert (gap > -1e-5).all()
-    at = jax.vmap(jax.grad(divergence.f))(u)
-    np.testing.assert_allclose(divergence.f(u) + divergence.conjugate(at), u * at, atol=2e-5)
-    assert abs(divergence.f(jnp.float32(1))) < 1e-7
+    want = u * now["slope"]
+    np.testing.assert_allclose(now["f"] + now["conjugate of slope"], want, atol=2e-5)
+    assert abs(now["f"][2]) < 1e-7
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_values_and_slopes_are_finite_and_rise_at_logits_of_100(name):
+def test_values_and_slopes_are_finite_and_rise_at_logits_of_100(found, name):
     """Both of g_f and of f*(g_f), which agree where neither loses digits."""
-    divergence, *_ = TABLE[name]
-    v = jnp.asarray(EXTREME)
-    for part in (divergence.activation, divergence.fake):
-        values, slopes = part(v), jax.vmap(jax.grad(part))(v)
-        assert np.isfinite(values).all()
-        assert np.isfinite(slopes).all()
-    assert (np.diff(divergence.activation(v)) >= 0).all()
-    some = jnp.linspace(-3, 3, 7)
-    want = divergence.conjugate(divergence.activation(some))
-    np.testing.assert_allclose(divergence.fake(some), want, rtol=1e-5, atol=1e-5)
-    critic, generator = f_gan(divergence)
-    np.testing.assert_array_equal(generator(v, v), -divergence.fake(v))
-    np.testing.assert_array_equal(critic(v, v[::-1]), divergence.fake(v[::-1]) - divergence.activation(v))
+    now = found[name]
+    assert np.isfinite(now["extreme"]).all()
+    (values, _), (fakes, _) = now["extreme"]
+    assert (np.diff(values) >= 0).all()
+    np.testing.assert_allclose(now["fake"], now["conjugate"], rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(now["generator"], -fakes)
