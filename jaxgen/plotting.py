@@ -282,7 +282,9 @@ def save_fields(
         at = np.linspace(-half, half, len(vectors))
         length = np.maximum(np.linalg.norm(vectors, axis=-1), 1e-12)
         arrows = np.moveaxis(vectors / length[..., None], -1, 0)
-        axis.quiver(at, at, *arrows, length, cmap="Blues", clim=(-0.5 * length.max(), length.max()))
+        shade = {"cmap": "Blues", "clim": (-0.7 * length.max(), length.max())}
+        size = {"scale": 1.3 * len(at), "width": 0.007, "pivot": "mid"}
+        axis.quiver(at, at, *arrows, length, **shade, **size)
         axis.plot(*line.T, linewidth=0.9, color="tab:red")
         axis.plot(*line[0], "o", ms=5, mfc="white", color="tab:red")
         axis.plot(*line[-1], "o", ms=5, color="tab:red")

@@ -29,6 +29,7 @@ class Objective(NamedTuple):
 
     critic: Loss
     generator: Loss
+    probability: Callable[[Array], Array] | None = None  # D(x) of a logit, where it has one
 
 
 def _check(real_logits: Array, fake_logits: Array) -> None:
@@ -76,8 +77,10 @@ def non_saturating_generator_loss(fake_logits: Array) -> Array:
     return jax.nn.softplus(-fake_logits)
 
 
-MINIMAX = Objective(discriminator_loss, of_fakes(minimax_generator_loss))
-NON_SATURATING = Objective(discriminator_loss, of_fakes(non_saturating_generator_loss))
+MINIMAX = Objective(discriminator_loss, of_fakes(minimax_generator_loss), jax.nn.sigmoid)
+NON_SATURATING = Objective(
+    discriminator_loss, of_fakes(non_saturating_generator_loss), jax.nn.sigmoid
+)
 
 
 # --- other losses of the same logits -----------------------------------------------------------
