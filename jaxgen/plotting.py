@@ -266,6 +266,35 @@ def save_density(path: Path, panels: Mapping[str, np.ndarray], half: float) -> P
     return _save(path, figure)
 
 
+def save_fields(
+    path: Path,
+    panels: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    half: float,
+    labels: tuple[str, str],
+) -> Path:
+    """Draws vector fields on the square [-half, half]^2, each with a path on it.
+
+    A panel is vectors ``[n, n, 2]`` at points evenly apart, indexed ``[y, x]``, of which directions
+    are drawn and lengths shaded; and a path ``[t, 2]``, from its open dot to its full one.
+    """
+    figure, axes = _panels(len(panels), 4, 2.8, 2.9)
+    for axis, (title, (vectors, line)) in zip(axes, panels.items(), strict=True):
+        at = np.linspace(-half, half, len(vectors))
+        length = np.maximum(np.linalg.norm(vectors, axis=-1), 1e-12)
+        arrows = np.moveaxis(vectors / length[..., None], -1, 0)
+        shade = {"cmap": "Blues", "clim": (-0.7 * length.max(), length.max())}
+        size = {"scale": 1.3 * len(at), "width": 0.007, "pivot": "mid"}
+        axis.quiver(at, at, *arrows, length, **shade, **size)
+        axis.plot(*line.T, linewidth=0.9, color="tab:red")
+        axis.plot(*line[0], "o", ms=5, mfc="white", color="tab:red")
+        axis.plot(*line[-1], "o", ms=5, color="tab:red")
+        axis.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(labels[0], fontsize=8)
+        axis.set_ylabel(labels[1], fontsize=8, labelpad=-4)
+    return _save(path, figure)
+
+
 # --- curves ----------------------------------------------------------------------------------
 
 

@@ -13,6 +13,7 @@ from jaxgen.plotting import (
     save_classes,
     save_curves,
     save_density,
+    save_fields,
     save_film,
     save_grid,
     save_lines,
@@ -193,6 +194,20 @@ def rows_of(**metrics):
         {"step": i} | {name: values[i] for name, values in metrics.items() if i < len(values)}
         for i in range(max(map(len, metrics.values())))
     ]
+
+
+def test_arrows_of_a_field_point_along_it_and_the_path_is_drawn(tmp_path, figures):
+    at = np.linspace(-2, 2, 5)
+    x, y = np.meshgrid(at, at)
+    line = np.array([[1.0, 0.0], [0.0, 1.0]])
+    save_fields(tmp_path / "fields.png", {"turn": (np.stack([y, -x], -1), line)}, 2, ("a", "b"))
+    (axis,) = panels(figures[0])
+    (arrows,) = axis.collections
+    np.testing.assert_allclose(np.hypot(arrows.U, arrows.V), (x.ravel() != 0) | (y.ravel() != 0))
+    np.testing.assert_allclose(arrows.X * arrows.U + arrows.Y * arrows.V, 0, atol=1e-9)
+    assert (arrows.X * arrows.V - arrows.Y * arrows.U <= 0).all()  # clockwise
+    np.testing.assert_array_equal(axis.lines[0].get_xydata(), line)
+    assert (axis.get_xlabel(), axis.get_ylabel(), axis.get_title()) == ("a", "b", "turn")
 
 
 def test_losses_come_first_and_what_never_moves_is_left_out():

@@ -64,22 +64,25 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """Images ``[B, H, W, C]`` -> logits ``[B]``, halving the map ``stages`` times.
 
-    What the last layer sees ``[B, F]`` is sown as ``features`` among the intermediates.
+    What the last layer sees ``[B, F]`` is sown as ``features`` among the intermediates. Without
+    batch norm each example is judged by itself, as penalties on slopes need it.
     """
 
     stages: int = 2
     channels: int = 64  # of the first map; doubled at every later one
+    batch_norm: bool = True
     axis_name: str | None = None
 
     @nn.compact
     def __call__(self, x: Array, *, train: bool) -> Array:
         norm = batch_norm(train, self.axis_name)
         for stage in range(self.stages):
+            normed = self.batch_norm and stage > 0
             conv = nn.Conv(
-                self.channels * 2**stage, KERNEL, strides=2, kernel_init=INIT, use_bias=stage == 0
+                self.channels * 2**stage, KERNEL, strides=2, kernel_init=INIT, use_bias=not normed
             )
             x = conv(x)
-            x = nn.leaky_relu(norm()(x) if stage > 0 else x, 0.2)
+            x = nn.leaky_relu(norm()(x) if normed else x, 0.2)
         features = x.reshape(x.shape[0], -1)
         self.sow("intermediates", "features", features)
         return nn.Dense(1, kernel_init=INIT)(features)[:, 0]

@@ -411,3 +411,15 @@ def _nan_above(limit: float, updates: Params, _: Params) -> Params:
     """Updates as they are, or NaN where their norm is above the limit."""
     factor = jnp.where(optax.tree.norm(updates) > limit, jnp.nan, 1.0)
     return jax.tree.map(lambda u: (factor * u).astype(u.dtype), updates)
+
+
+def clipped_weights(limit: float | Array) -> optax.GradientTransformation:
+    """Last in a chain: each weight ends within ``limit`` of 0 (Arjovsky et al. 2017, algorithm 1).
+
+    A weight that moves is within it but for the rounding of a sum.
+    """
+
+    def clip(updates: Params, params: Params) -> Params:
+        return jax.tree.map(lambda u, p: jnp.clip(p + u, -limit, limit) - p, updates, params)
+
+    return optax.stateless(clip)

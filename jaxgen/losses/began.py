@@ -1,0 +1,35 @@
+"""BEGAN (Berthelot et al. 2017): the critic is an autoencoder, judged by how it reconstructs.
+
+All is said of its errors L(v) = |v - D(v)|, ``[B]``, of data and of samples.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+from jax import Array
+
+
+def reconstruction_error(v: Array, reconstructed: Array) -> Array:
+    """L(v) = |v - D(v)| ``[B]``, the mean over an example's entries (eq. 1, eta = 1)."""
+    chex.assert_equal_shape([v, reconstructed])
+    return jnp.abs(v - reconstructed).reshape(len(v), -1).mean(axis=-1)
+
+
+def critic_loss(real_error: Array, fake_error: Array, k: Array) -> Array:
+    """L(x) - k L(G(z)) ``[B]`` (section 3.4). The generator's loss is L(G(z)) itself."""
+    chex.assert_equal_shape([real_error, fake_error])
+    return real_error - k * fake_error
+
+
+def equilibrium(k: Array, real_error: Array, fake_error: Array, gamma: float, rate: float) -> Array:
+    """k after a step: k + rate (gamma E L(x) - E L(G(z))), kept in [0, 1] (section 3.4).
+
+    It rests where E L(G(z)) = gamma E L(x), gamma being the diversity ratio (eq. 5).
+    """
+    return jnp.clip(k + rate * (gamma * real_error.mean() - fake_error.mean()), 0, 1)
+
+
+def convergence(real_error: Array, fake_error: Array, gamma: float) -> Array:
+    """M = E L(x) + |gamma E L(x) - E L(G(z))|: how far training has come (section 3.4.1)."""
+    return real_error.mean() + jnp.abs(gamma * real_error.mean() - fake_error.mean())
