@@ -24,7 +24,7 @@ from jaxgen import runner
 from jaxgen.evaluation.report import Number
 from jaxgen.files import replacing
 from jaxgen.plotting import save_named_points, save_rows
-from jaxgen.systems import autoregressive, diffusion, flow, hvae, tokens
+from jaxgen.systems import autoregressive, diffusion, flow, hvae, language, tokens
 from jaxgen.systems import vae as variational
 from jaxgen.systems.autoregressive import TIMED, seconds_to_draw
 
@@ -79,11 +79,17 @@ FAMILIES = {
     ),
     "MADE": Family(made.EXPERIMENT, "--likelihood softmax", "", EXACT, entries),
     "PixelCNN": Family(pixelcnn.EXPERIMENT, "--model plain", "--model plain", EXACT, entries),
-    "gated PixelCNN": Family(pixelcnn.EXPERIMENT, "", "", EXACT, entries),
+    "GatedPixelCNN": Family(pixelcnn.EXPERIMENT, "", "", EXACT, entries),
     "PixelCNN++": Family(
-        pixelcnn.EXPERIMENT, "--model plusplus", "--model plusplus", EXACT, pixels
+        pixelcnn.EXPERIMENT,
+        "--model plusplus --layers 1 --width 24 --steps 600 --learning-rate 2e-3 --decay cosine",
+        "--model plusplus --layers 1 --width 24",
+        EXACT,
+        pixels,
     ),
-    "transformer": Family(gpt.EXPERIMENT, "", "", EXACT, entries),
+    "Transformer": Family(
+        gpt.EXPERIMENT, "", "", {"exact": (language.bits, "log_likelihood")}, entries
+    ),
     "VAE": Family(vae.EXPERIMENT, "--likelihood logistic", "", ESTIMATED, once),
     "IWAE": Family(
         vae.EXPERIMENT,
@@ -95,21 +101,21 @@ FAMILIES = {
     "VampPrior": Family(
         vae.EXPERIMENT, "--likelihood logistic --prior vamp", "--prior vamp", ESTIMATED, once
     ),
-    "hierarchical VAE": Family(
+    "HVAE": Family(
         hierarchical.EXPERIMENT,
         "--likelihood logistic_mixture",
         "",
         {"bound": (hvae.bound, "elbo"), "estimate": (hvae.log_likelihood, "log_likelihood")},
         once,
     ),
-    "flow": Family(
+    "Flow": Family(
         flows.EXPERIMENT,
         "--dequantization variational",
         "--dequantization variational",
         {"bound": (flow.likelihood, "elbo"), "estimate": (flow.likelihood, "log_likelihood")},
         once,
     ),
-    "masked diffusion": Family(
+    "MaskedDiffusion": Family(
         d3pm.EXPERIMENT,
         "",
         "",
