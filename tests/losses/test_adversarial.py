@@ -98,7 +98,7 @@ def found():
         return {
             name: [evaluated(loss, real, fake) for loss in (critic, generator)]
             + [evaluated(critic, fake, real), critic(real + 8, fake + 8)]
-            for name, (critic, generator) in objectives.items()
+            for name, (critic, generator, *_) in objectives.items()
         }
 
     return everything(jnp.float32(REAL), jnp.float32(FAKE))
