@@ -67,8 +67,8 @@ class Trained(Generic[S]):
     def seconds(self) -> tuple[float, float]:
         """What training took, by the clock and of the processor; nan unless it was in one go."""
         path = self.directory / "time.json"
-        spent = json.loads(path.read_text()) if path.is_file() else {"steps": None}
-        if spent["steps"] != self.step:
+        spent: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        if spent.get("steps") != self.step:
             return math.nan, math.nan
         return spent["seconds"], spent["processor_seconds"]
 
