@@ -169,7 +169,8 @@ def _measured(family: Family, run: Run) -> dict[str, Number]:
         (number,) = [n for n in of_measure[measure] if n.name == wanted]
         nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)
         value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
-        row[kind] = replace(number, value=value)
+        protocol = number.protocol.removeprefix("nats an example, ").removeprefix("nats an image, ")
+        row[kind] = replace(number, value=value, protocol=f"{unit(run)}, {protocol}")
     (distance,) = [n for n in runner.quality(run) if n.name == "frechet_distance"]
     seconds, worked = run.seconds
     passes = family.passes(run)

@@ -1,0 +1,62 @@
+"""The table over families, of runs that are trained for a few steps."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.likelihoods import FAMILIES, STUDY, Config, needs
+from jaxgen.runner import main
+from jaxgen.runner.commands import parse
+
+
+def test_every_family_is_trained_by_options_that_there_are():
+    """And by its own: no two families are one run."""
+    for data in ("digits", "binarized_mnist"):
+        config = Config(data=type(Config().data)(data))
+        configs = [
+            (
+                need.experiment.name,
+                str(parse(need.experiment, ["--data", data, *need.options.split()])[1]),
+            )
+            for need in needs(config).values()
+        ]
+        assert len(set(configs)) == len(FAMILIES)
+
+
+def test_a_family_that_there_is_not_is_told():
+    with pytest.raises(ValueError, match="unknown family 'GAN'"):
+        needs(Config(families=("MADE", "GAN")))
+
+
+@pytest.mark.parametrize(
+    "families",
+    ["MADE VAE", pytest.param(" ".join(FAMILIES), marks=pytest.mark.slow)],
+)
+def test_the_table_has_a_row_for_each_in_the_units_of_the_data(tmp_path, monkeypatch, families):
+    monkeypatch.chdir(tmp_path)
+    words = ["--families", *families.split(), "--samples", "20", "--sample-batch", "20"]
+    train = "--train=--steps 2 --steps-per-call 1 --checkpoint-every 2 --warmup 0 --batch 8"
+    assert main(STUDY, [*words, train]) == 0
+    (report,) = Path("runs").glob("likelihoods-of-*/*/report.json")
+    numbers = {row["name"]: row["value"] for row in json.loads(report.read_text())}
+    for name in families.split():
+        kinds = [k for k in ("exact", "bound", "estimate") if f"{k}, {name}" in numbers]
+        assert kinds
+        assert all(0 < numbers[f"{k}, {name}"] < 30 for k in kinds)
+        if name in ("VAE", "IWAE", "VampPrior", "HVAE", "Flow"):  # both of one model
+            assert numbers[f"estimate, {name}"] < numbers[f"bound, {name}"] + 0.2
+        for column in ("parameters", "training seconds", "seconds to draw 100", "passes a draw"):
+            assert numbers[f"{column}, {name}"] > 0
+    assert numbers["passes a draw, MADE"] == 64
+    assert numbers["exact, MADE"] == pytest.approx(math.log2(17), abs=0.5)  # it begins nearly even
+    page = report.with_name("likelihoods.md").read_text()
+    for name in families.split():
+        assert f"| {name} |" in page
+    rows = [line.split("|") for line in page.splitlines() if line.startswith("| ")][2:]
+    values = [float(row[2].strip() or row[4].strip() or row[3]) for row in rows]  # exact first
+    np.testing.assert_array_equal(values, sorted(values))
+    for picture in ("trade-off.png", "samples.png"):
+        assert report.with_name(picture).stat().st_size > 1000
