@@ -4,6 +4,7 @@ python -m experiments.d3pm                                # digits, as tokens of
 python -m experiments.d3pm --noise uniform --auxiliary 0.01
 python -m experiments.d3pm --conditional                  # p(x|y)
 python -m experiments.d3pm --data python_topics           # text, of the size of experiments.gpt
+python -m experiments.d3pm --data tiny_shakespeare        # or with --manual-dir DIR: its input.txt
 python -m experiments.d3pm --preset python_topics --data text:PATH  # a file, or a folder's *.txt
 python -m experiments.d3pm --data binarized_mnist --manual-dir DIR
 python -m experiments.d3pm sample --sampler confident --sample-steps 16
@@ -12,7 +13,7 @@ python -m experiments.d3pm sample --sampler confident --sample-steps 16
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -177,8 +178,20 @@ TEXT = Config(
     sampling=runner.Sampling(8, 8),
     drawing=Drawing(sample_steps=256),
 )
+SHAKESPEARE = replace(  # as many steps as experiments.gpt makes
+    TEXT,
+    data=runner.Data("tiny_shakespeare", length=256),
+    train=replace(
+        TEXT.train, steps=3600, batch=16, learning_rate=2e-3, ema=0.995, checkpoint_every=400
+    ),
+)
 PRESETS = runner.by_data(
-    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, binarized_mnist=MNIST, python_topics=TEXT
+    digits=DIGITS,
+    mnist=MNIST,
+    fashion_mnist=MNIST,
+    binarized_mnist=MNIST,
+    python_topics=TEXT,
+    tiny_shakespeare=SHAKESPEARE,
 )
 EXPERIMENT = runner.Experiment(
     "d3pm",
