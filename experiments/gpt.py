@@ -148,11 +148,18 @@ SHAKESPEARE = replace(
         TEXT.train, steps=3600, batch=16, learning_rate=2e-3, ema=0.995, checkpoint_every=400
     ),
 )
+PRESETS = runner.by_data(
+    python_topics=TEXT,
+    tiny_shakespeare=SHAKESPEARE,
+    digits=DIGITS,
+    mnist=MNIST,
+    fashion_mnist=MNIST,
+    binarized_mnist=MNIST,
+)
 EXPERIMENT = runner.Experiment(
     "gpt",
     __doc__,
-    {"python_topics": TEXT, "tiny_shakespeare": SHAKESPEARE, "digits": DIGITS}
-    | dict.fromkeys(("mnist", "fashion_mnist", "binarized_mnist"), MNIST),
+    PRESETS,
     build,
     pictures=(runner.samples, completions),
     measures=(bits, speed, runner.quality),
