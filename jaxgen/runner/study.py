@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -33,6 +34,7 @@ from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
+LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class Study:
         runs = self.open(config, which)
         if verbs == ("train",):
             return
-        looked_at = "+".join(run.directory.name for run in runs.values())
+        looked_at = together([run.directory.name for run in runs.values()])
         step, usual = max(run.step for run in runs.values()), values_of(default)
         own = [o for o in options_of(config) if o.name not in values_of(config.data)]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
@@ -128,6 +130,14 @@ class Study:
             sampling = getattr(config, "sampling", None)
             runs[name] = replace(trained, sampling=sampling) if sampling else trained
         return runs
+
+
+def together(names: list[str]) -> str:
+    """One name for runs that are looked at together, short enough for a folder's."""
+    whole = "+".join(names)
+    if len(whole) <= LONGEST:
+        return whole
+    return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def ready(need: Need, data: Any, words: str, load: Callable[[Experiment, Any], DataSet]) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from experiments.likelihoods import FAMILIES, STUDY, Config, needs
 from jaxgen.runner import main
 from jaxgen.runner.commands import parse
+from jaxgen.runner.study import together
 
 
 def test_every_family_is_trained_by_options_that_there_are():
@@ -60,3 +61,10 @@ def test_the_table_has_a_row_for_each_in_the_units_of_the_data(tmp_path, monkeyp
     np.testing.assert_array_equal(values, sorted(values))
     for picture in ("trade-off.png", "samples.png"):
         assert report.with_name(picture).stat().st_size > 1000
+
+
+def test_many_runs_have_a_short_name_that_is_theirs():
+    names = [f"pixelcnn-binarized_mnist-{i:03d}" for i in range(14)]
+    assert together(names[:2]) == "+".join(names[:2])
+    assert len(together(names)) < 200
+    assert together(names) != together(names[::-1])
