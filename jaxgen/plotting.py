@@ -409,7 +409,7 @@ def save_named_points(
     for name, (at, height, _) in points.items():
         axis.annotate(name, (at, height), (5, 4), textcoords="offset points", fontsize=8)
     axis.set(xlabel=labels[0], ylabel=labels[1], yscale="log")
-    axis.margins(x=0.15, y=0.1)
+    axis.margins(x=0.25, y=0.1)
     _widen(figure, 1.0)
     figure.colorbar(dots, ax=axis, label=labels[2], fraction=0.04, pad=0.02)
     return _save(path, figure)
