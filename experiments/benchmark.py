@@ -42,7 +42,7 @@ except ImportError:  # a bare machine: do without the checks of shapes
 
 from jaxgen.data.order import ShuffledBatches
 from jaxgen.data.records import Arrays, binarize, to_signed, windows
-from jaxgen.decoding import sample_tokens
+from jaxgen.decoding import continued
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.parameterization import denoiser
 from jaxgen.diffusion.samplers import ancestral, evaluations, sample
@@ -579,14 +579,12 @@ def gpt_against_torch(rounds: int) -> dict:
 
     @partial(jax.jit, static_argnums=2)
     def draw(params, key, count):
-        def extend(cache, token, at):
-            found: Any = apply({"params": params}, token, cache, at, nobody, method="extend")
-            return found[0][:, 0].at[:, begin].set(-jnp.inf), found[1]
+        def extend(tokens, cache, at):
+            found: Any = apply({"params": params}, tokens, cache, at, nobody, method="extend")
+            return found[0].at[..., begin].set(-jnp.inf), found[1]
 
-        nobody = jnp.zeros(count, jnp.int32)
-        logits, cache = extend(GPT.empty(count), jnp.full((count, 1), begin), 0)
-        next_token = lambda cache, token, at: extend(cache, token[:, None], at)  # noqa: E731
-        return sample_tokens(key, next_token, cache, logits, 1, GPT.length)
+        nobody, begun = jnp.zeros(count, jnp.int32), jnp.full((count, 1), begin)
+        return continued(key, extend, GPT.empty(count), begun, GPT.length)
 
     ours: dict[str, Any] = {"train": train}
     ours |= {f"draw_{n}": partial(draw, params, key, n) for n in (GPT_BATCH, 1)}

@@ -27,7 +27,10 @@ from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, l
 from jaxgen.losses.discrete import counted_loss, discrete_loss
 from jaxgen.models.transformer import TokenDenoiser, Transformer, to_all
 from jaxgen.systems.autoregressive import time_to_draw
+from jaxgen.systems.bounds import vocabulary_of
 from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film
+
+from . import gpt
 
 NOISES = ("masked", "uniform")
 SAMPLERS = ("ancestral", "confident")
@@ -97,9 +100,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         raise ValueError("--sampler confident is of --noise masked.")
     if config.auxiliary and masked:
         raise ValueError("--auxiliary is of --noise uniform.")
-    if binary and (not isinstance(data.kind, Image) or data.shape[-1] != 1):
-        raise ValueError("bits are of grey images: use --pixels levels.")
-    tokens = 2 if binary else data.levels if isinstance(data.kind, Image) else vocabulary(data)
+    tokens = vocabulary_of(data, binary)
     pi = absorbing(tokens) if masked else uniform(tokens)
 
     def bound(key: Array, denoise: Any, x_0: Array, t: Array, auxiliary: float = 0.0) -> Array:
@@ -122,12 +123,6 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         lambda logits: logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus),
         draw.bound_draws,
     )
-
-
-def vocabulary(data: DataSet) -> int:
-    """How many tokens text has."""
-    assert isinstance(data.kind, Tokens)
-    return data.kind.vocabulary
 
 
 DIGITS = Config(
@@ -161,30 +156,14 @@ MNIST = Config(
     drawing=Drawing(sample_steps=196),
     pixels="bits",
 )
+# As experiments.gpt has them, so that both take the same steps.
 TEXT = Config(
-    data=runner.Data("python_topics", length=256),
-    train=runner.Train(
-        steps=1000,
-        batch=32,
-        learning_rate=1e-3,
-        warmup=100,
-        decay="cosine",
-        weight_decay=0.1,
-        clip=1.0,
-        ema=0.99,
-        log_every=20,
-        checkpoint_every=250,
-    ),
+    data=gpt.TEXT.data,
+    train=gpt.TEXT.train,
     sampling=runner.Sampling(8, 8),
     drawing=Drawing(sample_steps=256),
 )
-SHAKESPEARE = replace(  # as many steps as experiments.gpt makes
-    TEXT,
-    data=runner.Data("tiny_shakespeare", length=256),
-    train=replace(
-        TEXT.train, steps=3600, batch=16, learning_rate=2e-3, ema=0.995, checkpoint_every=400
-    ),
-)
+SHAKESPEARE = replace(TEXT, data=gpt.SHAKESPEARE.data, train=gpt.SHAKESPEARE.train)
 PRESETS = runner.by_data(
     digits=DIGITS,
     mnist=MNIST,

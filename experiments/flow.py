@@ -64,28 +64,22 @@ def build(config: Config, data: DataSet) -> NormalizingFlow:
     return NormalizingFlow(
         data,
         runner.make_optimizer(config.train),
-        flow_of_images(config) if images else flow_of_points(config),
+        flow_of(config, images),
         Dequantizer(config.width) if variational else None,
         config.drawing.temperature,
     )
 
 
-def flow_of_images(config: Config) -> Chain:
-    """The flow of the options, over several scales."""
+def flow_of(config: Config, images: bool) -> Chain:
+    """The flow of the options: of images over several scales, of points over vectors."""
     name = runner.choose("model", config.model, MODELS)
-    make = realnvp if name == "realnvp" else glow
     bijection = spline(config.bins) if name == "spline" else affine()
-    return make(config.levels, config.layers, bijection, partial(ConvNet, width=config.width))
-
-
-def flow_of_points(config: Config) -> Chain:
-    """The flow of the options, over vectors."""
-    name = runner.choose("model", config.model, MODELS)
+    if images:
+        make = realnvp if name == "realnvp" else glow
+        return make(config.levels, config.layers, bijection, partial(ConvNet, width=config.width))
+    make = alternating if name == "realnvp" else steps
     network = partial(perceptron, width=config.width, depth=config.depth)
-    if name == "realnvp":
-        return Chain(alternating(config.layers, affine(), network))
-    bijection = spline(config.bins) if name == "spline" else affine()
-    return Chain(steps(config.layers, bijection, network))
+    return Chain(make(config.layers, bijection, network))
 
 
 DIGITS = Config(

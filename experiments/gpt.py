@@ -25,6 +25,7 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Tokens
 from jaxgen.decoding import nucleus, top_k
 from jaxgen.models.transformer import Transformer
+from jaxgen.systems.bounds import vocabulary_of
 from jaxgen.systems.language import Language, bits, completions, prompted, speed
 
 POSITIONS = ("rotary", "learned")
@@ -66,8 +67,6 @@ def build(config: Config, data: DataSet) -> Language:
     draw, length = config.drawing, math.prod(data.shape)
     text = isinstance(data.kind, Tokens)
     binary = runner.choose("pixels", config.pixels, PIXELS) == "bits"
-    if binary and (text or data.shape[-1] != 1):
-        raise ValueError("bits are of grey images: use --pixels levels.")
     longest = max(len(p.encode()) for p in draw.prompt)
     if longest and not text:
         raise ValueError("a prompt is for text: leave out --prompt.")
@@ -80,9 +79,8 @@ def build(config: Config, data: DataSet) -> Language:
         logits = logits if draw.top_k is None else top_k(logits, draw.top_k)
         return logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus)
 
-    tokens = data.kind.vocabulary if isinstance(data.kind, Tokens) else data.levels
     network = Transformer(
-        (2 if binary else tokens) + 1,
+        vocabulary_of(data, binary) + 1,
         length,
         config.width,
         config.layers,

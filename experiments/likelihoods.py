@@ -159,21 +159,26 @@ def needs(config: Config) -> dict[str, runner.Need]:
     }
 
 
-def measured(name: str, run: Run) -> dict[str, Number]:
-    """What stands in the row of a family, by the column."""
-    return run.once("row", lambda: _measured(FAMILIES[name], run))
+def rows_of(runs: Runs) -> dict[str, dict[str, Number]]:
+    """What stands in the row of each family, by the column; measured once."""
+    return {
+        name: run.once("row", lambda name=name, run=run: measured(FAMILIES[name], run))
+        for name, run in runs.items()
+    }
 
 
-def _measured(family: Family, run: Run) -> dict[str, Number]:
+def measured(family: Family, run: Run) -> dict[str, Number]:
+    """The row of a family."""
     size, row = math.prod(run.data.shape), {}
     of_measure = {measure: measure(run) for measure, _ in family.found.values()}
     for kind, (measure, wanted) in family.found.items():
         (number,) = [n for n in of_measure[measure] if n.name == wanted]
         nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)
         value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
-        protocol = number.protocol.removeprefix("nats an example, ").removeprefix("nats an image, ")
+        protocol = number.protocol.removeprefix("nats an example, ")
         row[kind] = replace(number, value=value, protocol=f"{unit(run)}, {protocol}")
-    (distance,) = [n for n in runner.quality(run) if n.name == "frechet_distance"]
+    compared = runner.compared(run, {run.directory.name: run.draw()}, run.how)
+    (distance,) = [n for n in compared if n.name.startswith("frechet_distance")]
     seconds, worked = run.seconds
     passes = family.passes(run)
     row["frechet distance"] = distance
@@ -186,7 +191,7 @@ def _measured(family: Family, run: Run) -> dict[str, Number]:
 
 def table(runs: Runs, config: Config) -> list[Number]:
     """Every column of every family."""
-    rows = {name: measured(name, run) for name, run in runs.items()}
+    rows = rows_of(runs)
     columns = list(dict.fromkeys([*KINDS, *(c for row in rows.values() for c in row)]))
     return [
         replace(rows[name][column], name=f"{column}, {name}")
@@ -212,7 +217,7 @@ def best(row: Mapping[str, Number]) -> tuple[str, float]:
 
 def trade_off(runs: Runs, config: Config, directory: Path) -> Path:
     """``trade-off.png``: likelihood and distance of samples, coloured by the time to draw."""
-    rows = {name: measured(name, run) for name, run in runs.items()}
+    rows = rows_of(runs)
     points = {
         f"{name} ({best(row)[0]})": (
             best(row)[1],
@@ -236,7 +241,7 @@ def samples(runs: Runs, config: Config, directory: Path) -> Path:
 def page(runs: Runs, config: Config, directory: Path) -> Path:
     """``likelihoods.md``: the table, the better likelihoods first."""
     first = next(iter(runs.values()))
-    rows = {name: measured(name, run) for name, run in runs.items()}
+    rows = rows_of(runs)
     sign = -1 if first.data.levels == 2 else 1
     order = sorted(rows, key=lambda name: sign * best(rows[name])[1])
     columns = [*KINDS, *(c for c in rows[order[0]] if c not in KINDS)]

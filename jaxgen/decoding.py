@@ -13,6 +13,8 @@ from jax import Array
 Filter = Callable[[Array], Array]  # logits [..., V] -> logits, -inf for what is left out
 # (cache, token [B], place) -> (logits of the next [B, V], cache)
 NextToken = Callable[[Any, Array, Array], tuple[Array, Any]]
+# (tokens [B, T], cache, place of the first) -> (logits [B, T, V], cache)
+Extend = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
 def warmed(logits: Array, temperature: float | Array) -> Array:
@@ -74,3 +76,21 @@ def sample_tokens(
     first = draw(keys[0], logits)
     _, tokens = jax.lax.scan(step, (cache, first), (jnp.arange(count - 1), keys[1:]))
     return jnp.concatenate([first[:, None], tokens.T], axis=1)
+
+
+def continued(
+    key: Array, extend: Extend, cache: Any, tokens: Array, count: int, **how: Any
+) -> Array:
+    """``count`` tokens ``[B, count]`` after those of ``tokens [B, T]``, by a network with a cache.
+
+    ``extend`` answers logits ``[B, T, V]`` of what follows each of the tokens at the places from
+    one on, and the cache after them; ``how`` is as of :func:`sample_tokens`.
+    """
+
+    def next_token(cache: Any, token: Array, place: Array) -> tuple[Array, Any]:
+        logits, cache = extend(token[:, None], cache, place)
+        return logits[:, 0], cache
+
+    logits, cache = extend(tokens, cache, 0)
+    place = tokens.shape[1]
+    return sample_tokens(key, next_token, cache, logits[:, -1], place, count, **how)

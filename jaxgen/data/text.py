@@ -45,9 +45,7 @@ def text(name: str, path: Path, length: int) -> DataSet:
             contents[-1].decode()
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{file} cannot be read as UTF-8 text ({error}).") from error
-    whole = b"\n".join(contents)
-    digest = hashlib.sha256(whole).hexdigest()
-    return replace(text_set(name, {"train": whole}, length), digest=digest)
+    return _known(name, {"train": b"\n".join(contents)}, length)
 
 
 def original(name: str, folder: Path, length: int) -> DataSet:
@@ -65,7 +63,7 @@ def original(name: str, folder: Path, length: int) -> DataSet:
     end = int(0.9 * len(whole))
     half = end + (len(whole) - end) // 2
     splits = {"train": whole[:end], "validation": whole[end:half], "test": whole[half:]}
-    return replace(text_set(name, splits, length), digest=hashlib.sha256(whole).hexdigest())
+    return _known(name, splits, length)
 
 
 def python_topics(length: int) -> DataSet:
@@ -76,8 +74,13 @@ def python_topics(length: int) -> DataSet:
     from pydoc_data.topics import topics
 
     whole = "\n\n".join(topics[name] for name in sorted(topics)).encode()
-    found = text_set("python_topics", {"train": whole}, length)
-    return replace(found, digest=hashlib.sha256(whole).hexdigest())
+    return _known("python_topics", {"train": whole}, length)
+
+
+def _known(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:
+    """:func:`text_set`, known again by all of its bytes."""
+    digest = hashlib.sha256(b"".join(splits.values())).hexdigest()
+    return replace(text_set(name, splits, length), digest=digest)
 
 
 def text_set(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:

@@ -32,7 +32,8 @@ class Objective(NamedTuple):
     probability: Callable[[Array], Array] | None = None  # D(x) of a logit, where it has one
 
 
-def _check(real_logits: Array, fake_logits: Array) -> None:
+def check_logits(real_logits: Array, fake_logits: Array) -> None:
+    """As many logits ``[B]`` of data as of samples."""
     chex.assert_rank([real_logits, fake_logits], 1)
     chex.assert_equal_shape([real_logits, fake_logits])
 
@@ -47,7 +48,7 @@ def of_fakes(loss: Callable[[Array], Array]) -> Loss:
 
 def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
     """-[log D(x) + log(1 - D(G(z)))], both ``[B]`` (Goodfellow et al. 2014, eq. 1, minimized)."""
-    _check(real_logits, fake_logits)
+    check_logits(real_logits, fake_logits)
     return jax.nn.softplus(-real_logits) + jax.nn.softplus(fake_logits)
 
 
@@ -95,7 +96,7 @@ def least_squares(fake: float = 0.0, real: float = 1.0, wanted: float = 1.0) -> 
     """
 
     def critic(real_logits: Array, fake_logits: Array) -> Array:
-        _check(real_logits, fake_logits)
+        check_logits(real_logits, fake_logits)
         return 0.5 * (real_logits - real) ** 2 + 0.5 * (fake_logits - fake) ** 2
 
     return Objective(critic, of_fakes(lambda logits: 0.5 * (logits - wanted) ** 2))
@@ -107,13 +108,13 @@ def wasserstein_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
     Arjovsky et al. 2017 (WGAN), eq. 2 and algorithm 1. It is for another to keep f Lipschitz: a
     penalty, spectral norms, or clipped weights.
     """
-    _check(real_logits, fake_logits)
+    check_logits(real_logits, fake_logits)
     return fake_logits - real_logits
 
 
 def hinge_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
     """max(0, 1 - f(x)) + max(0, 1 + f(G(z))) (Lim & Ye 2017; Miyato et al. 2018, eq. 16)."""
-    _check(real_logits, fake_logits)
+    check_logits(real_logits, fake_logits)
     return jax.nn.relu(1 - real_logits) + jax.nn.relu(1 + fake_logits)
 
 
@@ -134,7 +135,7 @@ def relativistic_average(critic: Loss) -> Objective:
     """
 
     def apart(real_logits: Array, fake_logits: Array) -> tuple[Array, Array]:
-        _check(real_logits, fake_logits)
+        check_logits(real_logits, fake_logits)
         return real_logits - fake_logits.mean(), fake_logits - real_logits.mean()
 
     def critic_loss(real_logits: Array, fake_logits: Array) -> Array:

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.losses.adversarial import Objective
+from jaxgen.losses.adversarial import Objective, check_logits
 
 LARGEST = 30.0  # of logits that are exponentiated as they are
 
@@ -87,8 +86,7 @@ def f_gan(divergence: FDivergence) -> Objective:
     """
 
     def critic(real_logits: Array, fake_logits: Array) -> Array:
-        chex.assert_rank([real_logits, fake_logits], 1)
-        chex.assert_equal_shape([real_logits, fake_logits])
+        check_logits(real_logits, fake_logits)
         return divergence.fake(fake_logits) - divergence.activation(real_logits)
 
     return Objective(critic, lambda real_logits, fake_logits: -divergence.fake(fake_logits))

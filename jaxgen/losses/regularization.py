@@ -50,14 +50,8 @@ def spectral_norms(params: Any, vectors: Vectors) -> tuple[Array, Vectors]:
     which the weights change but slowly (Yoshida & Miyato 2017, algorithm 1); as a penalty it keeps
     the KL of deep hierarchies bounded (Vahdat & Kautz 2020, section 3.2).
     """
-    total, after = jnp.zeros(()), []
-    leaves, tree = jax.tree.flatten(params)
-    for kernel, v in zip(leaves, tree.flatten_up_to(vectors), strict=True):
-        if v is not None:
-            norm, v = power_iteration(kernel, v)
-            total = total + norm
-        after.append(v)
-    return total, jax.tree.unflatten(tree, after)
+    norms, after = _singular_values(params, vectors)
+    return sum(jax.tree.leaves(norms), jnp.zeros(())), after
 
 
 def spectrally_normalized(params: Any, vectors: Vectors) -> tuple[Any, Vectors]:
@@ -66,15 +60,20 @@ def spectrally_normalized(params: Any, vectors: Vectors) -> tuple[Any, Vectors]:
     Miyato et al. 2018, eq. 8: linear maps become 1-Lipschitz, those of convolutions as matrices
     over their patches. The gradient goes through s (eq. 10).
     """
-    normalized, after = [], []
+    norms, after = _singular_values(params, vectors)
+    divided = lambda w, s: w if s is None else w / jnp.maximum(s, 1e-12)  # noqa: E731
+    return jax.tree.map(divided, params, norms), after
+
+
+def _singular_values(params: Any, vectors: Vectors) -> tuple[Any, Vectors]:
+    """By :func:`power_iteration`; None of what is no kernel."""
     leaves, tree = jax.tree.flatten(params)
-    for kernel, v in zip(leaves, tree.flatten_up_to(vectors), strict=True):
-        if v is not None:
-            norm, v = power_iteration(kernel, v)
-            kernel = kernel / jnp.maximum(norm, 1e-12)
-        normalized.append(kernel)
-        after.append(v)
-    return jax.tree.unflatten(tree, normalized), jax.tree.unflatten(tree, after)
+    found = [
+        (None, None) if v is None else power_iteration(kernel, v)
+        for kernel, v in zip(leaves, tree.flatten_up_to(vectors), strict=True)
+    ]
+    norms, after = zip(*found, strict=True)
+    return jax.tree.unflatten(tree, norms), jax.tree.unflatten(tree, after)
 
 
 def orthogonality(params: Any) -> Array:

@@ -1,4 +1,4 @@
-"""What the blocks of the U-Net and of the transformer have in common."""
+"""What the blocks of several networks have in common."""
 
 from __future__ import annotations
 
@@ -71,3 +71,21 @@ def applier(remat: bool) -> Callable[..., Array]:
 
     # The function is lifted, not the class: the class's new name would be in the parameter tree.
     return nn.remat(apply) if remat else apply
+
+
+def squeeze(x: Array) -> Array:
+    """``[B, H, W, C]`` -> ``[B, H/2, W/2, 4 C]``: the pixels of each square of 2x2 as channels."""
+    b, h, w, c = x.shape
+    if h % 2 or w % 2:
+        raise ValueError(
+            f"{h} x {w} pixels have no squares of 2x2: use fewer --levels, or another --image-size."
+        )
+    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, h // 2, w // 2, 4 * c)
+
+
+def unsqueeze(x: Array) -> Array:
+    """What :func:`squeeze` had."""
+    b, h, w, c = x.shape
+    x = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
+    return x.reshape(b, 2 * h, 2 * w, c // 4)

@@ -22,6 +22,7 @@ from jax import Array
 
 from jaxgen.bijections import Bijection, affine
 from jaxgen.distributions import standard_normal, sum_event
+from jaxgen.models.blocks import squeeze, unsqueeze
 from jaxgen.models.mlp import MLP
 
 ZEROS = nn.initializers.zeros_init()
@@ -214,24 +215,6 @@ class OnHalf(nn.Module):
     def inverse(self, z: Array, context: Array | None = None) -> Array:
         half, rest = jnp.split(z, [z.shape[-1] // 2], axis=-1)
         return jnp.concatenate([self.inner.inverse(half, context), rest], axis=-1)
-
-
-def squeeze(x: Array) -> Array:
-    """``[B, H, W, C]`` -> ``[B, H/2, W/2, 4 C]``: the pixels of each square of 2x2 as channels."""
-    b, h, w, c = x.shape
-    if h % 2 or w % 2:
-        raise ValueError(
-            f"{h} x {w} pixels have no squares of 2x2: use fewer --levels, or another --image-size."
-        )
-    x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, h // 2, w // 2, 4 * c)
-
-
-def unsqueeze(x: Array) -> Array:
-    """What :func:`squeeze` had."""
-    b, h, w, c = x.shape
-    x = x.reshape(b, h, w, 2, 2, c // 4).transpose(0, 1, 3, 2, 4, 5)
-    return x.reshape(b, 2 * h, 2 * w, c // 4)
 
 
 # --- flows --------------------------------------------------------------------------------------

@@ -21,6 +21,8 @@ import numpy as np
 from flax import linen as nn
 from jax import Array
 
+from jaxgen.models.blocks import unsqueeze
+
 HE, ZEROS = nn.initializers.he_normal(), nn.initializers.zeros_init()
 # A tenth of HE. Not zero: equal components of a mixture would stay equal for ever.
 SMALL = nn.initializers.variance_scaling(0.02, "fan_in", "normal")
@@ -223,7 +225,7 @@ class PixelCNNpp(nn.Module):
             if level:
                 above, h = streams
                 doubled = causal(width, channels, halves=4)(h)
-                streams = to_four(nn.Dense(4 * width)(above)), to_four(doubled)
+                streams = unsqueeze(nn.Dense(4 * width)(above)), unsqueeze(doubled)
             for _ in range(self.blocks + min(level, 1)):
                 streams = block()(streams, y, kept.pop())
         return Readout(self.maps, colours, channels)(streams[1])
@@ -337,13 +339,6 @@ def concat_elu(h: Array, channels: int = 1) -> Array:
     below = jnp.expm1(jnp.where(positive, -h, h))
     both = [jnp.where(positive, h, below), jnp.where(positive, below, -h)]
     return jnp.concatenate(both, axis=-1).reshape(*h.shape[:-2], -1)
-
-
-def to_four(h: Array) -> Array:
-    """``[B, H, W, 4 F]`` -> ``[B, 2 H, 2 W, F]``: each pixel becomes two by two."""
-    b, height, width, _ = h.shape
-    h = h.reshape(b, height, width, 2, 2, -1).transpose(0, 1, 3, 2, 4, 5)
-    return h.reshape(b, 2 * height, 2 * width, -1)
 
 
 def told(y: Array | None, features: int) -> Array | float:

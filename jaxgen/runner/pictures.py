@@ -35,16 +35,20 @@ def samples(trained: Trained) -> list[Path]:
         wide = columns(trained)
         return [save_grid(trained.results / "samples.png", x[: 10 * wide], wide), table]
     if isinstance(kind, Tokens):
-        path = trained.results / "samples.txt"
         texts = [kind.decode(tokens) for tokens in np.asarray(x[:10])]
-        with replacing(path) as file:
-            file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
-        return [path, table]
+        return [save_texts(trained.results / "samples.txt", texts), table]
     x, real = x[:SHOWN], some(trained.data.test, SHOWN)
     if x.ndim == 3:  # sets of points: all of them at once
         x, real = x[given["mask"][:SHOWN]], {"x": real["x"][real["mask"]]}
     clouds = {"data": real["x"], "samples": x}
     return [save_points(trained.results / "samples.png", clouds), table]
+
+
+def save_texts(path: Path, texts: list[str]) -> Path:
+    """Writes texts with lines between them."""
+    with replacing(path) as file:
+        file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
+    return path
 
 
 def densities(trained: Trained, log_prob: Callable[[np.ndarray], Any]) -> list[Path]:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from jaxgen.distributions import InOrder, sum_event
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.elbo import Likelihood
 from jaxgen.plotting import save_grid, save_rows
-from jaxgen.systems.bounds import prepared, shown
+from jaxgen.systems.bounds import binarized, likelihoods, prepared, shown
 from jaxgen.training.step import Metrics, Now
 
 TIMED, TIMED_TEXTS = 100, 16  # samples that are drawn by the clock
@@ -122,10 +121,18 @@ def save_completions(trained: runner.Trained[Any], complete: Callable[..., Any])
         x, drawn = complete(weights, key, batch, known)
         return x, jnp.where(known, x, -1.0), drawn
 
+    return save_drawn(trained, both, ("test", "given"))
+
+
+def save_drawn(
+    trained: runner.Trained[Any], complete: Callable[..., Any], first: tuple[str, ...]
+) -> Path:
+    """``completions.png``: of ten test images what ``complete(weights, key, batch)`` answers by the
+    names of ``first``, and four draws of the last."""
     rows, batch = {}, trained.test(10)
     for i in range(4):
-        x, half, drawn = trained.over("completions", both, batch, key=10 + i)
-        rows |= {"test": x, "given": half} if not i else {}
+        *found, drawn = trained.over("completions", complete, batch, key=10 + i)
+        rows = rows or dict(zip(first, found, strict=True))
         rows[f"drawn, {i + 1}"] = drawn
     return save_rows(trained.results / "completions.png", rows)
 
@@ -158,14 +165,10 @@ def likelihood(trained: runner.Trained[Autoregressive]) -> list[Number]:
         return system.log_prob(weights.params, x, batch["label"])
 
     nats = float(trained.over("likelihood", log_prob, batch, key=4, size=100).mean())
-    bits = -nats / (math.prod(trained.data.shape) * math.log(2))
-    drawn = ", binarized at random" if system.binary and trained.data.levels > 2 else ""
+    tested = f"{len(batch['label'])} test examples{binarized(trained.data, system.binary)}"
     orders = f", {system.orders} orders" if system.orders else ""
-    how = f"{len(batch['label'])} test examples{drawn}, exact{orders}, EMA of step {trained.step}"
-    return [
-        Number("log_likelihood", nats, f"nats an example, {how}"),
-        Number("bits_per_dimension", bits, how),
-    ]
+    how = f"{tested}, exact{orders}, EMA of step {trained.step}"
+    return likelihoods("log_likelihood", nats, trained.data, how)
 
 
 def seconds_to_draw(trained: runner.Trained[Any], count: int) -> float:

@@ -6,6 +6,7 @@ functions of ``jaxgen.losses``. All values are in nats.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -14,8 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.data.records import DataSet, Image, binarize, to_signed
-from jaxgen.distributions import Normal, kl_normal, standard_normal, sum_event
+from jaxgen.data.records import DataSet, Image, Tokens, binarize, to_signed
+from jaxgen.distributions import Normal, bits_per_dimension, kl_normal, standard_normal, sum_event
+from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import free_bits, kl_parts, mmd
 from jaxgen.posteriors import FullNormal, Posterior, Prior, StandardNormal
@@ -47,6 +49,35 @@ def examples_of(data: DataSet, levels: int, tokens: Array) -> Array:
         return tokens
     x = jnp.where(tokens < levels, to_signed(tokens, levels), 0.0)
     return x.reshape(-1, *data.shape)
+
+
+def vocabulary_of(data: DataSet, binary: bool) -> int:
+    """How many tokens the data have, as :func:`tokens_of` makes them.
+
+    Raises:
+      ValueError: for bits of what is no grey image.
+    """
+    if isinstance(data.kind, Tokens):
+        levels, grey = data.kind.vocabulary, False
+    else:
+        levels, grey = data.levels, data.shape[-1] == 1
+    if binary and not grey:
+        raise ValueError("bits are of grey images: use --pixels levels.")
+    return 2 if binary else levels
+
+
+def binarized(data: DataSet, binary: bool) -> str:
+    """For protocols: that bits are drawn at random, where they are."""
+    return ", binarized at random" if binary and data.levels > 2 else ""
+
+
+def likelihoods(name: str, nats: float, data: DataSet, how: str) -> list[Number]:
+    """A mean log p(x) of images, or a bound on it, in nats and in bits a dimension."""
+    bits = float(bits_per_dimension(jnp.asarray(-nats), math.prod(data.shape)))
+    return [
+        Number(name, nats, f"nats an example, {how}"),
+        Number("bits_per_dimension", bits, how),
+    ]
 
 
 class Model(NamedTuple):

@@ -218,7 +218,7 @@ def likelihood(trained: runner.Trained[NormalizingFlow]) -> list[Number]:
     for name, samples in (("elbo", 1), ("log_likelihood", options.bound_samples)):
         nats = mean_of(samples)
         noise = f"{kind} dequantization, {samples} samples an image, {how}"
-        bits = -nats / (size * math.log(2))
+        bits = float(bits_per_dimension(jnp.asarray(-nats), size))
         label = "bits_per_dimension" + ("_elbo" if samples == 1 else "")
         found.append(Number(name, nats, f"nats an example, lower bound, {noise}"))
         found.append(Number(label, bits, f"upper bound, {noise}"))

@@ -20,11 +20,16 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import Batch, Image
-from jaxgen.decoding import Filter, sample_tokens
+from jaxgen.decoding import Filter, continued
 from jaxgen.evaluation.report import Number
 from jaxgen.models.transformer import Transformer
-from jaxgen.systems.autoregressive import TIMED_TEXTS, save_completions, time_to_draw
-from jaxgen.systems.bounds import examples_of, tokens_of
+from jaxgen.systems.autoregressive import (
+    TIMED_TEXTS,
+    save_completions,
+    seconds_to_draw,
+    time_to_draw,
+)
+from jaxgen.systems.bounds import binarized, examples_of, likelihoods, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 
@@ -92,23 +97,12 @@ class Language(runner.System):
 
         def extend(tokens: Array, cache: Any, at: Any) -> Any:
             how: Any = {"method": "extend"}
-            return self.network.apply({"params": params}, tokens, cache, at, filling, **how)
+            found = self.network.apply({"params": params}, tokens, cache, at, filling, **how)
+            return self.possible(found[0]), found[1]
 
-        def next_token(cache: Any, token: Array, place: Array) -> tuple[Array, Any]:
-            logits, cache = extend(token[:, None], cache, place)
-            return self.possible(logits[:, 0]), cache
-
-        logits, cache = extend(tokens, self.network.empty(count), 0)
-        drawn = sample_tokens(
-            key,
-            next_token,
-            cache,
-            self.possible(logits[:, -1]),
-            known + 1,
-            self.network.length - known,
-            temperature=self.temperature,
-            keep=self.keep,
-        )
+        cache, new = self.network.empty(count), self.network.length - known
+        how = {"temperature": self.temperature, "keep": self.keep}
+        drawn = continued(key, extend, cache, tokens, new, **how)
         whole = jnp.concatenate([prompt, drawn], axis=1)
         places = jnp.arange(whole.shape[1])[None] + filling[:, None]
         moved = jnp.take_along_axis(whole, jnp.minimum(places, whole.shape[1] - 1), axis=1)
@@ -147,21 +141,17 @@ def bits(trained: runner.Trained[Language]) -> list[Number]:
         windows = f"{len(batch['x'])} test windows of {length} tokens"
         how = f"bits a token, {windows}, each without what is before it, {ema}"
         return [Number("bits_per_token", value, how)]
-    drawn = ", binarized at random" if trained.system.binary and data.levels > 2 else ""
-    how = f"{len(batch['x'])} test images{drawn}, exact, {ema}"
+    tested = f"{len(batch['x'])} test images{binarized(data, trained.system.binary)}"
     nats = -value * length * math.log(2)
-    return [
-        Number("log_likelihood", nats, f"nats an image, {how}"),
-        Number("bits_per_dimension", value, how),
-    ]
+    return likelihoods("log_likelihood", nats, data, f"{tested}, exact, {ema}")
 
 
 def speed(trained: runner.Trained[Language]) -> list[Number]:
-    """Seconds to draw, and of text the tokens a second, compilation apart."""
-    (taken,) = time_to_draw(trained)
+    """Seconds to draw images, and of text the tokens a second, compilation apart."""
     if isinstance(trained.data.kind, Image):
-        return [taken]
+        return time_to_draw(trained)
     new = trained.system.network.length - trained.data.given(1)["prompt"].shape[1]
-    rate = TIMED_TEXTS * new / taken.value
-    how = f"{TIMED_TEXTS} sequences at once, with a cache, {taken.protocol.split(', ')[-1]}"
+    rate = TIMED_TEXTS * new / seconds_to_draw(trained, TIMED_TEXTS)
+    device = f"on one {jax.devices()[0].platform} device"
+    how = f"{TIMED_TEXTS} sequences at once, with a cache, {device}"
     return [Number("tokens_per_second", rate, how)]

@@ -30,13 +30,12 @@ from jaxgen.diffusion.discrete import (
     sample_path,
 )
 from jaxgen.evaluation.report import Number
-from jaxgen.files import replacing
 from jaxgen.losses.times import stratified_times
 from jaxgen.models.transformer import TokenDenoiser
 from jaxgen.plotting import save_film
-from jaxgen.runner.pictures import columns
+from jaxgen.runner.pictures import columns, save_texts
 from jaxgen.systems.autoregressive import save_completions
-from jaxgen.systems.bounds import examples_of, tokens_of
+from jaxgen.systems.bounds import binarized, examples_of, likelihoods, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 HIDDEN = ord("_")  # what a masked byte is shown as
@@ -164,13 +163,6 @@ def as_text(kind: Tokens, tokens: np.ndarray) -> str:
     return kind.decode(np.where(tokens < kind.vocabulary, tokens, HIDDEN))
 
 
-def save_texts(path: Path, texts: list[str]) -> Path:
-    """Writes texts with lines between them."""
-    with replacing(path) as file:
-        file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
-    return path
-
-
 def film(trained: runner.Trained[TokenDiffusion]) -> Path:
     """``film.gif``: the way from noise to samples, of about 50 frames; of text, ``film.txt``: one
     sample on its way, eight times."""
@@ -223,13 +215,9 @@ def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
     system, data = trained.system, trained.data
     measured = lambda w, key, batch: system.nats(w.params, key, batch)  # noqa: E731
     nats = trained.over("bound", measured, trained.test(), key=4, size=50)
-    value = float(nats.mean()) / system.length / math.log(2)
-    drawn = ", binarized at random" if system.binary and data.levels > 2 else ""
-    about = f"bound, {len(nats)} test {data.kind.noun}{drawn}, {system.draws} draws each, EMA of "
-    about += f"step {trained.step}"
+    tested = f"{len(nats)} test {data.kind.noun}{binarized(data, system.binary)}"
+    about = f"bound, {tested}, {system.draws} draws each, EMA of step {trained.step}"
     if not isinstance(data.kind, Image):
+        value = float(nats.mean()) / system.length / math.log(2)
         return [Number("bits_per_token", value, f"bits a token, {about}")]
-    return [
-        Number("elbo", -float(nats.mean()), f"nats an example, {about}"),
-        Number("bits_per_dimension", value, about),
-    ]
+    return likelihoods("elbo", -float(nats.mean()), data, about)

@@ -19,13 +19,14 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import some
-from jaxgen.decoding import sample_tokens
+from jaxgen.decoding import continued
 from jaxgen.evaluation.compression import quantized_pca
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import quantization
 from jaxgen.losses.quantization import Codebook, Quantized
 from jaxgen.models.transformer import Transformer
-from jaxgen.plotting import save_pairs, save_rows
+from jaxgen.plotting import save_pairs
+from jaxgen.systems.autoregressive import save_drawn
 from jaxgen.training.step import Aux, Metrics, Now
 
 FITTED = 10_000  # training images that principal components are taken of
@@ -305,18 +306,13 @@ class CodePrior(runner.System):
         """Codes ``[B, h, w, depth]`` whose first rows ``[B, <= h, w, depth]`` are ``known``."""
         tokens, filling = self.tokens(known, labels), jnp.zeros(len(known), jnp.int32)
 
-        def extend(tokens: Array, cache: Any, at: Array | int) -> Any:
+        def extend(tokens: Array, cache: Any, at: Any) -> Any:
             how: Any = {"method": "extend"}
-            return self.network.apply({"params": params}, tokens, cache, at, filling, **how)
+            found = self.network.apply({"params": params}, tokens, cache, at, filling, **how)
+            return self.possible(found[0], at), found[1]
 
-        def next_token(cache: Any, token: Array, place: Array) -> tuple[Array, Any]:
-            logits, cache = extend(token[:, None], cache, place)
-            return self.possible(logits, place)[:, 0], cache
-
-        logits, cache = extend(tokens, self.network.empty(len(known)), 0)
-        place, whole = tokens.shape[1], math.prod(self.autoencoder.places())
-        logits = self.possible(logits, 0)[:, -1]
-        rest = sample_tokens(key, next_token, cache, logits, place, whole + 1 - place)
+        new = math.prod(self.autoencoder.places()) + 1 - tokens.shape[1]
+        rest = continued(key, extend, self.network.empty(len(known)), tokens, new)
         drawn = jnp.concatenate([tokens[:, 1:], rest], axis=1)
         return drawn.reshape(-1, *self.autoencoder.places()) - self.first
 
@@ -373,12 +369,7 @@ def completions(trained: runner.Trained[Any]) -> list[Path]:
         drawn = system.drawn(key, weights.params, known, batch["label"])
         return vae.data.kind.values(batch["x"]), vae.decoded(first, code), vae.decoded(first, drawn)
 
-    rows = {}
-    for i in range(4):
-        x, again, drawn = trained.over("completions", complete, trained.test(10), key=10 + i)
-        rows |= {"test": x, "reconstruction": again} if not i else {}
-        rows[f"drawn, {i + 1}"] = drawn
-    return [save_rows(trained.results / "completions.png", rows)]
+    return [save_drawn(trained, complete, ("test", "reconstruction"))]
 
 
 def bits(trained: runner.Trained[Any]) -> list[Number]:

@@ -10,6 +10,7 @@ import pytest
 from jaxgen.bijections import affine, spline
 from jaxgen.distributions import sum_event
 from jaxgen.models import flow
+from jaxgen.models.blocks import squeeze, unsqueeze
 
 IMAGE, POINT = (4, 4, 2), (3,)
 CONV, DENSE = partial(flow.ConvNet, width=4), partial(flow.perceptron, width=6, depth=1)
@@ -143,8 +144,8 @@ def test_the_density_of_dequantization_noise_is_that_of_its_jacobian(key, random
 
 def test_squares_of_pixels_become_channels_and_odd_sides_are_refused():
     x = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    y = flow.squeeze(x)
+    y = squeeze(x)
     np.testing.assert_array_equal(y[1, 1, 2].reshape(2, 2, 3), x[1, 2:4, 4:6])
-    np.testing.assert_array_equal(flow.unsqueeze(y), x)
+    np.testing.assert_array_equal(unsqueeze(y), x)
     with pytest.raises(ValueError, match="fewer --levels"):
-        flow.squeeze(x[:, :3])
+        squeeze(x[:, :3])
