@@ -3,7 +3,7 @@
 python -m experiments.gan                        # digits: train, sample, measure, draw
 python -m experiments.gan --objective minimax    # log(1 - D(G(z))) in place of the log-D trick
 python -m experiments.gan --objective wasserstein --penalty wgan_gp --discriminator-steps 5
-python -m experiments.gan --objective hinge --spectral-norm --discriminator-rate 4e-4
+python -m experiments.gan --objective hinge --spectral-norm discriminator
 python -m experiments.gan --data 8gaussians      # perceptrons, for points in the plane
 
 Expect, on digits with seed 0 on two CPU cores: 45 s, all ten classes among 500 samples, Frechet
@@ -17,16 +17,29 @@ from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
 import optax
+from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.losses import adversarial, augmentation, f_divergences, penalties
 from jaxgen.losses.adversarial import Objective, least_squares, relativistic_average
+from jaxgen.losses.began import BEGAN
 from jaxgen.losses.f_divergences import f_gan
-from jaxgen.models.dcgan import Discriminator, Generator
-from jaxgen.models.mlp import MLP
-from jaxgen.systems.gan import Gan, walks
+from jaxgen.models.began import Decoder, Encoder
+from jaxgen.models.dcgan import Body, Generator
+from jaxgen.models.discriminator import (
+    Auxiliary,
+    Concatenated,
+    Discriminator,
+    Linear,
+    Minibatch,
+    Projection,
+    Reconstructing,
+)
+from jaxgen.models.mlp import MLP, Hidden
+from jaxgen.systems import terms
+from jaxgen.systems.gan import Adaptive, Gan, walks
 from jaxgen.training.step import clipped_weights
 
 OBJECTIVES = {
@@ -43,6 +56,7 @@ OBJECTIVES = {
     "pearson": f_gan(f_divergences.PEARSON),
     "hellinger": f_gan(f_divergences.SQUARED_HELLINGER),
     "jensen_shannon": f_gan(f_divergences.JENSEN_SHANNON),
+    "began": BEGAN,
 }
 PENALTIES = {
     "none": None,
@@ -70,8 +84,8 @@ class Config:
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     # non_saturating (the log-D trick), minimax, least_squares, wasserstein, hinge, relativistic,
-    # relativistic_squares, relativistic_hinge, or of f-GAN: kl, reverse_kl, pearson, hellinger,
-    # jensen_shannon.
+    # relativistic_squares, relativistic_hinge, of f-GAN kl, reverse_kl, pearson, hellinger or
+    # jensen_shannon, or began, whose discriminator is an autoencoder.
     objective: str = "non_saturating"
     # How far below 1 the label of data is in the discriminator's loss (logistic or least squares).
     label_smoothing: runner.Share = 0.0
@@ -79,19 +93,34 @@ class Config:
     # dragan. It takes out the discriminator's batch norm.
     penalty: str = "none"
     penalty_weight: runner.NonNegative = 10.0  # lambda of wgan_gp, gamma of r1 and r2.
-    # Divide the discriminator's kernels by their largest singular values, without batch norm.
-    spectral_norm: bool = False
+    penalty_every: runner.Count = 1  # Steps from one to the next, which weighs as much more.
+    # Divide kernels by their largest singular values: none, discriminator (without its batch norm)
+    # or both.
+    spectral_norm: str = "none"
     # Clip the discriminator's weights to so much after each update (the first WGAN: 0.01).
     clip_weights: Annotated[float | None, runner.Range(0)] = None
     # What the discriminator sees of images: none, diff (the three that follow), colour, translation
     # or cutout.
     augment: str = "none"
+    adaptive: bool = False  # By a chance that rises while the discriminator overfits (ADA).
+    # Of saying the same of images and of these augmented; it takes the augmentation for itself.
+    consistency: runner.NonNegative = 0.0
     # Std of the noise in all that the discriminator sees, which falls to 0 at the last step.
     instance_noise: runner.NonNegative = 0.0
+    minibatch: bool = False  # Let the discriminator see how alike the examples of a batch are.
+    pool: runner.Natural = 0  # Samples of before that it is shown among the new ones.
+    averaging: runner.NonNegative = 0.0  # Of both players' distance to the mean of their past.
+    orthogonality: runner.NonNegative = 0.0  # Of both players' filters that are not orthogonal.
+    matching: runner.NonNegative = 0.0  # Of the distance of mean features, for the generator.
+    seeking: runner.NonNegative = 0.0  # Of making the same of two latents, for the generator.
+    # How both are told the class: none, concatenation, projection (the discriminator by products of
+    # features) or auxiliary (it says the class).
+    condition: str = "none"
     # Its learning rate, where that is not the generator's (two time scales).
     discriminator_rate: Annotated[float | None, runner.Range(0)] = None
     # k, the discriminator updates for one of the generator, each on a batch of its own.
     discriminator_steps: runner.Count = 1
+    latents: runner.Count = 100  # Of z.
     # Halvings of the image in the discriminator, doublings in the generator.
     stages: runner.Count = 2
     # Of the largest feature maps, doubled at every smaller one; units of a perceptron.
@@ -103,29 +132,99 @@ def build(config: Config, data: DataSet) -> Gan:
     points = isinstance(data.kind, Points)
     if config.train.accumulate > 1 and not points:
         raise runner.Mistake("batch norm needs the whole batch: leave out --accumulate.")
-    penalty = runner.choose("penalty", config.penalty, PENALTIES)
-    if points:
-        networks = MLP(data.shape[-1], config.channels), MLP(1, config.channels)
-    else:
-        networks = (
-            Generator(data.shape, config.stages, config.channels),
-            Discriminator(
-                config.stages, config.channels, penalty is None and not config.spectral_norm
-            ),
-        )
+    half = config.train.batch // 2
+    if 0 < config.pool < half:
+        raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
+    normed = {"none": (), "discriminator": ("discriminator",)}
+    normed["both"] = ("discriminator", "generator")
     return Gan(
         data,
         runner.make_optimizer(config.train),
-        *networks,
+        *networks_of(config, data),
         objective_of(config),
         discriminator_optimizer(config),
         config.discriminator_steps,
-        penalty,
-        config.penalty_weight,
-        config.spectral_norm,
+        discriminator_terms(config),
+        generator_terms(config),
+        runner.choose("spectral norm", config.spectral_norm, normed),
         augmentation_of(config, points),
+        Adaptive() if config.adaptive else None,
+        config.pool,
+        config.condition != "none",
+        config.latents,
         config.train.batch,
     )
+
+
+def networks_of(config: Config, data: DataSet) -> tuple[nn.Module, nn.Module]:
+    """A generator, and a discriminator of a body and a head, or an autoencoder."""
+    channels, stages = config.channels, config.stages
+    conditions = ("none", "concatenation", "projection", "auxiliary")
+    told = runner.choose("condition", config.condition, conditions) != "none"
+    if told and data.classes < 2:
+        raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
+    points = isinstance(data.kind, Points)
+    if config.objective == "began":
+        if told or config.minibatch:
+            raise runner.Mistake("an autoencoder has no head: leave out --condition, --minibatch.")
+        if points:
+            coded = MLP(config.latents, channels), MLP(2, channels)
+            return MLP(2, channels), Reconstructing(*coded)
+        decoder = Decoder(data.shape, stages, channels)
+        return decoder, Reconstructing(Encoder(config.latents, stages, channels), decoder.clone())
+    if points:
+        generator: nn.Module = MLP(data.shape[-1], channels)
+        body: nn.Module = Hidden(channels)
+        init = nn.initializers.lecun_normal()
+    else:
+        normed = config.penalty == "none" and config.spectral_norm == "none"
+        generator, body = Generator(data.shape, stages, channels), Body(stages, channels, normed)
+        init = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
+    head: nn.Module = Linear(init)
+    if config.condition == "concatenation":
+        body = Concatenated(body, data.classes)
+    elif config.condition == "projection":
+        head = Projection(data.classes, init)
+    elif config.condition == "auxiliary":
+        head = Auxiliary(data.classes, init)
+    if told:
+        generator = Concatenated(generator, data.classes)
+    return generator, Discriminator(body, head, Minibatch() if config.minibatch else None)
+
+
+def discriminator_terms(config: Config) -> tuple[terms.Term, ...]:
+    """What the discriminator descends beside its objective."""
+    penalty = runner.choose("penalty", config.penalty, PENALTIES)
+    found = []
+    if penalty is not None:
+        found.append(terms.slope_penalty(penalty, config.penalty_weight, config.penalty_every))
+    if config.consistency:
+        if config.augment == "none":
+            raise runner.Mistake("--consistency is of augmented images: name them by --augment.")
+        found.append(terms.consistency(AUGMENTATIONS[config.augment], config.consistency))
+    if config.condition == "auxiliary":
+        found.append(terms.classes_of_both(1.0))
+    if config.objective == "began":
+        found.append(terms.equilibrium())
+    return (*found, *either_terms(config))
+
+
+def generator_terms(config: Config) -> tuple[terms.Term, ...]:
+    """What the generator descends beside its objective."""
+    found = []
+    if config.matching:
+        found.append(terms.matching(config.matching))
+    if config.seeking:
+        found.append(terms.seeking(config.seeking))
+    if config.condition == "auxiliary":
+        found.append(terms.classes_of_fakes(1.0))
+    return (*found, *either_terms(config))
+
+
+def either_terms(config: Config) -> list[terms.Term]:
+    """What both players descend beside their objectives."""
+    weights = {terms.averaging: config.averaging, terms.orthogonal: config.orthogonality}
+    return [term(weight) for term, weight in weights.items() if weight]
 
 
 def objective_of(config: Config) -> Objective:
@@ -159,6 +258,10 @@ def augmentation_of(config: Config, points: bool) -> Callable[[Array | int], Any
     augment = runner.choose("augmentation", config.augment, AUGMENTATIONS)
     if augment is not None and points:
         raise runner.Mistake("--augment is of images: use --instance-noise for points.")
+    if config.adaptive and (augment is None or config.consistency):
+        raise runner.Mistake("--adaptive is of what --augment names, without --consistency.")
+    if config.consistency:  # which shows both what is augmented and what is not
+        augment = None
     if not config.instance_noise:
         return None if augment is None else lambda step: augment
 

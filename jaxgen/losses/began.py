@@ -9,6 +9,8 @@ import chex
 import jax.numpy as jnp
 from jax import Array
 
+from jaxgen.losses.adversarial import Objective, of_fakes
+
 
 def reconstruction_error(v: Array, reconstructed: Array) -> Array:
     """L(v) = |v - D(v)| ``[B]``, the mean over an example's entries (eq. 1, eta = 1)."""
@@ -33,3 +35,7 @@ def equilibrium(k: Array, real_error: Array, fake_error: Array, gamma: float, ra
 def convergence(real_error: Array, fake_error: Array, gamma: float) -> Array:
     """M = E L(x) + |gamma E L(x) - E L(G(z))|: how far training has come (section 3.4.1)."""
     return real_error.mean() + jnp.abs(gamma * real_error.mean() - fake_error.mean())
+
+
+# Of errors in place of logits, before k: L(x) for the critic, L(G(z)) for the generator.
+BEGAN = Objective(lambda real_error, fake_error: real_error, of_fakes(lambda error: error))

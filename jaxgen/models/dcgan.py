@@ -1,4 +1,4 @@
-"""The generator and discriminator of DCGAN (Radford et al. 2016, section 3).
+"""The generator and the discriminator's body of DCGAN (Radford et al. 2016, section 3).
 
 Strided convolutions in the discriminator and fractionally-strided ones in the generator, batch norm
 in both except at the generator's output and the discriminator's input, ReLU and Tanh against
@@ -44,7 +44,7 @@ class Generator(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, z: Array, *, train: bool) -> Array:
+    def __call__(self, z: Array, labels: Array | None = None, *, train: bool) -> Array:
         norm = batch_norm(train, self.axis_name)
         height, width, channels = self.shape
         h, w = math.ceil(height / 2**self.stages), math.ceil(width / 2**self.stages)
@@ -61,11 +61,10 @@ class Generator(nn.Module):
         return jnp.tanh(x[:, :height, :width])
 
 
-class Discriminator(nn.Module):
-    """Images ``[B, H, W, C]`` -> logits ``[B]``, halving the map ``stages`` times.
+class Body(nn.Module):
+    """Images ``[B, H, W, C]`` -> features ``[B, F]`` of a discriminator, halving ``stages`` times.
 
-    What the last layer sees ``[B, F]`` is sown as ``features`` among the intermediates. Without
-    batch norm each example is judged by itself, as penalties on slopes need it.
+    Without batch norm each example is judged by itself, as penalties on slopes need it.
     """
 
     stages: int = 2
@@ -74,7 +73,7 @@ class Discriminator(nn.Module):
     axis_name: str | None = None
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool) -> Array:
+    def __call__(self, x: Array, labels: Array | None = None, *, train: bool) -> Array:
         norm = batch_norm(train, self.axis_name)
         for stage in range(self.stages):
             normed = self.batch_norm and stage > 0
@@ -83,6 +82,4 @@ class Discriminator(nn.Module):
             )
             x = conv(x)
             x = nn.leaky_relu(norm()(x) if normed else x, 0.2)
-        features = x.reshape(x.shape[0], -1)
-        self.sow("intermediates", "features", features)
-        return nn.Dense(1, kernel_init=INIT)(features)[:, 0]
+        return x.reshape(x.shape[0], -1)

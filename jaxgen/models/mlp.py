@@ -66,8 +66,25 @@ class MLP(nn.Module):
     last: nn.initializers.Initializer = nn.initializers.lecun_normal()  # of the last kernel
 
     @nn.compact
-    def __call__(self, x: Array, *, train: bool = False) -> Array:
-        del train  # the contract of all networks; nothing here is different in training
-        for _ in range(self.depth):
-            x = nn.leaky_relu(nn.Dense(self.width)(x), 0.2)
-        return nn.Dense(self.outputs, kernel_init=self.last)(x)
+    def __call__(self, x: Array, labels: Array | None = None, *, train: bool = False) -> Array:
+        del labels, train  # the contract of all networks; nothing here is different in training
+        return nn.Dense(self.outputs, kernel_init=self.last)(hidden(x, self.width, self.depth))
+
+
+class Hidden(nn.Module):
+    """x ``[B, D]`` -> features ``[B, width]``: :class:`MLP` before its last map."""
+
+    width: int = 128
+    depth: int = 3
+
+    @nn.compact
+    def __call__(self, x: Array, labels: Array | None = None, *, train: bool = False) -> Array:
+        del labels, train
+        return hidden(x, self.width, self.depth)
+
+
+def hidden(x: Array, width: int, depth: int) -> Array:
+    """Layers of leaky ReLUs, in a module's compact method."""
+    for _ in range(depth):
+        x = nn.leaky_relu(nn.Dense(width)(x), 0.2)
+    return x

@@ -5,11 +5,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -18,55 +19,90 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, some
+from jaxgen.data.records import Image, Points, labels_in_turn, some
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import feature_space, features_of
 from jaxgen.evaluation.latents import analogy, spherical_path
 from jaxgen.evaluation.points import sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
-from jaxgen.losses.augmentation import Augmentation
-from jaxgen.losses.penalties import Penalty
+from jaxgen.losses.augmentation import Augmentation, adapted_probability, with_probability
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
 from jaxgen.plotting import save_grid
+from jaxgen.systems.terms import Scene, Term, added, memories
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Now, Turn
 
-LATENTS = 100  # Radford et al. 2016, section 4
 SCORED = 500  # samples that a checkpoint is selected by
-SPECTRAL = "spectral"  # in the discriminator's memory: vectors of the power iteration
+
+# What a player remembers beside the collections of its network.
+SPECTRAL = "spectral"  # vectors of the power iteration
+TERMS = "terms"  # by the names of the terms that remember
+CHANCE = "chance"  # of an example to be augmented
+POOL = "pool"  # samples of before
+OWN = {SPECTRAL, TERMS, CHANCE, POOL}
+
+
+@dataclass(frozen=True)
+class Adaptive:
+    """How often examples are augmented, by how D overfits (Karras et al. 2020, ADA).
+
+    The chance rises while E[sign D(x)] of training data is above ``target``, and could reach 1
+    within ``images``.
+    """
+
+    target: float = 0.6
+    images: float = 500_000
 
 
 @dataclass(frozen=True, eq=False)
 class Gan(runner.System):
-    """A generator of latents ``[B, Z]`` and its discriminator.
+    """A generator of latents ``[B, Z]`` and its discriminator, both told the class or neither.
 
-    Batch statistics are memory, and so are the vectors of the power iteration.
+    What is no parameter is memory: batch statistics, vectors of the power iteration, what terms
+    remember, the chance of augmentation, a pool of samples, what the step says to networks.
     """
 
-    generator: nn.Module
-    discriminator: nn.Module
+    generator: nn.Module  # (z, labels, train=) -> x
+    discriminator: nn.Module  # (x, labels, train=) -> Judged
     objective: Objective
     discriminator_optimizer: Any
     discriminator_steps: int = 1
-    penalty: Penalty | None = None  # on a discriminator that judges each example by itself
-    penalty_weight: float = 1.0
-    spectral_norm: bool = False  # of the discriminator's kernels: each divided by its own
+    discriminator_terms: tuple[Term, ...] = ()
+    generator_terms: tuple[Term, ...] = ()
+    # The players whose every kernel is divided by its largest singular value.
+    spectral_norm: tuple[str, ...] = ()
     # At a step: what the discriminator sees of data and samples.
     augmentation: Callable[[Array | int], Augmentation] | None = None
+    adaptive: Adaptive | None = None  # augmented by chance
+    pool: int = 0  # samples of before, which are half of what the discriminator sees as samples
+    conditional: bool = False
+    latents: int = 100  # Radford et al. 2016, section 4
     batch: int = 64  # of noise, for statistics
 
     def init(self, key: Array) -> Any:
         key_g, key_d = jax.random.split(key)
         # Running averages need no axis: the networks are initialized in evaluation mode.
-        x, z = jnp.zeros((1, *self.data.shape)), jnp.zeros((1, LATENTS))
-        discriminator: Any = self.discriminator.init(key_d, x, train=False)
-        if self.spectral_norm:
-            vectors = power_vectors(jax.random.fold_in(key_d, 1), discriminator["params"])
-            discriminator = {**discriminator, SPECTRAL: vectors}
-        return {
-            "discriminator": discriminator,
-            "generator": self.generator.init(key_g, z, train=False),
+        x, y = jnp.zeros((1, *self.data.shape)), jnp.zeros(1, jnp.int32)
+        variables: dict[str, Any] = {
+            "discriminator": self.discriminator.init(key_d, x, y, train=False),
+            "generator": self.generator.init(key_g, jnp.zeros((1, self.latents)), y, train=False),
         }
+        terms = {"discriminator": self.discriminator_terms, "generator": self.generator_terms}
+        for name, of in variables.items():
+            own = {}
+            if name in self.spectral_norm:
+                own[SPECTRAL] = power_vectors(jax.random.fold_in(key_d, 1), of["params"])
+            if remembered := memories(terms[name], of["params"]):
+                own[TERMS] = remembered
+            variables[name] = {**of, **own}
+        if self.adaptive:
+            variables["discriminator"][CHANCE] = jnp.zeros(())
+        if self.pool:
+            z, y = self.noise(jax.random.fold_in(key_g, 1), self.pool), self.any_labels(self.pool)
+            variables["discriminator"][POOL] = self.generator.apply(
+                public(variables["generator"]), z, y, train=False
+            )
+        return variables
 
     def turns(self) -> tuple[Turn, ...]:
         optimizer, times = self.discriminator_optimizer, self.discriminator_steps
@@ -75,71 +111,128 @@ class Gan(runner.System):
             Turn("generator", self.deceiving, self.optimizer),
         )
 
+    def noise(self, key: Array, count: int) -> Array:
+        """z ``[count, Z]``."""
+        return jax.random.normal(key, (count, self.latents))
+
+    def any_labels(self, count: int) -> Array:
+        """Classes in turn, ``[count]``."""
+        return jnp.asarray(labels_in_turn(self.data.classes, count)["label"])
+
     def seen(self, key: Array, x: Array, now: Now) -> Array:
         """What the discriminator is shown of examples."""
-        return x if self.augmentation is None else self.augmentation(now.step)(key, x)
+        if self.augmentation is None:
+            return x
+        augment = self.augmentation(now.step)
+        if self.adaptive:
+            augment = with_probability(now.players["discriminator"].memory[CHANCE], augment)
+        return augment(key, x)
+
+    def scene(
+        self, key: Array, params: Any, batch: Any, g: Applied, d: Applied, now: Now, pool: Any
+    ) -> tuple[Scene, Applied, Applied]:
+        """A move of who has these ``params``, and both networks with their memories after."""
+        x, y = self.data.kind.values(batch["x"]), batch["label"]
+        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+        z = self.noise(key, len(x))
+        generate = lambda z: forward(self.generator, g, z, y, now)  # noqa: E731
+        critic = lambda x: forward(self.discriminator, d, x, y, now)[0]  # noqa: E731
+        made, g_after = generate(z)
+        among = made if pool is None else from_pool(pool, made, now)
+        shown, fake = self.seen(keys[0], x, now), self.seen(keys[1], among, now)
+        # Real and fake images are normalized apart: each by the statistics of its own batch.
+        real, d_after = forward(self.discriminator, d, shown, y, now)
+        of_fake, d_after = forward(self.discriminator, d_after, fake, y, now)
+        scene = Scene(
+            keys[2],
+            params,
+            critic,
+            lambda z: generate(z)[0],
+            y,
+            z,
+            made,
+            shown,
+            fake,
+            real,
+            of_fake,
+        )
+        return scene, g_after, d_after
 
     def judging(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
         """The discriminator's loss on data and on as many samples."""
-        x, g = self.data.kind.values(batch["x"]), now.players["generator"]
-        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
-        fake, _ = forward(self.generator, g.params, g.memory, latents(key, len(x)), now)
-        x, fake = self.seen(keys[0], x, now), self.seen(keys[1], fake, now)
-        params, kept = lipschitz(params, now.memory)
-        # Real and fake images are normalized apart: each by the statistics of its own batch.
-        real_logits, memory = logits(self.discriminator, params, kept, x, now)
-        fake_logits, memory = logits(self.discriminator, params, memory, fake, now)
-        values = self.objective.critic(real_logits, fake_logits)
+        g = lipschitz(now.players["generator"].params, now.players["generator"].memory)
+        d, before = lipschitz(params, now.memory), now.memory
+        scene, _, d = self.scene(key, params, batch, g, d, now, before.get(POOL))
+        real, fake = scene.real_judged.logits, scene.fake_judged.logits
         told, what = self.objective.probability, "probability"
         if told is None:
             told, what = (lambda a: a), "logit"
-        metrics = {f"real_{what}": told(real_logits), f"fake_{what}": told(fake_logits)}
-        if self.penalty is not None:
-            critic = lambda x: logits(self.discriminator, params, kept, x, now)[0]  # noqa: E731
-            metrics["penalty"] = self.penalty(keys[2], critic, x, fake)
-            values = values + self.penalty_weight * metrics["penalty"]
-        return values, Aux(metrics, memory)
+        metrics = {f"real_{what}": told(real), f"fake_{what}": told(fake)}
+        after = d.memory
+        if self.pool:
+            after = {**after, POOL: renewed(before[POOL], scene.made, now)}
+        if self.adaptive:
+            how = self.adaptive.target, self.adaptive.images
+            chance = adapted_probability(before[CHANCE], real, self.batch, *how)
+            after, metrics = {**after, CHANCE: chance}, {**metrics, "chance": chance}
+        return self.descended(
+            self.objective.critic(real, fake), self.discriminator_terms, scene, after, metrics, now
+        )
 
     def deceiving(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
         """The generator's loss on as many samples as the batch has examples."""
-        x, d = self.data.kind.values(batch["x"]), now.players["discriminator"]
-        keys = jax.random.split(jax.random.fold_in(key, 1))
-        fake, memory = forward(self.generator, params, now.memory, latents(key, len(x)), now)
-        x, fake = self.seen(keys[0], x, now), self.seen(keys[1], fake, now)
-        d_params, kept = lipschitz(d.params, d.memory)
-        # Only relativistic objectives look at data: of others XLA computes nothing here.
-        real_logits, _ = logits(self.discriminator, d_params, kept, x, now)
-        fake_logits, _ = logits(self.discriminator, d_params, kept, fake, now)
-        return self.objective.generator(real_logits, fake_logits), Aux({}, memory)
+        d = lipschitz(now.players["discriminator"].params, now.players["discriminator"].memory)
+        g = lipschitz(params, now.memory)
+        # Few look at data: where nobody does, XLA computes nothing of it.
+        scene, g, _ = self.scene(key, params, batch, g, d, now, None)
+        values = self.objective.generator(scene.real_judged.logits, scene.fake_judged.logits)
+        return self.descended(values, self.generator_terms, scene, g.memory, {}, now)
+
+    def descended(
+        self, values: Array, terms: tuple[Term, ...], scene: Scene, memory: Any, metrics: Any,
+        now: Now,
+    ) -> tuple[Array, Aux]:  # fmt: skip
+        """An objective and the terms of its player."""
+        more, remembered, said = added(terms, scene, now.memory.get(TERMS, {}), now.step)
+        if remembered:
+            memory = {**memory, TERMS: remembered}
+        return values + more, Aux({**metrics, **said}, memory)
 
     def settled(self, weights: Any) -> Any:
         """Running averages for the EMA parameters, which no training batch went through.
 
-        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone.
+        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone. The power
+        iteration settles on them too.
         """
-
-        g = weights["generator"]
-        return {**weights, "generator": g._replace(memory=self._settle(g.params, g.memory))}
+        g, d = weights["generator"], weights["discriminator"]
+        return {
+            "generator": g._replace(memory=self._settle(g.params, g.memory)),
+            "discriminator": d._replace(memory=settled_norms(d.params, d.memory)),
+        }
 
     @cached_property
     def _settle(self) -> Callable[[Any, Any], Any]:
         def settle(params: Any, memory: Any) -> Any:
-            def one(memory: Any, key: Array) -> tuple[Any, None]:
-                z = latents(key, self.batch)
-                return forward(self.generator, params, memory, z, Now(0, memory))[1], None
+            g, y = lipschitz(params, settled_norms(params, memory)), self.any_labels(self.batch)
 
-            return jax.lax.scan(one, memory, jax.random.split(jax.random.key(0), 50))[0]
+            def one(g: Applied, key: Array) -> tuple[Applied, None]:
+                z = self.noise(key, self.batch)
+                return forward(self.generator, g, z, y, Now(0, g.memory))[1], None
+
+            return jax.lax.scan(one, g, jax.random.split(jax.random.key(0), 50))[0].memory
 
         return jax.jit(settle)
 
-    def generate(self, weights: Any, z: Array) -> Array:
-        """Examples of latents ``[N, Z]`` by the averaged generator."""
-        g = weights["generator"]
-        x: Any = self.generator.apply({"params": g.params, **g.memory}, z, train=False)
-        return x
+    def generate(self, weights: Any, z: Array, labels: Array) -> Array:
+        """Examples of latents ``[N, Z]`` and classes ``[N]`` by the averaged generator."""
+        return evaluated(self.generator, weights["generator"], z, labels)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        return self.generate(weights, latents(key, len(given["label"])))
+        return self.generate(weights, self.noise(key, len(given["label"])), given["label"])
+
+    @property
+    def labelled(self) -> bool:
+        return self.conditional
 
     def how(self) -> str:
         return "statistics of 50 batches of noise"
@@ -162,31 +255,86 @@ class Gan(runner.System):
         return frechet_distance(features, self._real_features)
 
 
-def latents(key: Array, count: int) -> Array:
-    """z ``[count, Z]``."""
-    return jax.random.normal(key, (count, LATENTS))
+# --- the networks, as they are applied ---------------------------------------------------------
 
 
-def forward(module: nn.Module, params: Any, memory: Any, x: Array, now: Now) -> tuple[Any, Any]:
-    """What a network answers under the statistics of its batch, and new averages of these."""
-    if memory:
-        module = module.clone(axis_name=now.axis_name)
-    return module.apply({"params": params, **memory}, x, train=True, mutable=list(memory))
+def public(variables: Any) -> Any:
+    """The collections of a network, of all that its player has."""
+    return {name: value for name, value in variables.items() if name not in OWN}
 
 
-def logits(module: nn.Module, params: Any, memory: Any, x: Array, now: Now) -> tuple[Array, Any]:
-    """What the discriminator says of examples, ``[B]``, and its memory after."""
-    statistics = {name: value for name, value in memory.items() if name != SPECTRAL}
-    answer, after = forward(module, params, statistics, x, now)
-    return answer.reshape(len(x)), {**memory, **after}
+def over_axis(module: nn.Module, axis_name: str | None) -> nn.Module:
+    """A network whose batch statistics are those of all devices of an axis, its parts' too."""
+    if axis_name is None:
+        return module
+    fields: dict[str, Any] = {
+        f.name: over_axis(value, axis_name)
+        for f in dataclasses.fields(module)
+        if f.name != "parent" and isinstance(value := getattr(module, f.name), nn.Module)
+    }
+    if hasattr(module, "axis_name"):
+        fields["axis_name"] = axis_name
+    return module.clone(**fields)
 
 
-def lipschitz(params: Any, memory: Any) -> tuple[Any, Any]:
-    """The discriminator's weights as they are applied, by spectral norms where it has these."""
+class Applied(NamedTuple):
+    """A player's weights as they are applied, and its memory."""
+
+    params: Any
+    memory: Any
+
+
+def forward(
+    module: nn.Module, of: Applied, x: Array, labels: Array, now: Now
+) -> tuple[Any, Applied]:
+    """What a network answers under the statistics of its batch, and itself with new averages."""
+    seen = public(of.memory)
+    answer, after = over_axis(module, now.axis_name).apply(
+        {"params": of.params, **seen}, x, labels, train=True, mutable=list(seen)
+    )
+    return answer, of._replace(memory={**of.memory, **after})
+
+
+def evaluated(module: nn.Module, weights: Any, x: Array, labels: Array) -> Any:
+    """What a trained network answers, each example by itself."""
+    of = lipschitz(*weights)
+    return module.apply({"params": of.params, **public(of.memory)}, x, labels, train=False)
+
+
+def lipschitz(params: Any, memory: Any) -> Applied:
+    """A player's weights as they are applied: by spectral norms, where it has these."""
     if SPECTRAL not in memory:
-        return params, memory
+        return Applied(params, memory)
     params, vectors = spectrally_normalized(params, memory[SPECTRAL])
-    return params, {**memory, SPECTRAL: vectors}
+    return Applied(params, {**memory, SPECTRAL: vectors})
+
+
+def settled_norms(params: Any, memory: Any) -> Any:
+    """The memory with singular vectors of these very parameters."""
+    if SPECTRAL not in memory:
+        return memory
+    turned = lambda memory, _: (lipschitz(params, memory).memory, None)  # noqa: E731
+    return jax.lax.scan(turned, memory, length=30)[0]
+
+
+def places(pool: Array, count: int, now: Now) -> Array:
+    """Where a step takes ``count`` samples of a pool, and puts others: alike on all devices."""
+    key = jax.random.fold_in(jax.random.key(0), now.step)
+    return jax.random.permutation(key, len(pool))[:count]
+
+
+def from_pool(pool: Array, made: Array, now: Now) -> Array:
+    """Samples ``[B, ...]`` of which half are of before (Shrivastava et al. 2017, section 2.3)."""
+    half = len(made) // 2
+    return jnp.concatenate([pool[places(pool, half, now)], made[half:]])
+
+
+def renewed(pool: Array, made: Array, now: Now) -> Array:
+    """The pool ``[P, ...]`` with half a batch of new samples; all devices keep one pool."""
+    fresh = made[: len(made) // 2]
+    if now.axis_name is not None:
+        fresh = jax.lax.all_gather(fresh, now.axis_name)[0]
+    return pool.at[places(pool, len(fresh), now)].set(fresh)
 
 
 def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:
@@ -194,31 +342,28 @@ def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:
 
     Radford et al. 2016, section 5.1, take the maps of all layers; these are the last one's alone.
     """
-    d, x = weights["discriminator"], system.data.kind.values(batch["x"])
-    params, memory = lipschitz(d.params, d.memory)
-    variables = {"params": params, **memory}
-    kept: Any
-    _, kept = system.discriminator.apply(variables, x, train=False, mutable=["intermediates"])
-    (found,) = kept["intermediates"]["features"]
-    return found
+    x: Any = system.data.kind.values(batch["x"])
+    return evaluated(system.discriminator, weights["discriminator"], x, batch["label"]).features
 
 
 # --- pictures of images ------------------------------------------------------------------------
 
 
 def walks(trained: runner.Trained[Gan]) -> list[Path]:
-    """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ..."""
+    """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ...
+
+    Of a GAN that is told the class an arc is drawn as one class, and nothing is added.
+    """
     if not isinstance(trained.data.kind, Image):
         return []
-    system, z = trained.system, np.asarray(latents(jax.random.fold_in(trained.key, 5), 1000))
-    generate = lambda weights, key, z: system.generate(weights, z)  # noqa: E731
-    draw = lambda z: trained.over("latents", generate, np.asarray(z), size=100)  # noqa: E731
-    path = spherical_path(jnp.asarray(z[:10]), jnp.asarray(z[10:20]), 10).swapaxes(0, 1)
-    between = draw(path.reshape(-1, LATENTS))
+    system = trained.system
+    z, y = system.noise(jax.random.fold_in(trained.key, 5), 1000), system.any_labels(1000)
+    path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(100, -1)
+    between = drawn(trained, path, jnp.repeat(y[:10], 10))
     files = [save_grid(trained.results / "interpolations.png", between, 10)]
-    if trained.features.classify is None:
+    if trained.features.classify is None or system.conditional:
         return files
-    classes = trained.features.classify(draw(z))
+    classes, z = trained.features.classify(drawn(trained, z, y)), np.asarray(z)
     triples = {c: z[classes == c][:3] for c in range(trained.data.classes)}
     found = [zs for zs in triples.values() if len(zs) == 3]
     rows = []
@@ -230,5 +375,13 @@ def walks(trained: runner.Trained[Gan]) -> list[Path]:
             analogy(*map(jnp.asarray, (a, b, c))),
         ]
     if rows:
-        files.append(save_grid(trained.results / "arithmetic.png", draw(np.stack(rows)), 4))
+        z = jnp.asarray(np.stack(rows))
+        terms = drawn(trained, z, jnp.zeros(len(z), jnp.int32))
+        files.append(save_grid(trained.results / "arithmetic.png", terms, 4))
     return files
+
+
+def drawn(trained: runner.Trained[Gan], z: Array, labels: Array) -> np.ndarray:
+    """Examples of latents ``[N, Z]`` and classes ``[N]`` by a trained run."""
+    generate = lambda weights, key, of: trained.system.generate(weights, *of)  # noqa: E731
+    return trained.over("latents", generate, (np.asarray(z), np.asarray(labels)), size=100)

@@ -10,7 +10,7 @@ import pytest
 from experiments.gan import DIGITS, OBJECTIVES, PENALTIES, POINTS, build
 from jaxgen.data.sources import load
 from jaxgen.runner.building import begin
-from jaxgen.systems.gan import lipschitz, logits
+from jaxgen.systems.gan import forward, lipschitz
 from jaxgen.training.step import Now, make_turns
 
 DATA = {"points": load("8gaussians"), "images": load("digits")}
@@ -42,8 +42,7 @@ def trained(system, kind, steps, start=None, key=0):
 
 def slopes_of(systems, kind, key):
     """Losses and the largest slopes of both players, of many systems in one program."""
-    alike = {system.discriminator: begin(system, key) for system in systems.values()}
-    states = {name: alike[system.discriminator] for name, system in systems.items()}
+    states = {name: begin(system, key) for name, system in systems.items()}
 
     @jax.jit
     def everything(states, batch, key):
@@ -84,7 +83,7 @@ def test_every_objective_and_every_penalty_moves_both_players(kind, key):
 
 def test_spectral_norms_keep_the_discriminator_lipschitz_however_large_its_weights(key):
     """A perceptron of leaky ReLUs is no steeper than the product of its largest singular values."""
-    system = system_of("points", spectral_norm=True)
+    system = system_of("points", spectral_norm="discriminator")
     state = begin(system, key)["discriminator"]
     large = jax.tree.map(lambda p: 10 * p if p.ndim > 1 else p, state.params)
     x = 3 * jax.random.normal(key, (50, 2))
@@ -92,17 +91,19 @@ def test_spectral_norms_keep_the_discriminator_lipschitz_however_large_its_weigh
     @jax.jit
     def steepest(params, memory):
         def settled(memory, _):
-            return lipschitz(params, memory)[1], None
+            return lipschitz(params, memory).memory, None
 
         memory, _ = jax.lax.scan(settled, memory, length=100)
-        applied, _ = lipschitz(params, memory)
-        now = Now(0, memory)
+        applied, y = lipschitz(params, memory), jnp.zeros(len(x), jnp.int32)
 
         def steepness(params):
-            f = lambda x: logits(system.discriminator, params, memory, x, now)[0].sum()
+            def f(x):
+                of = applied._replace(params=params)
+                return forward(system.discriminator, of, x, y, Now(0, memory))[0].logits.sum()
+
             return jnp.linalg.norm(jax.grad(f)(x), axis=-1).max()
 
-        return steepness(params), steepness(applied)
+        return steepness(params), steepness(applied.params)
 
     before, after = steepest(large, state.memory)
     assert before > 10
@@ -113,7 +114,11 @@ def test_a_turn_of_the_discriminator_turns_its_vectors_and_clips_its_weights():
     """At a rate of 0 they stay as they are, up to the clip, which is not the generator's; what is
     kept are the weights before they are divided by their norms."""
     system = system_of(
-        "points", objective="hinge", spectral_norm=True, clip_weights=0.02, discriminator_rate=0.0
+        "points",
+        objective="hinge",
+        spectral_norm="discriminator",
+        clip_weights=0.02,
+        discriminator_rate=0.0,
     )
     start = begin(system, jax.random.key(1))
     state, metrics = trained(system, "points", 1, start)
@@ -155,8 +160,8 @@ def test_label_smoothing_is_of_the_discriminator_alone():
 @pytest.mark.slow
 def test_images_are_augmented_and_penalized_in_training():
     system = system_of(
-        "images", objective="relativistic", penalty="r1", spectral_norm=True, augment="diff",
-        instance_noise=0.1, discriminator_steps=1,
+        "images", objective="relativistic", penalty="r1", spectral_norm="discriminator",
+        augment="diff", instance_noise=0.1, discriminator_steps=1,
     )  # fmt: skip
     start = begin(system, jax.random.key(1))
     assert start["discriminator"].memory.keys() == {"spectral"}  # no batch norm
