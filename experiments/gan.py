@@ -39,7 +39,8 @@ from jaxgen.models.discriminator import (
 )
 from jaxgen.models.mlp import MLP, Hidden
 from jaxgen.systems import terms
-from jaxgen.systems.gan import Adaptive, Gan, walks
+from jaxgen.systems.exploration import arcs, arithmetic, directions, projections, truncation
+from jaxgen.systems.gan import Adaptive, Gan
 from jaxgen.training.step import clipped_weights
 
 OBJECTIVES = {
@@ -305,7 +306,7 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(runner.samples, walks),
+    pictures=(runner.samples, arcs, arithmetic, directions, projections, truncation),
     measures=(runner.quality,),
     kinds=(Image, Points),
 )

@@ -67,9 +67,38 @@ def nearest_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """For each row of a, the Euclidean distance to the nearest row of b, ``[n]``."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     a, b = a.reshape(len(a), -1), b.reshape(len(b), -1)
-    norms = (b**2).sum(axis=1)[None, :]
-    nearest = [((x**2).sum(1)[:, None] + norms - 2 * x @ b.T).min(axis=1) for x in _blocks(a)]
-    return np.sqrt(np.maximum(np.concatenate(nearest), 0.0))
+    return np.sqrt(np.concatenate([_squared(x, b).min(axis=1) for x in _blocks(a)]))
+
+
+def precision_recall(real: np.ndarray, fake: np.ndarray, k: int = 3) -> tuple[float, float]:
+    """The share of fakes within the real set, and of the real within the fakes.
+
+    Within a set is what lies no further from one of its members than that one's k-th nearest
+    neighbour in the set (Kynkaanniemi et al. 2019, eq. 1 and 2, of rows ``[n, F]``, ``[m, F]``):
+    quality, and variety.
+
+    Raises:
+      ValueError: if a set has no more than ``k`` examples.
+    """
+    if min(len(real), len(fake)) <= k:
+        raise ValueError(f"it needs more than {k} examples of either set.")
+
+    def share(a: np.ndarray, of: np.ndarray) -> float:
+        """The share of a within a set."""
+        # Its own distance, 0, comes before those of its neighbours.
+        rows = [np.partition(_squared(x, of), k, axis=1)[:, k] for x in _blocks(of)]
+        radii = np.concatenate(rows)[None]
+        within = [(_squared(x, of) <= radii).any(axis=1) for x in _blocks(a)]
+        return float(np.concatenate(within).mean())
+
+    real, fake = np.asarray(real, np.float64), np.asarray(fake, np.float64)
+    return share(fake, real), share(real, fake)
+
+
+def _squared(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Squared distances ``[n, m]``."""
+    norms = (a**2).sum(axis=1)[:, None] + (b**2).sum(axis=1)[None]
+    return np.maximum(norms - 2 * a @ b.T, 0)
 
 
 def psnr(x: np.ndarray, truth: np.ndarray) -> float:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import chex
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 from jax import Array
 
 
@@ -36,6 +41,41 @@ def analogy(a: Array, b: Array, c: Array) -> Array:
     Radford et al. 2016, section 6.3.2, who average three latents for each concept.
     """
     return c.mean(axis=0) + b.mean(axis=0) - a.mean(axis=0)
+
+
+def semantic_directions(kernel: np.ndarray, count: int) -> np.ndarray:
+    """The unit directions that a first layer ``[Z, F]`` carries furthest, ``[count, Z]``.
+
+    The n that maximize ||A n||, A being the layer as a map of latents: eigenvectors of A^T A (Shen
+    & Zhou 2021, SeFa), found without a sample.
+    """
+    _, _, directions = np.linalg.svd(np.asarray(kernel, np.float64).T, full_matrices=False)
+    return directions[:count]
+
+
+def projected(
+    generate: Callable[[Array], Array], x: Array, z: Array, steps: int = 300, rate: float = 0.1
+) -> Array:
+    """Latents ``[B, Z]`` whose examples are near ``x [B, ...]``: Adam from ``z``, rate to 0.
+
+    On the squared error an entry and 0.001 |z|^2 / Z, which keeps to where the prior is (compare
+    Zhu et al. 2016; Lipton & Tripathi 2017).
+    """
+    optimizer = optax.adam(optax.cosine_decay_schedule(rate, steps))
+
+    def distance(z: Array) -> Array:
+        apart = (generate(z) - x).reshape(len(x), -1)
+        return jnp.sum((apart**2).mean(axis=-1) + 1e-3 * (z**2).mean(axis=-1))
+
+    @jax.jit
+    def step(z: Array, state: Any) -> tuple[Array, Any]:
+        updates, state = optimizer.update(jax.grad(distance)(z), state)
+        return optax.apply_updates(z, updates), state  # pyright: ignore[reportReturnType]
+
+    state = optimizer.init(z)
+    for _ in range(steps):  # not a scan: on CPU it would slow the gradients of convolutions
+        z, state = step(z, state)
+    return z
 
 
 def principal_axes(z: np.ndarray, count: int = 2) -> tuple[np.ndarray, np.ndarray]:

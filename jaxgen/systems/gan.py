@@ -1,6 +1,6 @@
 """A generator and its discriminator, who move in turns (Goodfellow et al. 2014).
 
-``experiments.gan`` is its options.
+``experiments.gan`` is its options, :mod:`~jaxgen.systems.exploration` looks around in its latents.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -19,15 +18,13 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Points, labels_in_turn, some
+from jaxgen.data.records import Points, labels_in_turn, some
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import feature_space, features_of
-from jaxgen.evaluation.latents import analogy, spherical_path
 from jaxgen.evaluation.points import sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
 from jaxgen.losses.augmentation import Augmentation, adapted_probability, with_probability
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
-from jaxgen.plotting import save_grid
 from jaxgen.systems.terms import Scene, Term, added, memories
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Now, Turn
@@ -344,44 +341,3 @@ def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:
     """
     x: Any = system.data.kind.values(batch["x"])
     return evaluated(system.discriminator, weights["discriminator"], x, batch["label"]).features
-
-
-# --- pictures of images ------------------------------------------------------------------------
-
-
-def walks(trained: runner.Trained[Gan]) -> list[Path]:
-    """``interpolations.png``: arcs between latents; ``arithmetic.png``: a is to b as c is to ...
-
-    Of a GAN that is told the class an arc is drawn as one class, and nothing is added.
-    """
-    if not isinstance(trained.data.kind, Image):
-        return []
-    system = trained.system
-    z, y = system.noise(jax.random.fold_in(trained.key, 5), 1000), system.any_labels(1000)
-    path = spherical_path(z[:10], z[10:20], 10).swapaxes(0, 1).reshape(100, -1)
-    between = drawn(trained, path, jnp.repeat(y[:10], 10))
-    files = [save_grid(trained.results / "interpolations.png", between, 10)]
-    if trained.features.classify is None or system.conditional:
-        return files
-    classes, z = trained.features.classify(drawn(trained, z, y)), np.asarray(z)
-    triples = {c: z[classes == c][:3] for c in range(trained.data.classes)}
-    found = [zs for zs in triples.values() if len(zs) == 3]
-    rows = []
-    for a, b, c in list(zip(found, found[1:], found[2:], strict=False))[:5]:
-        rows += [
-            a.mean(axis=0),
-            b.mean(axis=0),
-            c.mean(axis=0),
-            analogy(*map(jnp.asarray, (a, b, c))),
-        ]
-    if rows:
-        z = jnp.asarray(np.stack(rows))
-        terms = drawn(trained, z, jnp.zeros(len(z), jnp.int32))
-        files.append(save_grid(trained.results / "arithmetic.png", terms, 4))
-    return files
-
-
-def drawn(trained: runner.Trained[Gan], z: Array, labels: Array) -> np.ndarray:
-    """Examples of latents ``[N, Z]`` and classes ``[N]`` by a trained run."""
-    generate = lambda weights, key, of: trained.system.generate(weights, *of)  # noqa: E731
-    return trained.over("latents", generate, (np.asarray(z), np.asarray(labels)), size=100)

@@ -7,6 +7,7 @@ from jaxgen.evaluation.distances import (
     frechet_gaussians,
     kernel_distance,
     nearest_distances,
+    precision_recall,
     psnr,
 )
 
@@ -71,3 +72,21 @@ def test_nearest_distances(shape):
 def test_psnr_by_hand():
     truth = np.zeros((2, 2, 2, 1))
     assert psnr(truth + 0.2, truth) == pytest.approx(20.0)  # 10 log10(2^2 / 0.2^2)
+
+
+def test_precision_is_of_fakes_within_the_data_and_recall_of_data_within_the_fakes():
+    rng = np.random.default_rng(0)
+    near = rng.normal(size=(400, 2))
+    two = np.concatenate([near[:200], near[200:] + 100])  # two modes
+    assert precision_recall(two, two) == (1, 1)
+    precision, recall = precision_recall(two, rng.normal(size=(200, 2)))  # one of them is lost
+    assert precision > 0.9
+    np.testing.assert_allclose(recall, 0.5, atol=0.05)
+    precision, recall = precision_recall(near, np.concatenate([near + 0.01, near + 100]))
+    np.testing.assert_allclose((precision, recall), (0.5, 1), atol=0.03)  # half of it is wrong
+    assert precision_recall(near, near + 1000) == (0, 0)
+    # by hand, with the nearest neighbour: 0 and 1 reach 1 far, 5 reaches 4
+    real, fake = np.array([[0.0], [1.0], [5.0]]), np.array([[-0.9], [2.1], [9.5], [30.0]])
+    precision, recall = precision_recall(real, fake, k=1)
+    assert precision == 0.5
+    assert recall == 1.0  # -0.9 reaches 3 far, 2.1 reaches 3 far

@@ -8,6 +8,8 @@ from jaxgen.evaluation.latents import (
     analogy,
     linear_path,
     principal_axes,
+    projected,
+    semantic_directions,
     spherical_path,
     turned,
 )
@@ -71,3 +73,23 @@ def test_what_was_turned_and_moved_is_turned_back(mirror):
     sheared = x @ np.array([[1.0, 2.0], [0.0, 1.0]])
     distances = lambda y: np.linalg.norm(y[:, None] - y, axis=-1)
     np.testing.assert_allclose(distances(turned(sheared, x)), distances(sheared), atol=1e-9)
+
+
+def test_directions_are_those_that_a_first_layer_carries_furthest(key):
+    kernel = np.asarray(jax.random.normal(key, (6, 20)))
+    found = semantic_directions(kernel, 3)
+    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-6)
+    moved = np.linalg.norm(found @ kernel, axis=1)
+    assert (np.diff(moved) < 0).all()
+    values = np.linalg.eigvalsh(kernel @ kernel.T)[::-1][:3]
+    np.testing.assert_allclose(moved**2, values, rtol=1e-5)
+
+
+def test_an_image_is_projected_to_the_latent_that_makes_it(key):
+    """Of a linear generator: least squares, with a ridge of 0.001 D / Z."""
+    a = jax.random.normal(key, (3, 8))
+    x = jax.random.normal(jax.random.key(1), (5, 3)) @ a
+    found = projected(lambda z: z @ a, x, jnp.zeros((5, 3)), steps=500)
+    kernel = np.asarray(a)
+    ridge = kernel @ kernel.T + 1e-3 * 8 / 3 * np.eye(3)
+    np.testing.assert_allclose(found, np.linalg.solve(ridge, kernel @ np.asarray(x).T).T, atol=2e-3)
