@@ -21,15 +21,19 @@ from jaxgen import runner
 from jaxgen.data.records import Points, labels_in_turn, some
 from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import feature_space, features_of
-from jaxgen.evaluation.points import sliced_wasserstein
+from jaxgen.evaluation.points import mode_coverage, sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
 from jaxgen.losses.augmentation import Augmentation, adapted_probability, with_probability
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
+from jaxgen.runner.system import END
 from jaxgen.systems.terms import Scene, Term, added, memories
+from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Now, Turn
 
 SCORED = 500  # samples that a checkpoint is selected by
+SURE = 0.99  # a mean of D from which on it is told
+STEEP = 10.0  # a weighed penalty, as values of the loss, from which on it is told
 
 # What a player remembers beside the collections of its network.
 SPECTRAL = "spectral"  # vectors of the power iteration
@@ -246,10 +250,58 @@ class Gan(runner.System):
         """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points."""
         given, key = self.data.given(SCORED), jax.random.key(1)
         x = self._sampler(self.settled(weights), key, given, SCORED)
+        for line in [*self.lost(x), *self.out_of_balance(weights)]:
+            console.print(f"warning: {line}")
         if isinstance(self.data.kind, Points):
             return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
         features = feature_space(self.data).features(x)
         return frechet_distance(features, self._real_features)
+
+    def lost(self, x: np.ndarray) -> list[str]:
+        """What samples ``[N, ...]`` never show: a sentence, where there is such."""
+        if isinstance(self.data.kind, Points):
+            modes = self.data.modes
+            noun, count = "modes", 0 if modes is None else len(modes)
+            found = count if modes is None else round(count * mode_coverage(x, modes))
+        else:
+            classify, noun, count = feature_space(self.data).classify, "classes", self.data.classes
+            found = count if classify is None else len(np.unique(classify(x)))
+        if found == count or len(x) < 20 * count:
+            return []
+        return [
+            f"{count - found} of {count} {noun} are lost, among {len(x)} samples: see --penalty "
+            "r1, --minibatch, --seeking and --discriminator-steps."
+        ]
+
+    def out_of_balance(self, weights: Any) -> list[str]:
+        """Whether D tells all apart, or its penalty outweighs all else: sentences."""
+        told = {k: float(v) for k, v in self._judgement(weights).items()}
+        lines = []
+        if told.get("real_probability", 0) > SURE and told["fake_probability"] < 1 - SURE:
+            lines.append(
+                f"D tells data (D = {told['real_probability']:.3f}) and samples "
+                f"({told['fake_probability']:.3f}) apart: see --instance-noise, --penalty r1, "
+                "--augment and --discriminator-rate."
+            )
+        weight = sum(t.weight for t in self.discriminator_terms if t.name == "penalty")
+        if weight * told.get("penalty", 0) > STEEP:
+            lines.append(
+                f"D is steep (penalty {told['penalty']:.3g}, weight {weight:.3g}): see "
+                "--penalty-weight and --discriminator-rate."
+            )
+        return lines
+
+    @cached_property
+    def _judgement(self) -> Callable[[Any], dict[str, Array]]:
+        batch = jax.tree.map(jnp.asarray, some(self.data.validation, self.batch))
+
+        def judge(weights: Any) -> dict[str, Array]:
+            d = weights["discriminator"]
+            now = Now(END, d.memory, weights)
+            told = self.judging(d.params, batch, jax.random.key(0), now)[1].metrics
+            return jax.tree.map(jnp.mean, told)
+
+        return jax.jit(judge)
 
 
 # --- the networks, as they are applied ---------------------------------------------------------

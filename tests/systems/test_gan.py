@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen as nn
 
 from experiments.gan import DIGITS, OBJECTIVES, PENALTIES, POINTS, build
 from jaxgen.data.sources import load
+from jaxgen.models.discriminator import Judged
 from jaxgen.runner.building import begin
+from jaxgen.runner.system import weights_of
 from jaxgen.systems.gan import forward, lipschitz
 from jaxgen.training.step import Now, make_turns
 
@@ -169,3 +172,37 @@ def test_images_are_augmented_and_penalized_in_training():
     assert all(np.isfinite(value) for value in metrics.values())
     assert metrics["discriminator/penalty"] > 0
     assert metrics["generator/skipped"] == 0
+
+
+def test_what_samples_lack_is_told():
+    system = system_of("points")
+    modes = np.repeat(DATA["points"].modes, 60, axis=0)
+    assert system.lost(modes) == []
+    (line,) = system.lost(np.concatenate([modes[:300], modes[:300]]))  # five of the eight
+    assert line.startswith("3 of 8 modes are lost, among 600 samples: see --penalty")
+
+
+def test_a_discriminator_that_is_sure_or_steep_is_told():
+    """D = sigmoid(200 (|x| - 1/2)) is sure of data, 4 from the middle, and of samples in it."""
+    system = system_of("points", penalty="r1")
+    weights = weights_of(begin(system, jax.random.key(1)))
+    assert system.out_of_balance(weights) == []
+
+    class Radius(nn.Module):
+        @nn.compact
+        def __call__(self, x, labels=None, *, train=False):
+            scale = self.param("scale", nn.initializers.constant(200.0), ())
+            radius = jnp.sqrt((x**2).sum(axis=-1) + 1e-12)
+            return Judged(scale * (radius - 0.5), x)
+
+    class Middle(nn.Module):
+        @nn.compact
+        def __call__(self, z, labels=None, *, train=False):
+            return self.param("scale", nn.initializers.constant(0.01), ()) * z[:, :2]
+
+    sure = replace(system, discriminator=Radius(), generator=Middle())
+    told, steep = sure.out_of_balance(weights_of(begin(sure, jax.random.key(1))))
+    assert told.startswith(
+        "D tells data (D = 1.000) and samples (0.000) apart: see --instance-noise"
+    )
+    assert steep.startswith("D is steep (penalty 2e+04, weight 10): see --penalty-weight")
