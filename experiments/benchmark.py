@@ -5,6 +5,7 @@
     python -m experiments.benchmark --torch           # a U-Net against diffusers', on CPU
     python -m experiments.benchmark --torch vae       # the MNIST VAE against PyTorch's
     python -m experiments.benchmark --torch gpt       # a transformer: its steps and its tokens
+    python -m experiments.benchmark --torch gan       # both players of a DCGAN on 28x28
 
 It needs jax, flax, optax and numpy only (and the two libraries it compares with for --torch), so it
 also runs on a bare accelerator machine. Everything is measured in one process, in turns, and quoted
@@ -55,13 +56,25 @@ from jaxgen.diffusion.schedules import (
 )
 from jaxgen.diffusion.solvers import SOLVERS
 from jaxgen.losses import elbo, importance
+from jaxgen.losses.adversarial import discriminator_loss, non_saturating_generator_loss
 from jaxgen.losses.denoising import simple_loss
+from jaxgen.models.dcgan import Body, Generator
+from jaxgen.models.discriminator import Discriminator, Linear
 from jaxgen.models.transformer import Transformer
 from jaxgen.models.unet import UNet
 from jaxgen.models.vae import MLPDecoder, MLPEncoder
 from jaxgen.training.devices import Sharded, compile_lowered, scan_steps, tune_cpu
 from jaxgen.training.loop import fit
-from jaxgen.training.step import adam, init_state, make_step
+from jaxgen.training.step import (
+    Aux,
+    Now,
+    Turn,
+    adam,
+    init_players,
+    init_state,
+    make_step,
+    make_turns,
+)
 
 Image = tuple[int, int, int]
 MODELS: dict[str, tuple[UNet, Image, int]] = {  # the network, its images, the batch a device
@@ -422,7 +435,56 @@ def gpt_in_torch() -> dict[str, Callable[[], Any]]:
 
 
 GPT, GPT_BATCH = Transformer(257, 256), 16
-IN_TORCH = {"unet": unet_in_torch, "vae": vae_in_torch, "gpt": gpt_in_torch}
+GAN_BATCH, LATENTS = 128, 100
+
+
+def gan_in_torch() -> dict[str, Callable[[], Any]]:
+    """A step of both players of DCGAN on MNIST's shape, in the faster of its layouts."""
+    import torch  # pyright: ignore[reportMissingImports]
+    from torch import nn  # pyright: ignore[reportMissingImports]
+    from torch.nn.functional import softplus  # pyright: ignore[reportMissingImports]
+
+    images = torch.randint(0, 256, (4096, 1, 28, 28), dtype=torch.uint8)
+
+    def training(layout: Any) -> Callable[[], None]:
+        generator = nn.Sequential(
+            nn.Linear(LATENTS, 128 * 7 * 7, bias=False), nn.Unflatten(1, (128, 7, 7)),
+            nn.BatchNorm2d(128), nn.ReLU(),
+            nn.ConvTranspose2d(128, 64, 4, 2, 1, bias=False), nn.BatchNorm2d(64), nn.ReLU(),
+            nn.ConvTranspose2d(64, 1, 4, 2, 1), nn.Tanh(),
+        ).to(memory_format=layout)  # fmt: skip
+        discriminator = nn.Sequential(
+            nn.Conv2d(1, 64, 4, 2, 1), nn.LeakyReLU(0.2),
+            nn.Conv2d(64, 128, 4, 2, 1, bias=False), nn.BatchNorm2d(128), nn.LeakyReLU(0.2),
+            nn.Flatten(), nn.Linear(128 * 7 * 7, 1),
+        ).to(memory_format=layout)  # fmt: skip
+        adams = [
+            torch.optim.Adam(player.parameters(), lr=2e-4, betas=(0.5, 0.999))
+            for player in (discriminator, generator)
+        ]
+
+        def made() -> Any:
+            return generator(torch.randn(GAN_BATCH, LATENTS))
+
+        def train() -> None:
+            x = images[torch.randint(4096, (GAN_BATCH,))].to(memory_format=layout) / 127.5 - 1
+            with torch.no_grad():
+                fake = made()
+            loss = softplus(-discriminator(x)).mean() + softplus(discriminator(fake)).mean()
+            adams[0].zero_grad()
+            loss.backward()
+            adams[0].step()
+            adams[1].zero_grad()
+            softplus(-discriminator(made())).mean().backward()
+            adams[1].step()
+
+        return train
+
+    layouts = {"train": torch.contiguous_format, "train_channels_last": torch.channels_last}
+    return {name: training(layout) for name, layout in layouts.items()}
+
+
+IN_TORCH = {"unet": unet_in_torch, "vae": vae_in_torch, "gpt": gpt_in_torch, "gan": gan_in_torch}
 
 
 def torch_worker(which: str, pipe: Any) -> None:
@@ -605,6 +667,58 @@ def gpt_against_torch(rounds: int) -> dict:
     }
 
 
+def gan_against_torch(rounds: int) -> dict:
+    """A step of both players of DCGAN on 28x28, batch 128, over PyTorch's time (faster layout).
+
+    Ours also keeps EMAs, checks for what is not finite and reports norms.
+    """
+    shape, key, optimizer = (28, 28, 1), jax.random.key(0), adam(2e-4, b1=0.5)
+    networks = {"discriminator": Discriminator(Body(), Linear()), "generator": Generator(shape)}
+    keys = dict(zip(networks, jax.random.split(key), strict=True))
+    inputs = {"discriminator": jnp.zeros((1, *shape)), "generator": jnp.zeros((1, LATENTS))}
+
+    def apply(name: str, params: Any, memory: Any, x: jax.Array) -> Any:
+        variables = {"params": params, **memory}
+        return networks[name].apply(variables, x, train=True, mutable=list(memory))
+
+    def judging(params: Any, batch: Any, key: jax.Array, now: Now) -> Any:
+        g, x = now.players["generator"], to_signed(batch["x"], 256)
+        fake, _ = apply("generator", g.params, g.memory, jax.random.normal(key, (len(x), LATENTS)))
+        real, memory = apply("discriminator", params, now.memory, x)
+        fake, memory = apply("discriminator", params, memory, fake)
+        return discriminator_loss(real.logits, fake.logits), Aux({}, memory)
+
+    def deceiving(params: Any, batch: Any, key: jax.Array, now: Now) -> Any:
+        d, z = now.players["discriminator"], jax.random.normal(key, (len(batch["x"]), LATENTS))
+        fake, memory = apply("generator", params, now.memory, z)
+        judged, _ = apply("discriminator", d.params, d.memory, fake)
+        return non_saturating_generator_loss(judged.logits), Aux({}, memory)
+
+    turns = (
+        Turn("discriminator", judging, optimizer),
+        Turn("generator", deceiving, optimizer),
+    )
+    variables = {
+        name: jax.jit(partial(network.init, train=False))(keys[name], inputs[name])
+        for name, network in networks.items()
+    }
+    placement, rng = Sharded((jax.devices()[0],)), np.random.default_rng(0)
+    images = rng.integers(256, size=(4096, *shape), dtype=np.uint8)
+    gather = placement.resident({"x": images}, lambda arrays, i: {"x": arrays["x"][i]})
+    held = [placement.put_state(init_players(variables, turns))]
+    step: Any = placement.compile(make_turns(turns, 0.999))
+
+    def train() -> Any:
+        batch = gather(placement.put_batch(rng.integers(4096, size=GAN_BATCH)))
+        held[0], metrics = step(held[0], batch, key)
+        return metrics
+
+    seconds = in_turns_with_torch("gan", {"train": train}, rounds, 4)
+    fastest = min(seconds["torch_train"], seconds["torch_train_channels_last"])
+    times = {f"{name}_ms": 1e3 * value for name, value in seconds.items()}
+    return {"jax": jax.__version__, **times, "train_over_torch": seconds["train"] / fastest}
+
+
 def main(argv: list[str] | None = None) -> int:
     tune_cpu()
     on_cpu = jax.default_backend() == "cpu"
@@ -623,11 +737,12 @@ def main(argv: list[str] | None = None) -> int:
         choices=tuple(IN_TORCH),
         nargs="?",
         const="unet",
-        help="compare \"medium\" with diffusers' U-Net, or VAE or transformer with PyTorch's",
+        help="compare \"medium\" with diffusers' U-Net, or another model with PyTorch's",
     )
     parser.add_argument("--json", help="also write the numbers to this file")
     options = parser.parse_args(argv)
     against = {"unet": unet_against_torch, "vae": vae_against_torch, "gpt": gpt_against_torch}
+    against["gan"] = gan_against_torch
     what = options.torch or options.model
     print(f"measuring {what} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
     if options.torch:
