@@ -32,7 +32,9 @@ class MADE(nn.Module):
         entries, zeros = x.shape[-1], nn.initializers.zeros_init()
         if seed is None:
             order = jnp.arange(entries)[:: -1 if self.backward else 1]
-            degrees = [jnp.arange(self.hidden) % max(entries - 1, 1)] * self.layers
+            # Evenly over the entries, however many units there are.
+            even = jnp.arange(self.hidden) * max(entries - 1, 1) // self.hidden
+            degrees = [even] * self.layers
         else:
             order, degrees = random_degrees(seed, entries, self.hidden, self.layers)
         h, seen = x, order

@@ -146,3 +146,23 @@ def test_a_map_that_is_one_everywhere_tells_what_a_vector_does(key, randomized):
     np.testing.assert_allclose(network.apply(variables, x, everywhere), want, rtol=1e-4, atol=1e-5)
     other = network.apply(variables, x, everywhere.at[:, 2, 2].add(1.0))
     assert (other != want)[:, 2, 2].all()
+
+
+def test_the_gradient_of_nade_runs_its_recurrence_backwards(key, randomized):
+    """Against the derivative of the sums written out, in parameters and entries."""
+    network, x = NADE(2, hidden=5), jax.random.normal(key, (3, 9))
+    variables, weigh = randomized(key, network, x), jax.random.normal(key, (3, 9, 2))
+
+    def written_out(variables, x):
+        w, v, c, b = (variables["params"][name] for name in "wvcb")
+        each = x[..., None] * w[None]  # [B, D, hidden]
+        a = c[None, None] + jnp.cumsum(each, axis=1) - each
+        return jnp.einsum("bdh,dhm->bdm", jax.nn.sigmoid(a), v) + b[None]
+
+    def slopes(network):
+        return jax.jit(jax.grad(lambda p, x: (weigh * network(p, x) ** 2).sum(), (0, 1)))
+
+    found, expected = (slopes(f)(variables, x) for f in (network.apply, written_out))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), found, expected
+    )
