@@ -26,8 +26,7 @@ from jaxgen.losses import adversarial, augmentation, f_divergences, penalties
 from jaxgen.losses.adversarial import Objective, least_squares, relativistic_average
 from jaxgen.losses.began import BEGAN
 from jaxgen.losses.f_divergences import f_gan
-from jaxgen.models.began import Decoder, Encoder
-from jaxgen.models.dcgan import Body, Generator
+from jaxgen.models import began, dcgan, progressive, style
 from jaxgen.models.discriminator import (
     Auxiliary,
     Concatenated,
@@ -40,7 +39,7 @@ from jaxgen.models.discriminator import (
 from jaxgen.models.mlp import MLP, Hidden
 from jaxgen.systems import terms
 from jaxgen.systems.exploration import arcs, arithmetic, directions, projections, truncation
-from jaxgen.systems.gan import Adaptive, Gan
+from jaxgen.systems.gan import Adaptive, Gan, Growth
 from jaxgen.training.step import clipped_weights
 
 OBJECTIVES = {
@@ -121,11 +120,18 @@ class Config:
     discriminator_rate: Annotated[float | None, runner.Range(0)] = None
     # k, the discriminator updates for one of the generator, each on a batch of its own.
     discriminator_steps: runner.Count = 1
+    # Of images: dcgan, progressive (which grows) or style (StyleGAN2). Points have perceptrons.
+    architecture: str = "dcgan"
     latents: runner.Count = 100  # Of z.
-    # Halvings of the image in the discriminator, doublings in the generator.
+    # Halvings of the image in the discriminator, doublings in the generator (dcgan, began).
     stages: runner.Count = 2
     # Of the largest feature maps, doubled at every smaller one; units of a perceptron.
     channels: runner.Count = 64
+    widest: runner.Count = 512  # Feature maps there are at most (progressive, style).
+    # Steps from one doubling of the image to the next, half of which fade it in (progressive).
+    grow_every: runner.Count = 2000
+    # Of steps in w that change images unevenly, every fourth step, for the generator (style).
+    path_length: runner.NonNegative = 0.0
 
 
 def build(config: Config, data: DataSet) -> Gan:
@@ -136,12 +142,17 @@ def build(config: Config, data: DataSet) -> Gan:
     half = config.train.batch // 2
     if 0 < config.pool < half:
         raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
+    if config.condition != "none" and data.classes < 2:
+        raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
+    networks = networks_of(config, data)
     normed = {"none": (), "discriminator": ("discriminator",)}
     normed["both"] = ("discriminator", "generator")
+    generator, discriminator = networks(0)
     return Gan(
         data,
         runner.make_optimizer(config.train),
-        *networks_of(config, data),
+        generator,
+        discriminator,
         objective_of(config),
         discriminator_optimizer(config),
         config.discriminator_steps,
@@ -152,45 +163,85 @@ def build(config: Config, data: DataSet) -> Gan:
         Adaptive() if config.adaptive else None,
         config.pool,
         config.condition != "none",
-        config.latents,
-        config.train.batch,
+        growth_of(config, data, networks),
+        latents=config.latents,
+        batch=config.train.batch,
     )
 
 
-def networks_of(config: Config, data: DataSet) -> tuple[nn.Module, nn.Module]:
-    """A generator, and a discriminator of a body and a head, or an autoencoder."""
-    channels, stages = config.channels, config.stages
+Networks = Callable[[int], tuple[nn.Module, nn.Module]]  # stage -> generator, discriminator
+
+
+def networks_of(config: Config, data: DataSet) -> Networks:
+    """A generator and a discriminator, of a body and a head; or an autoencoder."""
+    channels, widest = config.channels, config.widest
     conditions = ("none", "concatenation", "projection", "auxiliary")
     told = runner.choose("condition", config.condition, conditions) != "none"
-    if told and data.classes < 2:
-        raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
     points = isinstance(data.kind, Points)
     if config.objective == "began":
         if told or config.minibatch:
             raise runner.Mistake("an autoencoder has no head: leave out --condition, --minibatch.")
-        if points:
-            coded = MLP(config.latents, channels), MLP(2, channels)
-            return MLP(2, channels), Reconstructing(*coded)
-        decoder = Decoder(data.shape, stages, channels)
-        return decoder, Reconstructing(Encoder(config.latents, stages, channels), decoder.clone())
+        return lambda stage: autoencoding(config, data)
+    normed = config.penalty == "none" and config.spectral_norm == "none"
+    classes = data.classes if told else None
+    of_images: dict[str, Networks] = {
+        "dcgan": lambda stage: (
+            dcgan.Generator(data.shape, config.stages, channels),
+            dcgan.Body(config.stages, channels, normed),
+        ),
+        "progressive": lambda stage: (
+            progressive.Generator(data.shape, stage, channels, widest, classes),
+            progressive.Body(stage, channels, widest),
+        ),
+        "style": lambda stage: (
+            style.Generator(data.shape, channels, widest, width=widest, num_classes=classes),
+            style.Body(channels, widest),
+        ),
+    }
+    make = runner.choose("architecture", config.architecture, of_images)
     if points:
-        generator: nn.Module = MLP(data.shape[-1], channels)
-        body: nn.Module = Hidden(channels)
-        init = nn.initializers.lecun_normal()
+        make = lambda stage: (MLP(data.shape[-1], channels), Hidden(channels))  # noqa: E731
+    # Those of styles embed the class themselves.
+    embeds = not points and config.architecture != "dcgan"
+    init = dcgan.INIT if not (points or embeds) else nn.initializers.lecun_normal()
+    linear = Linear(init)
+    heads: dict[str, nn.Module] = {
+        "none": linear,
+        "concatenation": linear,
+        "projection": Projection(data.classes, init),
+        "auxiliary": Auxiliary(data.classes, init),
+    }
+
+    def networks(stage: int) -> tuple[nn.Module, nn.Module]:
+        generator, body = make(stage)
+        if told and not embeds:
+            generator = Concatenated(generator, data.classes)
+        if config.condition == "concatenation":
+            body = Concatenated(body, data.classes)
+        among = Minibatch() if config.minibatch else None
+        return generator, Discriminator(body, heads[config.condition], among)
+
+    return networks
+
+
+def autoencoding(config: Config, data: DataSet) -> tuple[nn.Module, nn.Module]:
+    """BEGAN's networks: the discriminator is an autoencoder of codes as many as latents."""
+    if isinstance(data.kind, Points):
+        decoder: nn.Module = MLP(data.shape[-1], config.channels)
+        encoder: nn.Module = MLP(config.latents, config.channels)
     else:
-        normed = config.penalty == "none" and config.spectral_norm == "none"
-        generator, body = Generator(data.shape, stages, channels), Body(stages, channels, normed)
-        init = nn.initializers.normal(0.02)  # Radford et al. 2016, section 4
-    head: nn.Module = Linear(init)
-    if config.condition == "concatenation":
-        body = Concatenated(body, data.classes)
-    elif config.condition == "projection":
-        head = Projection(data.classes, init)
-    elif config.condition == "auxiliary":
-        head = Auxiliary(data.classes, init)
-    if told:
-        generator = Concatenated(generator, data.classes)
-    return generator, Discriminator(body, head, Minibatch() if config.minibatch else None)
+        decoder = began.Decoder(data.shape, config.stages, config.channels)
+        encoder = began.Encoder(config.latents, config.stages, config.channels)
+    return decoder, Reconstructing(encoder, decoder.clone())
+
+
+def growth_of(config: Config, data: DataSet, networks: Networks) -> Growth | None:
+    """The stages of what grows, those that the steps of the run come to."""
+    if config.architecture != "progressive" or isinstance(data.kind, Points):
+        return None
+    count, every = len(progressive.map_sizes(data.shape)), config.grow_every
+    starts = tuple(range(0, min(config.train.steps, count * every), every))
+    return Growth(starts, max(every // 2, 1), networks)
 
 
 def discriminator_terms(config: Config) -> tuple[terms.Term, ...]:
@@ -219,6 +270,10 @@ def generator_terms(config: Config) -> tuple[terms.Term, ...]:
         found.append(terms.seeking(config.seeking))
     if config.condition == "auxiliary":
         found.append(terms.classes_of_fakes(1.0))
+    if config.path_length:
+        if config.architecture != "style":
+            raise runner.Mistake("--path-length is of --architecture style: leave it out.")
+        found.append(terms.paths(config.path_length))
     return (*found, *either_terms(config))
 
 

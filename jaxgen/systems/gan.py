@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ from jaxgen.evaluation.points import mode_coverage, sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
 from jaxgen.losses.augmentation import Augmentation, adapted_probability, with_probability
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
+from jaxgen.models.progressive import grown as carried
 from jaxgen.runner.system import END
 from jaxgen.systems.terms import Scene, Term, added, memories
 from jaxgen.training.logging import console
@@ -41,6 +42,7 @@ TERMS = "terms"  # by the names of the terms that remember
 CHANCE = "chance"  # of an example to be augmented
 POOL = "pool"  # samples of before
 OWN = {SPECTRAL, TERMS, CHANCE, POOL}
+GROWTH = "growth"  # a collection of networks that grow
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,25 @@ class Adaptive:
 
     target: float = 0.6
     images: float = 500_000
+
+
+@dataclass(frozen=True)
+class Growth:
+    """Networks of several stages, each faded in for ``fade`` steps (Karras et al. 2018, section 2).
+
+    They read ``alpha``, in [0, 1], of the collection ``growth``.
+    """
+
+    starts: tuple[int, ...]  # the first step of each stage, from 0 on
+    fade: int
+    networks: Callable[[int], tuple[nn.Module, nn.Module]]  # stage -> generator, discriminator
+
+    def alpha(self, stage: int, step: Array | int) -> Array:
+        """How much of a stage's newest layers is there at a step: all of the first's."""
+        if stage == 0:
+            return jnp.ones(())
+        since = jnp.asarray(step, jnp.float32) - self.starts[stage]
+        return jnp.clip(since / self.fade, 0.0, 1.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +98,15 @@ class Gan(runner.System):
     adaptive: Adaptive | None = None  # augmented by chance
     pool: int = 0  # samples of before, which are half of what the discriminator sees as samples
     conditional: bool = False
+    growth: Growth | None = None
+    stage: int = 0  # of the growth
     latents: int = 100  # Radford et al. 2016, section 4
     batch: int = 64  # of noise, for statistics
 
     def init(self, key: Array) -> Any:
         key_g, key_d = jax.random.split(key)
         # Running averages need no axis: the networks are initialized in evaluation mode.
-        x, y = jnp.zeros((1, *self.data.shape)), jnp.zeros(1, jnp.int32)
+        x, y = jnp.zeros((1, *self.data.shape)), self.told(jnp.zeros(1, jnp.int32))
         variables: dict[str, Any] = {
             "discriminator": self.discriminator.init(key_d, x, y, train=False),
             "generator": self.generator.init(key_g, jnp.zeros((1, self.latents)), y, train=False),
@@ -99,11 +122,36 @@ class Gan(runner.System):
         if self.adaptive:
             variables["discriminator"][CHANCE] = jnp.zeros(())
         if self.pool:
-            z, y = self.noise(jax.random.fold_in(key_g, 1), self.pool), self.any_labels(self.pool)
+            z = self.noise(jax.random.fold_in(key_g, 1), self.pool)
             variables["discriminator"][POOL] = self.generator.apply(
-                public(variables["generator"]), z, y, train=False
+                public(variables["generator"]),
+                z,
+                self.told(self.any_labels(self.pool)),
+                train=False,
             )
         return variables
+
+    def stages(self) -> tuple[tuple[int, Gan], ...]:
+        if self.growth is None:
+            return ((0, self),)
+        grown = []
+        for stage, start in enumerate(self.growth.starts):
+            generator, discriminator = self.growth.networks(stage)
+            system = replace(self, generator=generator, discriminator=discriminator, stage=stage)
+            grown.append((start, system))
+        return tuple(grown)
+
+    def grow(self, key: Array, weights: Any) -> Any:
+        """What layers of the same name had learned, and new ones, which are not seen yet."""
+        fresh = self.init(key)
+        return {
+            name: {
+                **of,
+                "params": carried(weights[name].params, of["params"]),
+                GROWTH: jax.tree.map(jnp.zeros_like, of[GROWTH]),
+            }
+            for name, of in fresh.items()
+        }
 
     def turns(self) -> tuple[Turn, ...]:
         optimizer, times = self.discriminator_optimizer, self.discriminator_steps
@@ -116,9 +164,21 @@ class Gan(runner.System):
         """z ``[count, Z]``."""
         return jax.random.normal(key, (count, self.latents))
 
+    def told(self, labels: Array) -> Array | None:
+        """What networks are told of classes ``[B]``."""
+        return labels if self.conditional else None
+
     def any_labels(self, count: int) -> Array:
         """Classes in turn, ``[count]``."""
         return jnp.asarray(labels_in_turn(self.data.classes, count)["label"])
+
+    def applied(self, of: Any, now: Now, params: Any = None) -> Applied:
+        """A player's weights, or those that move, as they are applied at a step."""
+        memory = of.memory
+        if self.growth is not None:
+            alpha = self.growth.alpha(self.stage, now.step)
+            memory = {**memory, GROWTH: jax.tree.map(lambda _: alpha, memory[GROWTH])}
+        return lipschitz(of.params if params is None else params, memory)
 
     def seen(self, key: Array, x: Array, now: Now) -> Array:
         """What the discriminator is shown of examples."""
@@ -133,10 +193,10 @@ class Gan(runner.System):
         self, key: Array, params: Any, batch: Any, g: Applied, d: Applied, now: Now, pool: Any
     ) -> tuple[Scene, Applied, Applied]:
         """A move of who has these ``params``, and both networks with their memories after."""
-        x, y = self.data.kind.values(batch["x"]), batch["label"]
-        keys = jax.random.split(jax.random.fold_in(key, 1), 3)
+        x, y = self.data.kind.values(batch["x"]), self.told(batch["label"])
+        keys = jax.random.split(jax.random.fold_in(key, 1), 4)
         z = self.noise(key, len(x))
-        generate = lambda z: forward(self.generator, g, z, y, now)  # noqa: E731
+        generate = lambda z: forward(self.generator, g, z, y, now, keys[3])  # noqa: E731
         critic = lambda x: forward(self.discriminator, d, x, y, now)[0]  # noqa: E731
         made, g_after = generate(z)
         among = made if pool is None else from_pool(pool, made, now)
@@ -144,25 +204,18 @@ class Gan(runner.System):
         # Real and fake images are normalized apart: each by the statistics of its own batch.
         real, d_after = forward(self.discriminator, d, shown, y, now)
         of_fake, d_after = forward(self.discriminator, d_after, fake, y, now)
+        part = lambda name, *x: self.generator.apply(variables_of(g), *x, method=name)  # noqa: E731
         scene = Scene(
-            keys[2],
-            params,
-            critic,
-            lambda z: generate(z)[0],
-            y,
-            z,
-            made,
-            shown,
-            fake,
-            real,
-            of_fake,
-        )
+            key=keys[2], params=params, critic=critic, generate=lambda z: generate(z)[0], part=part,
+            labels=batch["label"], told=y, z=z, made=made, x=shown, fake=fake,
+            real_judged=real, fake_judged=of_fake,
+        )  # fmt: skip
         return scene, g_after, d_after
 
     def judging(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
         """The discriminator's loss on data and on as many samples."""
-        g = lipschitz(now.players["generator"].params, now.players["generator"].memory)
-        d, before = lipschitz(params, now.memory), now.memory
+        g, before = self.applied(now.players["generator"], now), now.memory
+        d = self.applied(now, now, params)
         scene, _, d = self.scene(key, params, batch, g, d, now, before.get(POOL))
         real, fake = scene.real_judged.logits, scene.fake_judged.logits
         told, what = self.objective.probability, "probability"
@@ -182,8 +235,8 @@ class Gan(runner.System):
 
     def deceiving(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Aux]:
         """The generator's loss on as many samples as the batch has examples."""
-        d = lipschitz(now.players["discriminator"].params, now.players["discriminator"].memory)
-        g = lipschitz(params, now.memory)
+        d = self.applied(now.players["discriminator"], now)
+        g = self.applied(now, now, params)
         # Few look at data: where nobody does, XLA computes nothing of it.
         scene, g, _ = self.scene(key, params, batch, g, d, now, None)
         values = self.objective.generator(scene.real_judged.logits, scene.fake_judged.logits)
@@ -214,11 +267,12 @@ class Gan(runner.System):
     @cached_property
     def _settle(self) -> Callable[[Any, Any], Any]:
         def settle(params: Any, memory: Any) -> Any:
-            g, y = lipschitz(params, settled_norms(params, memory)), self.any_labels(self.batch)
+            g = lipschitz(params, settled_norms(params, memory))
+            y = self.told(self.any_labels(self.batch))
 
             def one(g: Applied, key: Array) -> tuple[Applied, None]:
                 z = self.noise(key, self.batch)
-                return forward(self.generator, g, z, y, Now(0, g.memory))[1], None
+                return forward(self.generator, g, z, y, Now(0, g.memory), key)[1], None
 
             return jax.lax.scan(one, g, jax.random.split(jax.random.key(0), 50))[0].memory
 
@@ -226,7 +280,7 @@ class Gan(runner.System):
 
     def generate(self, weights: Any, z: Array, labels: Array) -> Array:
         """Examples of latents ``[N, Z]`` and classes ``[N]`` by the averaged generator."""
-        return evaluated(self.generator, weights["generator"], z, labels)
+        return evaluated(self.generator, weights["generator"], z, self.told(labels))
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         return self.generate(weights, self.noise(key, len(given["label"])), given["label"])
@@ -334,20 +388,27 @@ class Applied(NamedTuple):
 
 
 def forward(
-    module: nn.Module, of: Applied, x: Array, labels: Array, now: Now
+    module: nn.Module, of: Applied, x: Array, labels: Array | None, now: Now, key: Any = None
 ) -> tuple[Any, Applied]:
-    """What a network answers under the statistics of its batch, and itself with new averages."""
-    seen = public(of.memory)
+    """What a network answers under the statistics of its batch, and itself with new averages.
+
+    ``key`` is of the noise in its layers, where it has such.
+    """
+    seen, rngs = list(public(of.memory)), {} if key is None else {"noise": key}
     answer, after = over_axis(module, now.axis_name).apply(
-        {"params": of.params, **seen}, x, labels, train=True, mutable=list(seen)
+        variables_of(of), x, labels, train=True, mutable=seen, rngs=rngs
     )
     return answer, of._replace(memory={**of.memory, **after})
 
 
-def evaluated(module: nn.Module, weights: Any, x: Array, labels: Array) -> Any:
+def evaluated(module: nn.Module, weights: Any, x: Array, labels: Array | None) -> Any:
     """What a trained network answers, each example by itself."""
-    of = lipschitz(*weights)
-    return module.apply({"params": of.params, **public(of.memory)}, x, labels, train=False)
+    return module.apply(variables_of(lipschitz(*weights)), x, labels, train=False)
+
+
+def variables_of(of: Applied) -> Any:
+    """What a network is applied with."""
+    return {"params": of.params, **public(of.memory)}
 
 
 def lipschitz(params: Any, memory: Any) -> Applied:

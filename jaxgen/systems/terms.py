@@ -17,6 +17,7 @@ from jax import Array, lax
 from jaxgen.losses import began, penalties
 from jaxgen.losses.adversarial import feature_matching, mode_seeking
 from jaxgen.losses.augmentation import Augmentation
+from jaxgen.losses.path_length import path_length, path_mean, path_penalty
 from jaxgen.losses.penalties import Penalty
 from jaxgen.losses.regularization import historical_averaging, orthogonality, running_mean
 from jaxgen.models.discriminator import Judged
@@ -29,7 +30,9 @@ class Scene(NamedTuple):
     params: Any  # of who moves
     critic: Callable[[Array], Judged]  # examples of the batch's classes
     generate: Callable[[Array], Array]  # latents [B, Z], of the batch's classes
+    part: Callable[..., Any]  # a method of the generator, by name, of what comes after
     labels: Array  # [B]
+    told: Array | None  # the same, where networks are told
     z: Array  # [B, Z]
     made: Array  # [B, ...], of these latents
     x: Array  # [B, ...], data as they were shown
@@ -164,6 +167,21 @@ def seeking(weight: float) -> Term:
         return Said(mode_seeking(scene.made, scene.generate(z), scene.z, z))
 
     return Term("seeking", value, weight)
+
+
+def paths(weight: float, every: int = 4) -> Term:
+    """Steps in w that change images by as much everywhere (Karras et al. 2020, section 3.2).
+
+    Of a generator in two parts, z to w by ``mapping`` and w to images by ``synthesis``.
+    """
+
+    def value(scene: Scene, memory: Any) -> Said:
+        w = scene.part("mapping", scene.z, scene.told)
+        lengths = path_length(scene.key, lambda w: scene.part("synthesis", w), w)
+        mean = path_mean(memory["mean"], lengths)
+        return Said(path_penalty(lengths, mean), {"mean": mean}, {"path_length": lengths})
+
+    return Term("paths", value, weight, lambda params: {"mean": jnp.zeros(())}, every)
 
 
 # --- of either ---------------------------------------------------------------------------------
