@@ -26,7 +26,7 @@ from jaxgen.losses import adversarial, augmentation, f_divergences, penalties
 from jaxgen.losses.adversarial import Objective, least_squares, relativistic_average
 from jaxgen.losses.began import BEGAN
 from jaxgen.losses.f_divergences import f_gan
-from jaxgen.models import began, dcgan, progressive, style
+from jaxgen.models import began, dcgan, progressive, resnet_gan, style
 from jaxgen.models.discriminator import (
     Auxiliary,
     Concatenated,
@@ -120,7 +120,8 @@ class Config:
     discriminator_rate: Annotated[float | None, runner.Range(0)] = None
     # k, the discriminator updates for one of the generator, each on a batch of its own.
     discriminator_steps: runner.Count = 1
-    # Of images: dcgan, progressive (which grows) or style (StyleGAN2). Points have perceptrons.
+    # Of images: dcgan, sngan, biggan (of 32x32), small_biggan (with attention), progressive (which
+    # grows) or style (StyleGAN2). Points have perceptrons.
     architecture: str = "dcgan"
     latents: runner.Count = 100  # Of z.
     # Halvings of the image in the discriminator, doublings in the generator (dcgan, began).
@@ -189,6 +190,9 @@ def networks_of(config: Config, data: DataSet) -> Networks:
             dcgan.Generator(data.shape, config.stages, channels),
             dcgan.Body(config.stages, channels, normed),
         ),
+        "sngan": lambda stage: resnet_gan.sngan(data.shape, classes, channels),
+        "biggan": lambda stage: resnet_gan.biggan_32(data.shape, classes, channels),
+        "small_biggan": lambda stage: resnet_gan.small_biggan(data.shape, classes, channels),
         "progressive": lambda stage: (
             progressive.Generator(data.shape, stage, channels, widest, classes),
             progressive.Body(stage, channels, widest),
@@ -201,7 +205,7 @@ def networks_of(config: Config, data: DataSet) -> Networks:
     make = runner.choose("architecture", config.architecture, of_images)
     if points:
         make = lambda stage: (MLP(data.shape[-1], channels), Hidden(channels))  # noqa: E731
-    # Those of styles embed the class themselves.
+    # All others tell the class to every block themselves.
     embeds = not points and config.architecture != "dcgan"
     init = dcgan.INIT if not (points or embeds) else nn.initializers.lecun_normal()
     linear = Linear(init)
@@ -349,13 +353,48 @@ POINTS = Config(
     sampling=runner.Sampling(2048, 2048),
     channels=128,
 )  # fmt: skip
-PRESETS = runner.by_data(
-    digits=DIGITS,
-    mnist=MNIST,
-    fashion_mnist=MNIST,
-    cifar10=replace(MNIST, stages=3),
-    points=POINTS,
+CIFAR10 = replace(MNIST, stages=3)
+# Miyato et al. 2018, appendix B.4 and table 3 (setting of 5 updates); the average is ours.
+SNGAN = Config(
+    data=runner.Data("cifar10"),
+    train=runner.Train(
+        steps=100_000, batch=64, learning_rate=2e-4, b1=0.0, b2=0.9, decay="linear", ema=0.9999,
+        log_every=100, checkpoint_every=5000,
+    ),
+    objective="hinge",
+    spectral_norm="discriminator",
+    discriminator_steps=5,
+    architecture="sngan",
+    latents=128,
+    channels=128,
+)  # fmt: skip
+# Brock et al. 2019 tell CIFAR-10's in part (appendix C.2); the rest is as in their code.
+BIGGAN = replace(
+    SNGAN,
+    train=replace(SNGAN.train, steps=125_000, batch=50, b2=0.999, decay="none"),
+    condition="projection",
+    spectral_norm="both",
+    discriminator_steps=4,
+    architecture="biggan",
+    latents=80,
+    channels=64,
 )
+SMALL = runner.Train(
+    steps=4000, batch=32, learning_rate=2e-4, b1=0.0, b2=0.9, ema=0.999, log_every=50,
+    checkpoint_every=500,
+)  # fmt: skip
+PRESETS = runner.by_data(
+    digits=DIGITS, mnist=MNIST, fashion_mnist=MNIST, cifar10=CIFAR10, points=POINTS
+)
+PRESETS |= {
+    "cifar10_sngan": SNGAN,
+    "cifar10_biggan": BIGGAN,
+    "cifar10_small_sngan": replace(SNGAN, train=SMALL, discriminator_steps=1, channels=32),
+    "cifar10_small_biggan": replace(
+        BIGGAN, train=SMALL, discriminator_steps=1, channels=16, latents=60,
+        architecture="small_biggan",
+    ),
+}  # fmt: skip
 EXPERIMENT = runner.Experiment(
     "gan",
     __doc__,

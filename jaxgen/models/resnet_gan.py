@@ -258,17 +258,19 @@ def biggan(
     return generator, ResNetBody(widths[::-1], len(widths) - 1, attention, init)
 
 
-def biggan_32(shape: tuple[int, ...], classes: int | None = None) -> Networks:
+def biggan_32(shape: tuple[int, ...], classes: int | None = None, channels: int = 64) -> Networks:
     """Of 32x32 images, z ``[B, 80]``: :func:`biggan` of 256 channels in the layers of SNGAN.
 
     The paper has no table for CIFAR-10 (appendix C.2): widths, two halvings and no attention are
     those of the first author's code.
     """
-    generator, body = biggan(shape, classes, 64, (4, 4, 4, 4), attention=())
+    generator, body = biggan(shape, classes, channels, (4, 4, 4, 4), attention=())
     return generator, body.clone(downs=2)
 
 
-def small_biggan(shape: tuple[int, ...], classes: int | None = None) -> Networks:
+def small_biggan(
+    shape: tuple[int, ...], classes: int | None = None, channels: int = 32
+) -> Networks:
     """Of 8x8 to 32x32 images, z ``[B, 60]``, attention at half the height: not published."""
     half = math.ceil(shape[0] / 2)
-    return biggan(shape, classes, 32, (4, 2, 1), attention=(half,), embedding=32)
+    return biggan(shape, classes, channels, (4, 2, 1), attention=(half,), embedding=32)

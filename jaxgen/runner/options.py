@@ -62,7 +62,8 @@ class Train:
     steps: Count = 2000  # Updates in all.
     batch: Count = 64  # Examples a step, over all devices.
     learning_rate: NonNegative = 1e-3  # Of Adam.
-    b1: Share = 0.9  # Of Adam.
+    b1: Share = 0.9  # Of Adam, and
+    b2: Share = 0.999  # of its squares.
     warmup: Natural = 0  # Steps of linear warm-up.
     # Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last step.
     decay: str = "none"
@@ -233,6 +234,7 @@ def make_optimizer(options: Train) -> optax.GradientTransformation:
         clip=options.clip,
         skip=options.skip,
         b1=options.b1,
+        b2=options.b2,
         weight_decay=options.weight_decay,
     )
 

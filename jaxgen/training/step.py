@@ -361,6 +361,7 @@ def adam(
     clip: float | None = None,
     skip: float | None = None,
     b1: float = 0.9,
+    b2: float = 0.999,
     weight_decay: float | Array = 0.0,
 ) -> optax.GradientTransformation:
     """Adam, its rate rising over ``warmup`` steps, its gradient's global norm at most ``clip``.
@@ -403,7 +404,7 @@ def adam(
     kernels = lambda params: jax.tree.map(lambda p: jnp.ndim(p) >= 2, params)  # noqa: E731
     return optax.chain(
         clipping,
-        optax.adamw(schedule, b1=b1, weight_decay=weight_decay, mask=kernels),  # pyright: ignore
+        optax.adamw(schedule, b1, b2, weight_decay=weight_decay, mask=kernels),  # pyright: ignore
     )
 
 
