@@ -57,8 +57,7 @@ def mixed(w: Array, other: Array, crossover: Array | int, layers: int) -> Array:
     Karras et al. 2019, section 3.1. ``crossover`` is one for all or one an example ``[B]``; the
     result ``[B, layers, W]``.
     """
-    crossover = jnp.broadcast_to(jnp.asarray(crossover), (len(w), 1))
-    first = jnp.arange(layers)[None] < crossover
+    first = jnp.arange(layers)[None] < jnp.reshape(crossover, (-1, 1))
     return jnp.where(first[..., None], w[:, None], other[:, None])
 
 

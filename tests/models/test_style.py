@@ -167,7 +167,7 @@ def test_mixtures_cross_from_one_w_to_another():
             for n in range(3)
         ]
     )
-    np.testing.assert_array_equal(mixed(a, b, cross[:, None], LAYERS), want)
+    np.testing.assert_array_equal(mixed(a, b, cross, LAYERS), want)
     np.testing.assert_array_equal(mixed(a, b, 2, LAYERS)[1], want[1])
 
 
