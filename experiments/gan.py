@@ -1,9 +1,14 @@
-"""Generative adversarial networks (Goodfellow et al. 2014) with DCGAN (Radford et al. 2016).
+"""Generative adversarial networks: any objective with any architecture, told the class or not.
 
-python -m experiments.gan                        # digits: train, sample, measure, draw
+python -m experiments.gan                        # digits: DCGAN (Radford et al. 2016)
 python -m experiments.gan --objective minimax    # log(1 - D(G(z))) in place of the log-D trick
 python -m experiments.gan --objective wasserstein --penalty wgan_gp --discriminator-steps 5
 python -m experiments.gan --objective hinge --spectral-norm discriminator
+python -m experiments.gan --condition projection # draws the class that is asked for
+python -m experiments.gan --architecture small_biggan --latents 60 --condition projection
+python -m experiments.gan --architecture progressive --objective wasserstein --penalty wgan_gp
+python -m experiments.gan --architecture style --penalty r1 --path-length 2
+python -m experiments.gan --preset cifar10_sngan --manual-dir DIR
 python -m experiments.gan --data 8gaussians      # perceptrons, for points in the plane
 
 Expect, on digits with seed 0 on two CPU cores: 45 s, all ten classes among 500 samples, Frechet
@@ -145,6 +150,11 @@ def build(config: Config, data: DataSet) -> Gan:
         raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
     if config.condition != "none" and data.classes < 2:
         raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
+    if config.spectral_norm != "none" and config.architecture in ("progressive", "style"):
+        raise runner.Mistake("equalized layers have their own scale: leave out --spectral-norm.")
+    tables = config.architecture == "sngan" and config.condition != "none"
+    if config.spectral_norm == "both" and tables:
+        raise runner.Mistake("tables of classes have no norm: use --spectral-norm discriminator.")
     networks = networks_of(config, data)
     normed = {"none": (), "discriminator": ("discriminator",)}
     normed["both"] = ("discriminator", "generator")

@@ -115,7 +115,7 @@ class Gan(runner.System):
         for name, of in variables.items():
             own = {}
             if name in self.spectral_norm:
-                own[SPECTRAL] = power_vectors(jax.random.fold_in(key_d, 1), of["params"])
+                own[SPECTRAL] = self.vectors(name, jax.random.fold_in(key_d, 1), of["params"])
             if remembered := memories(terms[name], of["params"]):
                 own[TERMS] = remembered
             variables[name] = {**of, **own}
@@ -130,6 +130,14 @@ class Gan(runner.System):
                 train=False,
             )
         return variables
+
+    def vectors(self, player: str, key: Array, params: Any) -> Any:
+        """Where the power iteration starts; a generator's embedding of classes is left as it is."""
+        vectors = power_vectors(key, params)
+        if player == "discriminator":
+            return vectors
+        kept = lambda path, v: None if "embedding" in str(path[-1]) else v  # noqa: E731
+        return jax.tree_util.tree_map_with_path(kept, vectors)
 
     def stages(self) -> tuple[tuple[int, Gan], ...]:
         if self.growth is None:

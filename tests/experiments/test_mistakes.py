@@ -31,6 +31,17 @@ CASES = {
     "condition": ("gan", "--data moons --condition projection", "moons has none of them"),
     "head": ("gan", "--objective began --minibatch", "an autoencoder has no head"),
     "consistency": ("gan", "--consistency 10", "name them by --augment"),
+    "equalized": (
+        "gan",
+        "--architecture style --spectral-norm both",
+        "their own scale: leave out --spectral-norm",
+    ),
+    "tables": (
+        "gan",
+        "--architecture sngan --condition projection --spectral-norm both",
+        "use --spectral-norm discriminator",
+    ),
+    "paths": ("gan", "--path-length 2", "of --architecture style: leave it out"),
     "pool": ("gan", "--pool 3", "use 0, or 8 or more"),
     "augment": ("gan", "--data moons --augment diff", "use --instance-noise for points"),
     "schedule": ("ddpm", "--schedule cosin", "did you mean cosine?"),

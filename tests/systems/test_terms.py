@@ -134,12 +134,27 @@ def test_images_are_augmented_more_often_while_all_data_are_told_apart(real, ris
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("condition", ["concatenation", "projection", "auxiliary"])
-def test_both_players_learn_with_every_way_to_tell_the_class(condition):
+@pytest.mark.parametrize(
+    ("architecture", "condition"),
+    [
+        ("dcgan", "concatenation"),
+        ("dcgan", "auxiliary"),
+        ("sngan", "projection"),
+        ("sngan", "none"),
+        ("small_biggan", "projection"),
+        ("style", "concatenation"),
+        ("progressive", "auxiliary"),
+    ],
+)
+def test_both_players_learn_in_every_architecture(architecture, condition):
+    """Every parameter moves, told the class in every way, with all that can be added."""
+    norms = "both" if architecture in ("dcgan", "small_biggan") else "none"
     system = system_of("images", condition=condition, minibatch=True, matching=1.0, seeking=0.1,
-                       orthogonality=1e-4, augment="diff", consistency=1.0)  # fmt: skip
-    (start, _), *_, (state, metrics) = steps_of(system, 2, "images")
+                       orthogonality=1e-4, augment="diff", consistency=1.0, penalty="r1", latents=6,
+                       architecture=architecture, widest=6, spectral_norm=norms)  # fmt: skip
+    (start, _), *_, (state, metrics) = steps_of(system, 3, "images")
     assert all(np.isfinite(value) for value in metrics.values())
+    assert metrics["generator/skipped"] + metrics["discriminator/skipped"] == 0
     for name in ("discriminator", "generator"):
         pairs = zip(*(jax.tree.leaves(s[name].params) for s in (start, state)), strict=True)
         assert all(np.abs(a - b).max() > 0 for a, b in pairs)
