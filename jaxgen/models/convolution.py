@@ -13,7 +13,8 @@ CPU cores, JAX 0.10, 3x3 kernels, 128 channels, 16x16x16 pixels):
 
 A training step of a U-Net of 6.5 million parameters took 1.3 seconds in a scan, and 27 with XLA's
 own. Outside it took 1.6 times as long as with those (more is computed again for the shifted
-copies), so this is for steps in loops only: several a call, or accumulated gradients.
+copies), so this is for steps in loops only: several a call, or accumulated gradients; and for
+kernels of 2x2 (:class:`jaxgen.models.dcgan.Doubling`), whose gradient XLA has no fast way for.
 
 Both are linear maps that JAX transposes itself, so every transformation works as ever. On
 accelerators, ``convolve`` is ``lax.conv_general_dilated``.
