@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen.distributions import Normal
+from jaxgen.models.convolution import Doubling
 
 Layer = Callable[..., nn.Module]  # (features, kernel_init=...) -> a layer
 Side = tuple[int, int]  # height and width of a map
@@ -136,7 +137,7 @@ class ConvStateDecoder(nn.Module):
         height, width, channels = self.shape
         h = nn.relu(Block(self.width, conv)(state))
         while h.shape[1] < height or h.shape[2] < width:
-            up = nn.ConvTranspose(self.width, (4, 4), strides=(2, 2), kernel_init=HE)
+            up = Doubling(self.width, kernel_init=HE)
             h = nn.relu(up(h))
         return jnp.asarray(nn.Conv(channels * self.maps, (3, 3))(h)[:, :height, :width])
 

@@ -17,6 +17,7 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen.distributions import Normal, committed_log_std
+from jaxgen.models.convolution import Doubling
 from jaxgen.models.made import MADE, maps_of
 from jaxgen.models.pixelcnn import GatedPixelCNN
 from jaxgen.posteriors import (
@@ -316,6 +317,6 @@ class ConvDecoder(nn.Module):
         h, w = math.ceil(height / 4), math.ceil(width / 4)
         x = nn.relu(nn.Dense(self.hidden)(joined(z, y)))
         x = nn.relu(nn.Dense(h * w * 2 * self.channels)(x)).reshape(z.shape[0], h, w, -1)
-        x = nn.relu(nn.ConvTranspose(self.channels, (4, 4), strides=(2, 2))(x))
-        x = nn.ConvTranspose(channels * self.maps, (4, 4), strides=(2, 2))(x)
+        x = nn.relu(Doubling(self.channels)(x))
+        x = Doubling(channels * self.maps)(x)
         return x[:, :height, :width]

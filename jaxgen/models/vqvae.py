@@ -6,6 +6,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import Array
 
+from jaxgen.models.convolution import Doubling
+
 
 class Residual(nn.Module):
     """x + conv1x1(relu(conv3x3(relu(x)))), ``[B, H, W, width]``."""
@@ -54,7 +56,7 @@ class CodeDecoder(nn.Module):
         for i in range(self.ups):
             last = i == self.ups - 1
             features = channels if last else self.width // 2
-            x = nn.ConvTranspose(features, (4, 4), strides=(2, 2))(nn.relu(x))
+            x = Doubling(features)(nn.relu(x))
         if not self.ups:
             x = nn.Conv(channels, (3, 3))(nn.relu(x))
         return jnp.asarray(x[:, :height, :width])

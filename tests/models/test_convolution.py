@@ -7,7 +7,7 @@ import pytest
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.models.convolution import convolve
+from jaxgen.models.convolution import convolve, doubled
 
 SETTINGS = [  # height, width, channels in and out, kernel, stride, padding
     (5, 7, 3, 4, 3, 1, "SAME"),
@@ -125,3 +125,22 @@ def test_gradients_use_only_what_is_fast_in_a_scan_on_cpu(setting):
     assert "[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]" in convolutions[0]
     assert "stablehlo.dot_general" in lowered
     assert "x[0, 1, o, i]->" in pulled_back(theirs).lower(x, kernel, g).as_text()
+
+
+def test_doubling_is_the_transposed_convolution(key):
+    """In values and both derivatives, with a map that is not square."""
+    x, kernel = jax.random.normal(key, (2, 3, 5, 4)), jax.random.normal(key, (4, 4, 4, 3))
+    weigh = jax.random.normal(key, (2, 6, 10, 3))
+
+    def transposed(x, kernel):
+        numbers = ("NHWC", "HWIO", "NHWC")
+        return jax.lax.conv_transpose(x, kernel, (2, 2), "SAME", dimension_numbers=numbers)
+
+    def slopes(f):
+        return jax.jit(jax.value_and_grad(lambda x, k: (weigh * f(x, k) ** 2).sum(), (0, 1)))
+
+    found, expected = (slopes(f)(x, kernel) for f in (doubled, transposed))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-3), found, expected
+    )
+    np.testing.assert_allclose(doubled(x, kernel), transposed(x, kernel), rtol=1e-4, atol=1e-4)
