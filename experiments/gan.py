@@ -125,8 +125,8 @@ class Config:
     discriminator_rate: Annotated[float | None, runner.Range(0)] = None
     # k, the discriminator updates for one of the generator, each on a batch of its own.
     discriminator_steps: runner.Count = 1
-    # Of images: dcgan, sngan, biggan (of 32x32), small_biggan (with attention), progressive (which
-    # grows) or style (StyleGAN2). Points have perceptrons.
+    # Of images: dcgan, sngan and biggan (of 32x32), sagan (of 128x128), small_biggan (with
+    # attention), progressive (which grows) or style (StyleGAN2). Points have perceptrons.
     architecture: str = "dcgan"
     latents: runner.Count = 100  # Of z.
     # Halvings of the image in the discriminator, doublings in the generator (dcgan, began).
@@ -152,7 +152,7 @@ def build(config: Config, data: DataSet) -> Gan:
         raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
     if config.spectral_norm != "none" and config.architecture in ("progressive", "style"):
         raise runner.Mistake("equalized layers have their own scale: leave out --spectral-norm.")
-    tables = config.architecture == "sngan" and config.condition != "none"
+    tables = config.architecture in ("sngan", "sagan") and config.condition != "none"
     if config.spectral_norm == "both" and tables:
         raise runner.Mistake("tables of classes have no norm: use --spectral-norm discriminator.")
     networks = networks_of(config, data)
@@ -201,6 +201,7 @@ def networks_of(config: Config, data: DataSet) -> Networks:
             dcgan.Body(config.stages, channels, normed),
         ),
         "sngan": lambda stage: resnet_gan.sngan(data.shape, classes, channels),
+        "sagan": lambda stage: resnet_gan.sagan(data.shape, classes, channels),
         "biggan": lambda stage: resnet_gan.biggan_32(data.shape, classes, channels),
         "small_biggan": lambda stage: resnet_gan.small_biggan(data.shape, classes, channels),
         "progressive": lambda stage: (

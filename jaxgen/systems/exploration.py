@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,13 @@ from jaxgen.data.records import Image, some
 from jaxgen.evaluation.distances import frechet_distance, precision_recall
 from jaxgen.evaluation.features import features_of
 from jaxgen.evaluation.latents import analogy, projected, semantic_directions, spherical_path
+from jaxgen.models.style import truncated
 from jaxgen.plotting import save_grid, save_lines, save_rows
-from jaxgen.systems.gan import Gan, lipschitz
+from jaxgen.systems.gan import Gan, lipschitz, variables_of
 
 Trained = runner.Trained[Gan]
 LIMITS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of truncation
+SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of what w differs from its mean by
 MEASURED = 500  # samples for each of them
 
 
@@ -104,21 +107,55 @@ def projections(trained: Trained) -> list[Path]:
 
 
 def truncation(trained: Trained) -> list[Path]:
-    """``truncation.png``: quality against variety, of latents drawn within a limit.
+    """``truncation.png``: quality against variety, of latents within a limit.
 
-    Brock et al. 2019, section 3.1: numbers of z that exceed it are drawn again. Precision and
-    recall (Kynkaanniemi et al. 2019) are of 500 samples and as many images of the training set.
+    Numbers of z that exceed it are drawn again (Brock et al. 2019, section 3.1); where there is a w
+    it is moved towards its mean instead (Karras et al. 2019, appendix B). Precision and recall
+    (Kynkaanniemi et al. 2019) are of 500 samples and as many images of the training set.
     """
-    data, system = trained.data, trained.system
+    data = trained.data
     if not isinstance(data.kind, Image):
         return []
-    y, key = system.any_labels(MEASURED), jax.random.fold_in(trained.key, 7)
     real = features_of(data, trained.features, data.train, MEASURED)
+    within, limits, label = within_limit(trained), LIMITS, "|z| at most"
+    if has_styles(trained.system):
+        within, limits, label = towards_mean(trained), SHARES, "psi"
     found = []
-    for limit in LIMITS:
-        z = jax.random.truncated_normal(key, -limit, limit, (MEASURED, system.latents))
-        fake = trained.features.features(drawn(trained, z, y))
+    for limit in limits:
+        fake = trained.features.features(within(limit))
         found.append((*precision_recall(real, fake), frechet_distance(fake, real)))
     precision, recall, distance = np.array(found).T
     lines = {"precision": precision, "recall": recall, "Fréchet distance": distance}
-    return [save_lines(trained.results / "truncation.png", np.array(LIMITS), lines, "|z| at most")]
+    return [save_lines(trained.results / "truncation.png", np.array(limits), lines, label)]
+
+
+def within_limit(trained: Trained) -> Callable[[float], np.ndarray]:
+    """Samples of z within a limit."""
+    system, key = trained.system, jax.random.fold_in(trained.key, 7)
+    shape, y = (MEASURED, system.latents), system.any_labels(MEASURED)
+    return lambda limit: drawn(trained, jax.random.truncated_normal(key, -limit, limit, shape), y)
+
+
+def has_styles(system: Gan) -> bool:
+    """Whether the generator is a mapping to w and a synthesis from w."""
+    return hasattr(system.generator, "synthesis")
+
+
+def towards_mean(trained: Trained) -> Callable[[float], np.ndarray]:
+    """Samples of mean + psi (w - mean), by psi."""
+    system: Any = trained.system
+    z = np.asarray(system.noise(jax.random.fold_in(trained.key, 7), MEASURED))
+    labels = np.asarray(system.any_labels(MEASURED))
+
+    def draw(weights: Any, key: Array, of: Any) -> Array:
+        z, labels, psi = of
+        variables = variables_of(lipschitz(*weights["generator"]))
+        part = lambda name, *x: system.generator.apply(variables, *x, method=name)  # noqa: E731
+        w = part("mapping", z, system.told(labels))
+        return part("synthesis", truncated(w, variables["mapping"]["mean"], psi[:, None]))
+
+    def samples(psi: float) -> np.ndarray:
+        rows = (z, labels, np.full(MEASURED, psi, np.float32))
+        return trained.over("latents", draw, rows, size=100)
+
+    return samples
