@@ -5,7 +5,7 @@ python -m experiments.d3pm --noise uniform --auxiliary 0.01
 python -m experiments.d3pm --conditional                  # p(x|y)
 python -m experiments.d3pm --data python_topics           # text, of the size of experiments.gpt
 python -m experiments.d3pm --data tiny_shakespeare        # or with --manual-dir DIR: its input.txt
-python -m experiments.d3pm --preset python_topics --data text:PATH  # a file, or a folder's *.txt
+python -m experiments.d3pm --data text:PATH               # a file, or all *.txt of a folder
 python -m experiments.d3pm --data binarized_mnist --manual-dir DIR
 python -m experiments.d3pm sample --sampler confident --sample-steps 16
 """
@@ -172,6 +172,7 @@ PRESETS = runner.by_data(
     python_topics=TEXT,
     tiny_shakespeare=SHAKESPEARE,
 )
+PRESETS["text"] = TEXT
 EXPERIMENT = runner.Experiment(
     "d3pm",
     __doc__,

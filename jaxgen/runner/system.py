@@ -130,8 +130,11 @@ class System:
 
 
 def preset_for(presets: Mapping[str, Any], data: str | None) -> Any:
-    """The options for a data set; the first serve all that have none of their own."""
-    return presets.get(data or "", next(iter(presets.values())))
+    """The options for a data set; of files those for their kind (``text`` for ``text:PATH``); the
+    first serve all that have none."""
+    kind, files, _ = (data or "").partition(":")
+    own = kind if files else data or ""
+    return presets.get(own, next(iter(presets.values())))
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxgen.runner.commands import parse
 from jaxgen.runner.options import Run, options_of
 
 SHARED = {option.name for option in options_of(Run())}
@@ -58,3 +59,14 @@ def test_there_are_enough_of_them():
     defaults = [case for case in cases() if not case.marks]
     assert len(defaults) > 100
     assert {"ddpm", "gan", "vae", "score_sde", "solvers"} <= FOUND.keys()
+
+
+def test_files_have_the_options_of_their_kind():
+    """Text of one's own takes those for text, where images come first; other files the first."""
+    d3pm = FOUND["d3pm"]
+    _, config, _ = parse(d3pm, ["train", "--data", "text:words.txt"])
+    assert config.data.data == "text:words.txt"
+    assert config.train == d3pm.presets["python_topics"].train
+    assert config.train != d3pm.default.train
+    _, config, _ = parse(d3pm, ["train", "--data", "folder:pictures"])
+    assert config.train == d3pm.default.train
