@@ -186,12 +186,59 @@ def save_points_film(
     return _save_gif(path, pictures, seconds, hold)
 
 
-def save_points(path: Path, sets: Mapping[str, np.ndarray], limit: int = 2000) -> Path:
-    """Draws clouds side by side on axes of one scale, up to ``limit`` points of each ``[n, 2]``."""
-    (x, y), half = square_around(np.concatenate([*sets.values()]))
+def save_films(
+    path: Path,
+    films: Mapping[str, np.ndarray],
+    captions: Sequence[str],
+    around: np.ndarray,
+    *,
+    columns: int = 4,
+    side: int = 150,
+    seconds: float = 5.0,
+    hold: float = 2.0,
+) -> Path:
+    """Writes a GIF of films of clouds side by side, ``[F, n, 2]`` by name, under ``captions [F]``.
+
+    All show the part of the plane that shows the points ``around [m, 2]``.
+    """
+    from PIL import ImageDraw, ImageFont
+
+    centre, half = square_around(around)
+    font, line, gap = ImageFont.load_default(12), 16, 8
+    columns = min(columns, len(films))
+    width, height = side + gap, line + side + gap
+    size = columns * width + gap, line + math.ceil(len(films) / columns) * height
+    pictures = []
+    for i, caption in enumerate(captions):
+        canvas = Image.new("L", size)
+        draw = ImageDraw.Draw(canvas)
+        draw.text((gap, line // 2 + 2), caption, fill=255, font=font, anchor="lm")
+        for j, (name, frames) in enumerate(films.items()):
+            x, y = gap + j % columns * width, 2 * line + j // columns * height
+            draw.text((x, y - line // 2), name, fill=255, font=font, anchor="lm")
+            draw.rectangle((x - 1, y - 1, x + side, y + side), outline=64)
+            canvas.paste(Image.fromarray(dots(frames[i], centre, half, side)), (x, y))
+        canvas.putpalette(INK.tobytes())
+        pictures.append(canvas)
+    return _save_gif(path, pictures, seconds, hold)
+
+
+def save_points(
+    path: Path,
+    sets: Mapping[str, np.ndarray],
+    limit: int = 2000,
+    behind: np.ndarray | None = None,
+) -> Path:
+    """Draws clouds side by side on axes of one scale, up to ``limit`` points of each ``[n, 2]``.
+
+    Where there are points ``behind`` all of them, in a light grey, it is these that set the scale.
+    """
+    (x, y), half = square_around(np.concatenate([*sets.values()]) if behind is None else behind)
     figure, axes = _panels(len(sets), 4, 2.8, 2.9)
     for axis, (name, points) in zip(axes, sets.items(), strict=True):
         shown = points[spread(len(points), limit)]
+        if behind is not None:
+            axis.scatter(*behind.T, s=4, linewidths=0, color="0.85")
         axis.scatter(*shown.T, s=4, alpha=0.5, linewidths=0, color=INK[-1] / 255)
         axis.set(xlim=(x - half, x + half), ylim=(y - half, y + half), aspect="equal")
         axis.set_title(name, fontsize=10)

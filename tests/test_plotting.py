@@ -15,6 +15,7 @@ from jaxgen.plotting import (
     save_density,
     save_fields,
     save_film,
+    save_films,
     save_grid,
     save_lines,
     save_named_points,
@@ -118,6 +119,28 @@ def test_a_film_of_points_ends_in_view(tmp_path):
         assert last[y - 1 : y + 1, x - 1 : x + 1, 0].max() < 200
 
 
+def test_films_run_side_by_side_and_show_what_the_data_show(tmp_path):
+    """A point that stays, one that goes from right to left, and one that is beyond the data."""
+    stays, goes = np.zeros((2, 1, 2)), np.asarray([[[0.5, 0.0]], [[-0.5, 0.0]]])
+    corners = np.asarray([[-1.0, -1.0], [1.0, -1.0], [-1.0, 1.0], [1.0, 1.0]])
+    panels = {"stays": stays, "goes": goes, "gone": goes + 1e6}
+    path = save_films(tmp_path / "film.gif", panels, ["first", "last"], corners, columns=2, side=60)
+    film = Image.open(path)
+    assert film.n_frames == 2
+    inked = []
+    for i in range(2):
+        film.seek(i)
+        ink = 255 - np.asarray(film.convert("L"), int)
+        # the papers are 60 x 60, 8 apart, under lines of 16 for the caption and each name
+        papers = [ink[y : y + 60, x : x + 60] for y, x in ((32, 8), (32, 76), (116, 8))]
+        inked.append([np.argwhere(paper > 50).mean(axis=0) for paper in papers[:2]])
+        assert papers[2].max() == 0
+        assert ink[:16].max() > 100
+        assert ink[16:31].max() > 100
+    middle, right, left = [29.5, 29.5], [29.5, 29.5 + 0.5 / 1.2 * 30], [29.5, 29.5 - 0.5 / 1.2 * 30]
+    np.testing.assert_allclose(inked, [[middle, right], [middle, left]], atol=1)
+
+
 def test_a_film_is_drawn_fast(tmp_path):
     frames = np.random.default_rng(0).standard_normal((50, 2000, 2))
     begun = time.process_time()
@@ -170,6 +193,15 @@ def test_clouds_share_their_axes(tmp_path, figures):
     x, y = np.round(left.transData.transform(shown[0].data[0])).astype(int)
     around = picture[len(picture) - y - 2 : len(picture) - y + 2, x - 2 : x + 2, :3]
     assert around.min() < 200  # the first point is where its coordinates are
+
+
+def test_clouds_over_the_data_are_seen_where_the_data_are(tmp_path, figures):
+    data = np.random.default_rng(0).uniform(-1, 1, (500, 2))
+    save_points(tmp_path / "points.png", {"near": data / 2, "far": data + 1e4}, behind=data)
+    for axis in panels(figures[0]):
+        behind, _ = axis.collections
+        np.testing.assert_array_equal(behind.get_offsets(), data)
+        np.testing.assert_allclose(axis.get_xlim(), [-1.2, 1.2], atol=0.05)
 
 
 def test_densities_share_their_scale_and_are_the_right_way_up(tmp_path, figures):

@@ -27,10 +27,10 @@ def load(
 
     Args:
       name: ``digits``, ``python_topics`` (the language reference of Python, a text), a toy density
-        (``8gaussians``, ``moons``, ``swissroll``, ``checkerboard``), ``folder:PATH`` of images,
-        ``text:PATH``, ``pairs:PATH`` and ``domains:PATH`` of pictures to translate,
-        ``hf:NAME_OR_PATH`` for the library datasets, or the name of any set of images or text of
-        tensorflow-datasets.
+        (``8gaussians``, ``25gaussians``, ``ring``, ``moons``, ``swissroll``, ``checkerboard``),
+        ``folder:PATH`` of images, ``text:PATH``, ``pairs:PATH`` and ``domains:PATH`` of pictures to
+        translate, ``hf:NAME_OR_PATH`` for the library datasets, or the name of any set of images or
+        text of tensorflow-datasets.
       data_dir: where tensorflow-datasets keeps prepared data (``~/tensorflow_datasets``).
       manual_dir: a folder with a set's original files; ``mnist``, ``fashion_mnist``,
         ``binarized_mnist``, ``cifar10`` and ``tiny_shakespeare`` are read straight from them.

@@ -47,7 +47,7 @@ def _midpoints(start: float, end: float, n: int) -> np.ndarray:
     return start + (end - start) * (np.arange(n) + 0.5) / n
 
 
-# --- eight Gaussians -------------------------------------------------------------------------
+# --- Gaussians -------------------------------------------------------------------------------
 
 
 def _on_circle(angle: np.ndarray) -> np.ndarray:
@@ -55,12 +55,32 @@ def _on_circle(angle: np.ndarray) -> np.ndarray:
 
 
 _EIGHT = _on_circle(np.arange(8) * (np.pi / 4))
+_TWENTY_FIVE = np.asarray([[x, y] for y in range(-2, 3) for x in range(-2, 3)]) / 2
 
 
 def eight_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
     """Eight modes of standard deviation 0.05 on a circle of radius 0.8."""
     centre = _EIGHT[rng.integers(8, size=n)]
     return (centre + 0.05 * rng.standard_normal((n, 2))).astype(np.float32)
+
+
+def grid_of_gaussians(rng: np.random.Generator, n: int) -> np.ndarray:
+    """Twenty-five modes of standard deviation 0.04 on a grid over [-1, 1]^2.
+
+    They are as far apart in their own widths as the eight are, and so less than the 40 that the
+    grids of Srivastava et al. 2017 and Gulrajani et al. 2017 are.
+    """
+    centre = _TWENTY_FIVE[rng.integers(25, size=n)]
+    return (centre + 0.04 * rng.standard_normal((n, 2))).astype(np.float32)
+
+
+# --- ring ------------------------------------------------------------------------------------
+
+
+def ring(rng: np.random.Generator, n: int) -> np.ndarray:
+    """A circle of radius 0.8 with noise 0.05."""
+    points = _on_circle(rng.uniform(0, 2 * np.pi, n))
+    return (points + 0.05 * rng.standard_normal((n, 2))).astype(np.float32)
 
 
 # --- two moons -------------------------------------------------------------------------------
@@ -119,6 +139,8 @@ _MOONS = np.concatenate([_on_moons(_HALF, np.full(len(_HALF), which)) for which 
 
 DENSITIES: dict[str, Density] = {
     "8gaussians": Density(eight_gaussians, _normals(_EIGHT, 0.05), _EIGHT),
+    "25gaussians": Density(grid_of_gaussians, _normals(_TWENTY_FIVE, 0.04), _TWENTY_FIVE),
+    "ring": Density(ring, _normals(_on_circle(_midpoints(0, 2 * np.pi, NODES)), 0.05)),
     "moons": Density(two_moons, _normals(_MOONS, 0.03)),
     "swissroll": Density(swiss_roll, _normals(_on_spiral(_midpoints(0, 1, NODES)), 0.02)),
     "checkerboard": Density(checkerboard, _on_dark, _SQUARES),

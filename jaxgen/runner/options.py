@@ -44,8 +44,9 @@ def measuring(kind: Callable[[], T]) -> T:
 class Data:
     """Which data."""
 
-    # digits; a toy density (8gaussians, moons, swissroll, checkerboard); folder:PATH, pairs:PATH,
-    # domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set or text of tensorflow-datasets.
+    # digits; a toy density (8gaussians, 25gaussians, ring, moons, swissroll, checkerboard);
+    # folder:PATH, pairs:PATH, domains:PATH or text:PATH; hf:NAME_OR_PATH; or an image set or text
+    # of tensorflow-datasets.
     data: str = "digits"
     # Where tensorflow-datasets keeps prepared data (default ~/tensorflow_datasets).
     data_dir: str | None = None

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxgen.data.records import DataSet, Image
 from jaxgen.evaluation.report import Number
-from jaxgen.runner import folders
+from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import check_kind, load_data
 from jaxgen.runner.commands import (
     VERBS,
@@ -26,23 +26,28 @@ from jaxgen.runner.commands import (
     results_written_or_told,
     take_verb,
 )
-from jaxgen.runner.fitting import train
-from jaxgen.runner.options import Run, check_ranges, options_of, values_of
+from jaxgen.runner.fitting import open_checkpoints, train
+from jaxgen.runner.options import Data, Run, check_ranges, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
-from jaxgen.training.checkpoints import Checkpoints, NoCheckpoint
+from jaxgen.training.checkpoints import NoCheckpoint
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
+Load = Callable[[Experiment, Any], DataSet]
 LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
 @dataclass(frozen=True)
 class Need:
-    """A run that a study looks at: of which experiment, and with what options."""
+    """A run that a study looks at: of which experiment, with what options, on which data.
+
+    With ``--sweep`` among the options it is several, NAME/MEMBER each.
+    """
 
     experiment: Experiment
     options: str = ""  # as on the command line, over the preset of the data
+    data: Data | None = None  # the study's where None
 
 
 @dataclass(frozen=True)
@@ -61,9 +66,9 @@ class Which:
 class Study:
     """What is drawn and measured of several runs. It trains nothing itself.
 
-    ``presets`` are as those of an experiment; a config has at least ``data: Data``, and says which
-    runs it ``needs``. Pictures and measures take these by their names, and the config; pictures
-    also the directory that they are to be written to.
+    ``presets`` are as those of an experiment; a config says which runs it ``needs``, and has at
+    least ``data: Data`` unless each of these names its own. Pictures and measures take the runs by
+    their names, and the config; pictures also the directory that they are to be written to.
     """
 
     name: str
@@ -92,12 +97,14 @@ class Study:
         if which.dir and len(which.dir) != len(needs):
             raise Mistake(f"{self.name} looks at {len(needs)} runs: {', '.join(needs)}.")
         console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
-        runs = self.open(config, which)
+        load = loading_once()
+        found = self.find(config, which, load)
         if verbs == ("train",):
             return
-        looked_at = together([run.directory.name for run in runs.values()])
+        runs = self.open(found, config, which, load)
+        looked_at = together([directory.name for directory in found.values()])
         step, usual = max(run.step for run in runs.values()), values_of(default)
-        own = [o for o in options_of(config) if o.name not in values_of(config.data)]
+        own = [o for o in options_of(config) if o.name not in values_of(Data())]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
         out = out / folders.results_name(step, own, usual)
         with results_written_or_told(out):
@@ -111,25 +118,41 @@ class Study:
                 numbers = [n for measure in self.measures for n in measure(runs, config)]
                 report(numbers, out / "report.json")
 
-    def open(self, config: Any, which: Which) -> Runs:
-        """The runs, those that are lacking once they are trained."""
-        runs: Runs = {}
-        loaded: dict[Any, DataSet] = {}
-
-        def load(experiment: Experiment, options: Any) -> DataSet:
-            loaded[options] = loaded.get(options) or load_data(experiment, options)
-            return loaded[options]
-
-        for i, (name, need) in enumerate(self.needs(config).items()):
-            directory = which.dir[i] if which.dir else ready(need, config.data, which.train, load)
+    def find(self, config: Any, which: Which, load: Load) -> dict[str, Path]:
+        """The directory of each run or sweep; those that are lacking are trained."""
+        found = {}
+        for i, (name, need) in enumerate(needs := [*self.needs(config).items()]):
+            directory = which.dir[i] if which.dir else None
+            if directory is None:
+                need = replace(need, data=need.data or config.data)
+                directory = ready(need, which.train, load, f"{name}, {i + 1} of {len(needs)}")
             own = folders.read_config(directory, need.experiment).data
-            data = load(need.experiment, own)
-            check_kind(self.name, self.kinds, data)
-            how = {"experiment": need.experiment, "data": data}
-            trained = open_run(directory, which.checkpoint, **how)
-            sampling = getattr(config, "sampling", None)
-            runs[name] = replace(trained, sampling=sampling) if sampling else trained
+            check_kind(self.name, self.kinds, load(need.experiment, own))
+            found[name] = directory
+        return found
+
+    def open(self, found: Mapping[str, Path], config: Any, which: Which, load: Load) -> Runs:
+        """The runs, and every member of a sweep."""
+        runs: Runs = {}
+        sampling = getattr(config, "sampling", None)
+        for name, need in self.needs(config).items():
+            own = folders.read_config(found[name], need.experiment)
+            how = {"experiment": need.experiment, "data": load(need.experiment, own.data)}
+            for part in [f"/{member.name}" for member in sweeps.members(own)] or [""]:
+                trained = open_run(f"{found[name]}{part}", which.checkpoint, **how)
+                runs[name + part] = replace(trained, sampling=sampling) if sampling else trained
         return runs
+
+
+def loading_once() -> Load:
+    """What loads data, each once for all experiments."""
+    loaded: dict[Any, DataSet] = {}
+
+    def load(experiment: Experiment, options: Any) -> DataSet:
+        loaded[options] = loaded.get(options) or load_data(experiment, options)
+        return loaded[options]
+
+    return load
 
 
 def together(names: list[str]) -> str:
@@ -140,12 +163,16 @@ def together(names: list[str]) -> str:
     return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def ready(need: Need, data: Any, words: str, load: Callable[[Experiment, Any], DataSet]) -> Path:
-    """The directory of the newest run that fits the need, trained to its end."""
+def ready(need: Need, words: str, load: Load, which: str) -> Path:
+    """The directory of the newest run that fits the need, trained to its end.
+
+    ``words`` are options for a training, which is announced as that of ``which`` run.
+    """
     try:
         given = shlex.split(words)
     except ValueError as error:
         raise Mistake(f"--train {words} cannot be read ({error}).") from error
+    data: Any = need.data
     argv = ["train", "--data", data.data, *shlex.split(need.options), *given]
     _, config, _ = parse(need.experiment, argv)
     check_ranges(config)
@@ -159,13 +186,13 @@ def ready(need: Need, data: Any, words: str, load: Callable[[Experiment, Any], D
             continue
         same = found.train.steps == config.train.steps
         if same and not folders.differences(found, config):
-            with Checkpoints(directory / "checkpoints") as checkpoints:
+            with open_checkpoints(directory, config, sweeps.members(config)) as checkpoints:
                 if checkpoints.steps()[-1:] >= [config.train.steps]:
                     return directory
             break
     else:
         directory = folders.new_directory(need.experiment.name, data.data)
-    console.print(f"{need.experiment.name} is trained first, in {directory}")
+    console.print(f"{need.experiment.name} is trained first, in {directory} ({which})")
     resume = folders.is_run(directory)
     train(need.experiment, config, load(need.experiment, data), directory, Run(resume=resume))
     return directory

@@ -73,6 +73,12 @@ class Trained(Generic[S]):
         return spent["seconds"], spent["processor_seconds"]
 
     @property
+    def saved(self) -> list[int]:
+        """The steps of which there are checkpoints, rising: :func:`open_run` opens each."""
+        with Checkpoints(self.directory / "checkpoints", self.config.train.keep) as checkpoints:
+            return checkpoints.steps()
+
+    @property
     def parameters(self) -> int:
         """How many there are, of all players."""
         players = self.weights.values() if isinstance(self.weights, dict) else [self.weights]

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import quad
-from scipy.stats import multivariate_normal
+from scipy.special import i0e
+from scipy.stats import kstest, multivariate_normal, rice
 
 from jaxgen.data.toy import DENSITIES
 
@@ -35,6 +36,24 @@ def test_eight_gaussians():
     np.testing.assert_allclose(np.bincount(angle) / N, 1 / 8, atol=0.01)
     # E|x|^2 = radius^2 + 2 std^2
     np.testing.assert_allclose((x**2).sum(axis=1).mean(), 0.8**2 + 2 * 0.05**2, rtol=0.01)
+
+
+def test_twenty_five_gaussians():
+    x = draw("25gaussians")
+    cell = np.clip(np.round(2 * x).astype(int) + 2, 0, 4)
+    counts = np.zeros((5, 5))
+    np.add.at(counts, (cell[:, 1], cell[:, 0]), 1)
+    np.testing.assert_allclose(counts / N, 1 / 25, atol=0.005)
+    np.testing.assert_allclose((x - np.round(2 * x) / 2).std(axis=0), 0.04, rtol=0.01)
+    # E x^2 of -1, -1/2, 0, 1/2, 1 is 1/2
+    np.testing.assert_allclose((x**2).mean(axis=0), 0.5 + 0.04**2, rtol=0.02)
+
+
+def test_a_ring_has_all_angles_and_the_radii_of_rice():
+    """|c + noise| of a fixed c is Rice's, and no angle is preferred."""
+    x = np.float64(draw("ring"))
+    assert kstest(np.hypot(*x.T), rice(0.8 / 0.05, scale=0.05).cdf).pvalue > 0.01
+    assert kstest(np.arctan2(*x.T) / (2 * np.pi) + 0.5, "uniform").pvalue > 0.01
 
 
 def test_two_moons_are_half_circles():
@@ -79,13 +98,28 @@ def test_the_density_is_that_of_the_draws(name):
     np.testing.assert_allclose(over_draws.mean(), entropy, atol=4 * error + 1e-4)
 
 
-def test_log_density_of_eight_gaussians():
+OCTAGON = [[0.8 * np.cos(k * np.pi / 4), 0.8 * np.sin(k * np.pi / 4)] for k in range(8)]
+LATTICE = [[i / 2, j / 2] for i in range(-2, 3) for j in range(-2, 3)]
+
+
+@pytest.mark.parametrize(
+    ("name", "centres", "std"), [("8gaussians", OCTAGON, 0.05), ("25gaussians", LATTICE, 0.04)]
+)
+def test_log_density_of_gaussians(name, centres, std):
     x = np.random.default_rng(1).uniform(-1, 1, (50, 2))
-    angle = np.arange(8) * np.pi / 4
-    centres = 0.8 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
-    want = np.log(np.mean([multivariate_normal(c, 0.05**2).pdf(x) for c in centres], axis=0))
-    got = DENSITIES["8gaussians"].log_prob(jnp.asarray(x))
+    want = np.log(np.mean([multivariate_normal(c, std**2).pdf(x) for c in centres], axis=0))
+    got = DENSITIES[name].log_prob(jnp.asarray(x))
     np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+
+
+def test_log_density_of_the_ring_is_a_bessel_function():
+    """The mean of exp(r R cos(angle) / s^2) over angles is I_0(r R / s^2)."""
+    r, angle = np.linspace(0, 1.3, 50), np.random.default_rng(1).uniform(0, 7, 50)
+    x = np.stack([r * np.cos(angle), r * np.sin(angle)], axis=1)
+    # i0e(z) = exp(-z) I_0(z)
+    want = np.log(i0e(r * 0.8 / 0.05**2) / (2 * np.pi * 0.05**2)) - (r - 0.8) ** 2 / (2 * 0.05**2)
+    got = DENSITIES["ring"].log_prob(jnp.asarray(x))
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-3)
 
 
 def moons(angle, upper):
@@ -140,12 +174,14 @@ def test_the_score_near_a_mode_is_that_of_its_normal():
     np.testing.assert_allclose(score, np.tile([-12.0, 8.0], (8, 1)), rtol=1e-3)
 
 
-@pytest.mark.parametrize("name", ["8gaussians", "checkerboard"])
-def test_modes_are_the_means_of_what_lies_nearest(name):
+@pytest.mark.parametrize(
+    ("name", "count"), [("8gaussians", 8), ("25gaussians", 25), ("checkerboard", 8)]
+)
+def test_modes_are_the_means_of_what_lies_nearest(name, count):
     x, modes = draw(name), DENSITIES[name].modes
-    assert modes.shape == (8, 2)
+    assert modes.shape == (count, 2)
     nearest = np.linalg.norm(x[:, None] - modes, axis=-1).argmin(axis=1)
-    means = np.stack([x[nearest == k].mean(axis=0) for k in range(8)])
+    means = np.stack([x[nearest == k].mean(axis=0) for k in range(count)])
     np.testing.assert_allclose(means, modes, atol=0.01)
 
 
