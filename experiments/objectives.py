@@ -44,14 +44,15 @@ from . import gan
 
 Run = runner.Trained[Gan]
 Runs = dict[str, Run]
-# An EMA over no more than 100 steps: what is seen is the generator as it is.
+# An EMA over no more than 100 steps: what is seen is the generator as it is. The clip is for f-GANs,
+# whose logits are exponentiated.
 ALIKE = (
-    "--channels 64 --batch 128 --learning-rate 2e-3 --ema 0.99 --steps 5000 --steps-per-call 50 "
-    "--log-every 50 --checkpoint-every 500 --keep 10"
+    "--channels 64 --batch 128 --learning-rate 3e-3 --clip 10 --ema 0.99 --steps 5000 "
+    "--steps-per-call 50 --log-every 50 --checkpoint-every 500 --keep 10"
 )
 ROWS = {name: f"--objective {name}" for name in gan.OBJECTIVES} | {
-    "non_saturating, r1": "--objective non_saturating --penalty r1 --penalty-weight 0.1",
-    "wasserstein, wgan_gp": (
+    "non_saturating+r1": "--objective non_saturating --penalty r1 --penalty-weight 0.1",
+    "wasserstein+wgan_gp": (
         "--objective wasserstein --penalty wgan_gp --penalty-weight 0.1 --discriminator-steps 5"
     ),
 }
