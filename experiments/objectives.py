@@ -37,15 +37,15 @@ from jaxgen.evaluation.points import (
 from jaxgen.evaluation.report import Number, over_seeds
 from jaxgen.files import replacing
 from jaxgen.plotting import save_films, save_points, save_together
-from jaxgen.systems.gan import Gan, latents
+from jaxgen.systems.gan import Gan
 from jaxgen.training.logging import read_metrics
 
 from . import gan
 
 Run = runner.Trained[Gan]
 Runs = dict[str, Run]
-# An EMA over no more than 100 steps: what is seen is the generator as it is. The clip is for f-GANs,
-# whose logits are exponentiated.
+# An EMA over no more than 100 steps: what is seen is the generator as it is. The clip is for f-GANs
+# that exponentiate logits.
 ALIKE = (
     "--channels 64 --batch 128 --learning-rate 3e-3 --clip 10 --ema 0.99 --steps 5000 "
     "--steps-per-call 50 --log-every 50 --checkpoint-every 500 --keep 10"
@@ -201,8 +201,8 @@ def samples(runs: Runs, config: Config, directory: Path) -> list[Path]:
 
 def frames(run: Run) -> Mapping[int, np.ndarray]:
     """Samples ``[n, 2]`` of the same latents by the step of each checkpoint."""
-    z = latents(jax.random.fold_in(run.key, 5), SHOWN)
-    draw = jax.jit(lambda weights: run.system.generate(weights, z))
+    key, given = jax.random.fold_in(run.key, 5), run.data.given(SHOWN)
+    draw = jax.jit(lambda weights: run.system.sample(key, weights, given))
     how: dict[str, Any] = {"experiment": gan.EXPERIMENT, "data": run.data}
     return {
         step: np.asarray(draw(runner.open_run(run.directory, step, **how).weights))
