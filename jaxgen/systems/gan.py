@@ -313,11 +313,18 @@ class Gan(runner.System):
         given, key = self.data.given(SCORED), jax.random.key(1)
         x = self._sampler(self.settled(weights), key, given, SCORED)
         for line in [*self.lost(x), *self.out_of_balance(weights)]:
-            console.print(f"warning: {line}")
+            what = line.partition("see --")[2]  # the numbers in it change, what to try does not
+            if what not in self._told:
+                console.print(f"warning: {line}")
+            self._told.add(what)
         if isinstance(self.data.kind, Points):
             return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
         features = feature_space(self.data).features(x)
         return frechet_distance(features, self._real_features)
+
+    @cached_property
+    def _told(self) -> set[str]:
+        return set()
 
     def lost(self, x: np.ndarray) -> list[str]:
         """What samples ``[N, ...]`` never show: a sentence, where there is such."""

@@ -78,10 +78,10 @@ def test_features_of_a_run_are_those_before_the_logits(runs):
     run = runs["gan"]
     batch, d = run.test(30), run.weights["discriminator"]
     features = encoder(run, adversaries.features)(batch)
-    last, x = d.params["Dense_0"], run.data.kind.values(batch["x"])
-    logits = run.system.discriminator.apply({"params": d.params, **d.memory}, x, train=False)
+    last, x = d.params["head"]["Dense_0"], run.data.kind.values(batch["x"])
+    judged = run.system.discriminator.apply({"params": d.params, **d.memory}, x, train=False)
     found = (features @ np.asarray(last["kernel"]))[:, 0] + np.asarray(last["bias"])
-    np.testing.assert_allclose(found, logits, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(found, judged.logits, rtol=1e-4, atol=1e-7)
 
 
 def test_samples_of_the_autoencoder_differ_by_the_normal_alone(runs):
