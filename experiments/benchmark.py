@@ -500,21 +500,22 @@ def torch_worker(which: str, pipe: Any) -> None:
             pipe.send(None)
 
 
-def in_turns_with_torch(which: str, ours: dict[str, Any], rounds: int, calls: int) -> dict:
-    """Median seconds of our tasks, and by ``torch_NAME`` of PyTorch's.
-
-    PyTorch works in a process of its own, which waits while ours works: in one process the two
-    disturb each other's memory.
-
-    Raises:
-      SystemExit: if the libraries are not installed.
-    """
+def check_installed(which: str) -> None:
+    """Raises SystemExit where a library that is compared with is not installed."""
     for library in ("torch", "diffusers")[: 2 if which == "unet" else 1]:
         if importlib.util.find_spec(library) is None:
             raise SystemExit(
                 f"--torch compares with libraries that are not installed ({library}): "
                 "pip install torch diffusers"
             )
+
+
+def in_turns_with_torch(which: str, ours: dict[str, Any], rounds: int, calls: int) -> dict:
+    """Median seconds of our tasks, and by ``torch_NAME`` of PyTorch's.
+
+    PyTorch works in a process of its own, which waits while ours works: in one process the two
+    disturb each other's memory.
+    """
     spawn = multiprocessing.get_context("spawn")
     pipe, end = spawn.Pipe()
     spawn.Process(target=torch_worker, args=(which, end), daemon=True).start()
@@ -744,6 +745,8 @@ def main(argv: list[str] | None = None) -> int:
     against = {"unet": unet_against_torch, "vae": vae_against_torch, "gpt": gpt_against_torch}
     against["gan"] = gan_against_torch
     what = options.torch or options.model
+    if options.torch:
+        check_installed(options.torch)
     print(f"measuring {what} on {jax.devices()[0].device_kind}: compiling ...", flush=True)
     if options.torch:
         numbers = against[options.torch](options.rounds)

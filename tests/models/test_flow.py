@@ -77,7 +77,10 @@ def test_the_volume_is_that_of_the_jacobian_and_the_inverse_is_exact(key, name):
     assert z.shape == x.shape
     want = np.linalg.slogdet(np.asarray(jacobian, np.float64)).logabsdet
     np.testing.assert_allclose(log_det, want, atol=2e-4)
-    np.testing.assert_allclose(again, x, atol=1e-5)
+    # The rounding of z comes back as many times as large as the map makes its shortest way shorter.
+    shortest = np.linalg.svd(np.asarray(jacobian, np.float64), compute_uv=False)[:, -1]
+    error = np.abs(again - x).reshape(3, -1).max(axis=1)
+    assert (error <= 1e-5 / np.minimum(shortest, 1)).all(), (error, shortest)
     assert np.abs(z - x).max() > 0.05
     if "coupling" in name and not features:  # what is known stays; the rest moves by itself
         known = np.broadcast_to(layer.known(shape), shape).ravel()
