@@ -126,7 +126,7 @@ CIFAR10 = Config(
 CIFAR10_SMALL = Config(
     data=runner.Data(data="cifar10"),
     train=runner.Train(
-        steps=4500,
+        steps=3000,
         batch=16,
         learning_rate=2e-3,
         decay="cosine",
