@@ -5,6 +5,7 @@ python -m experiments.d3pm --noise uniform --auxiliary 0.01
 python -m experiments.d3pm --conditional                  # p(x|y)
 python -m experiments.d3pm --data python_topics           # text, of the size of experiments.gpt
 python -m experiments.d3pm --data tiny_shakespeare        # or with --manual-dir DIR: its input.txt
+python -m experiments.d3pm --data tiny_shakespeare --block 4  # blocks, one after the other
 python -m experiments.d3pm --data text:PATH               # a file, or all *.txt of a folder
 python -m experiments.d3pm --data binarized_mnist --manual-dir DIR
 python -m experiments.d3pm sample --sampler confident --sample-steps 16
@@ -15,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jax import Array
@@ -25,7 +26,7 @@ from jaxgen.data.records import DataSet, Image, Tokens
 from jaxgen.decoding import nucleus
 from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, linear, uniform
 from jaxgen.losses.discrete import counted_loss, discrete_loss
-from jaxgen.models.transformer import TokenDenoiser, Transformer, to_all
+from jaxgen.models.transformer import TokenDenoiser, Transformer, beside_clean, to_all
 from jaxgen.systems.autoregressive import time_to_draw
 from jaxgen.systems.bounds import vocabulary_of
 from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film
@@ -43,7 +44,7 @@ class Drawing:
     """How to draw tokens, and what to measure."""
 
     sampler: str = "ancestral"  # ancestral, or confident: what is surest first (masked).
-    sample_steps: runner.Count = 64  # Evaluations of the network.
+    sample_steps: runner.Count = 64  # Evaluations of the network, of all blocks together.
     choice: runner.NonNegative = 4.5  # Of confident: how much of the order is left to chance.
     temperature: runner.NonNegative = 1.0  # 0 for the most likely token.
     nucleus: runner.Share = 1.0  # Of the fewest tokens with so much probability.
@@ -60,6 +61,8 @@ class Config:
     drawing: Drawing = runner.measuring(Drawing)
     noise: str = "masked"  # masked or uniform.
     alpha: str = "linear"  # The share of tokens that are not noise, over time: linear or cosine.
+    # Tokens of a block: each is drawn given those before it (masked; default: all are one).
+    block: Annotated[int | None, runner.Range(1)] = None
     diffusion_steps: runner.Count = 1000  # T (uniform).
     auxiliary: runner.NonNegative = 0.0  # lambda, of -log p(x_0|x_t) beside the bound (uniform).
     pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
@@ -84,10 +87,10 @@ def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> To
         rotary=isinstance(data.kind, Tokens),
         swiglu=config.swiglu,
         dropout=config.dropout,
-        attention=to_all,
+        attention=to_all if config.block is None else beside_clean(config.block),
     )
     classes = data.classes if config.conditional else None
-    return TokenDenoiser(transformer, tokens, timed=not masked, classes=classes)
+    return TokenDenoiser(transformer, tokens, not masked, classes, config.block)
 
 
 def build(config: Config, data: DataSet) -> TokenDiffusion:
@@ -100,8 +103,14 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         raise ValueError("--sampler confident is of --noise masked.")
     if config.auxiliary and masked:
         raise ValueError("--auxiliary is of --noise uniform.")
+    length = math.prod(data.shape)
+    if config.block is not None and not masked:
+        raise ValueError("--block is of --noise masked.")
+    if config.block is not None and length % config.block:
+        raise ValueError(f"--block {config.block} is no divisor of the {length} tokens: use one.")
     tokens = vocabulary_of(data, binary)
     pi = absorbing(tokens) if masked else uniform(tokens)
+    steps = max(1, draw.sample_steps * (config.block or length) // length)
 
     def bound(key: Array, denoise: Any, x_0: Array, t: Array, auxiliary: float = 0.0) -> Array:
         if masked:
@@ -116,7 +125,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         partial(bound, auxiliary=config.auxiliary),
         bound,
         confident(tokens, alpha, draw.choice) if sure else ancestral(pi, alpha),
-        np.linspace(1, 0, draw.sample_steps + 1, dtype=np.float32),
+        np.linspace(1, 0, steps + 1, dtype=np.float32),
         alpha,
         binary,
         draw.temperature,

@@ -10,6 +10,7 @@ to 1. Tokens are ``[B, L]``; a denoiser answers log p(x_0|x_t), ``(x_t, t [B]) -
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import chex
 import jax
@@ -21,6 +22,9 @@ Denoiser = Callable[[Array, Array], Array]
 Alpha = Callable[[Array], Array]  # t in [0, 1] -> alpha_t
 # (key, log p(x_0|x_t) [B, L, V], x_t [B, L], t, s) -> x_s [B, L], for numbers s < t
 Step = Callable[[Array, Array, Array, Array, Array], Array]
+# (x_t [B, b], t [B], cache, place) -> (log p(x_0|x_t) [B, b, V], the cache with x_t), of a block of
+# tokens from a place on, told of those before it by a cache
+Extend = Callable[[Array, Array, Any, Array], tuple[Array, Any]]
 
 
 # --- noise --------------------------------------------------------------------------------------
@@ -61,12 +65,12 @@ def one_hot_log(x: Array, tokens: int) -> Array:
 
 
 def likelihood(x_t: Array, alpha: Array, pi: Array) -> Array:
-    """q(x_t|x_0) of ``x_t [B, L]`` at ``alpha [B]``, for every x_0: ``[B, L, V]``.
+    """q(x_t|x_0) of ``x_t [B, L]`` at ``alpha [B]`` or ``[B, L]``, for every x_0: ``[B, L, V]``.
 
     alpha is never quite 0, so that a token among masks is still what it is where all should be
     masked: one that is given.
     """
-    at, seen = jnp.maximum(alpha, 1e-30)[:, None, None], jax.nn.one_hot(x_t, len(pi))
+    at, seen = jnp.maximum(alpha, 1e-30).reshape(len(x_t), -1, 1), jax.nn.one_hot(x_t, len(pi))
     return at * seen + (1 - at) * pi[x_t][..., None]
 
 
@@ -95,7 +99,8 @@ def posterior(log_p_0: Array, x_t: Array, alpha_t: Array, alpha_s: Array, pi: Ar
 
 
 def denoised(logits: Array, x_t: Array, alpha: Array, pi: Array) -> Array:
-    """log p(x_0|x_t) ``[B, L, V]`` by Bayes' rule of a network's ``logits`` at ``alpha [B]``.
+    """log p(x_0|x_t) ``[B, L, V]`` by Bayes' rule of a network's ``logits`` at ``alpha``, which is
+    ``[B]`` or ``[B, L]``.
 
     They stand for p(x_0^l) as the *other* tokens of x_t tell it, which is then weighted by
     q(x_t^l|x_0^l): a network need not learn to read a token off itself, nor how far to trust it.
@@ -169,8 +174,8 @@ def confident(mask: int, alpha: Alpha = linear, choice: float | Array = 1.0) -> 
 
 
 def ranks(x: Array) -> Array:
-    """How many entries of its row are before each one in rising order, ``[B, L]``."""
-    return jnp.argsort(jnp.argsort(x, axis=1), axis=1)
+    """How many entries of its row are before each one in rising order, ``[..., L]``."""
+    return jnp.argsort(jnp.argsort(x, axis=-1), axis=-1)
 
 
 def sample(
@@ -185,6 +190,30 @@ def sample_path(
 ) -> tuple[Array, Array]:
     """:func:`sample`, with every x_s on its way, ``[n, B, L]``."""
     return _scan(key, denoise, x_T, times, step, lambda x_s: x_s)
+
+
+def sample_blocks(
+    key: Array,
+    extend: Extend,
+    cache: Any,
+    x_T: Array,
+    block: int,
+    times: Array | np.ndarray,
+    step: Step,
+) -> Array:
+    """x_0 ``[B, L]`` in blocks of so many tokens, each by :func:`sample` given those before it
+    (Arriola et al. 2025, "Block diffusion", algorithm 2): one scan."""
+    chex.assert_rank(x_T, 2)
+    blocks = x_T.reshape(len(x_T), -1, block).swapaxes(0, 1)
+
+    def one(cache, row):
+        key, x_T, place = row
+        denoise = lambda x_t, t: extend(x_t, t, cache, place)[0]  # noqa: E731
+        x_0 = sample(key, denoise, x_T, times, step)
+        return extend(x_0, jnp.zeros(len(x_0)), cache, place)[1], x_0
+
+    rows = jax.random.split(key, len(blocks)), blocks, block * jnp.arange(len(blocks))
+    return jax.lax.scan(one, cache, rows)[1].swapaxes(0, 1).reshape(x_T.shape)
 
 
 def _scan(key, denoise, x_T, times, step, keep):

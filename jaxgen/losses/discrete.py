@@ -124,16 +124,31 @@ def counted_loss(key: Array, denoise: Denoiser, x_0: Array, t: Array, mask: int)
     (Uria et al. 2014; Hoogeboom et al. 2022, "Autoregressive diffusion models", eq. 6), and the
     bound is the same for every alpha (Ou et al. 2024, section 3.3): no count is left to chance, and
     no weight grows as t falls to 0.
+
+    Of ``t [B, n]`` each of n blocks of the tokens has its own time and count, for a denoiser that
+    sees the blocks before a token's own as they are: the bound is the sum of the blocks' (Arriola
+    et al. 2025, "Block diffusion", eq. 8).
     """
-    chex.assert_rank([x_0, t], [2, 1])
-    length = x_0.shape[1]
-    count = jnp.clip(jnp.ceil(t * length), 1, length)
-    hidden = ranks(jax.random.uniform(key, x_0.shape)) < count[:, None]
-    return length / count * hidden_nats(denoise, x_0, count / length, hidden, mask)
+    chex.assert_rank(x_0, 2)
+    blocks = t.reshape(len(x_0), -1, 1)
+    size = x_0.shape[1] // blocks.shape[1]
+    count = jnp.clip(jnp.ceil(blocks * size), 1, size)  # of masks, [B, n, 1]
+    order = ranks(jax.random.uniform(key, (*blocks.shape[:2], size)))
+    hidden = (order < count).reshape(x_0.shape)
+    weight = jnp.broadcast_to(size / count, order.shape).reshape(x_0.shape)
+    return hidden_nats(denoise, x_0, (count / size).reshape(t.shape), hidden, mask, weight)
 
 
-def hidden_nats(denoise: Denoiser, x_0: Array, t: Array, hidden: Array, mask: int) -> Array:
-    """-log p(x_0|x_t) of the tokens that are ``hidden [B, L]`` under the mask, ``[B]``."""
+def hidden_nats(
+    denoise: Denoiser,
+    x_0: Array,
+    t: Array,
+    hidden: Array,
+    mask: int,
+    weight: Array | float = 1.0,
+) -> Array:
+    """-log p(x_0|x_t) of the tokens that are ``hidden [B, L]`` under the mask, ``[B]``, each by its
+    weight."""
     x_t = jnp.where(hidden, mask, x_0)
     log_p = jnp.take_along_axis(denoise(x_t, t), x_0[..., None], axis=-1)[..., 0]
-    return jnp.sum(jnp.where(hidden, -log_p, 0.0), axis=1)
+    return jnp.sum(jnp.where(hidden, -log_p, 0.0) * weight, axis=1)

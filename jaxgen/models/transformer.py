@@ -48,8 +48,36 @@ def to_all(q: Array, k: Array, v: Array) -> tuple[Array, None]:
     return attend(q, k, v), None
 
 
-def with_cache(cache: Cache, at: Array | int, first: Array) -> Attention:
-    """:func:`up_to_own` of tokens from the place ``at`` on, with those before it in a cache."""
+def beside_clean(block: int) -> Attention:
+    """Attention of clean tokens ``[B, T]`` and of their noisy forms, which follow in the batch.
+
+    In blocks of so many tokens, clean ones attend to those of their own block and of all before it,
+    noisy ones to those of their own block and to the clean ones of all before it (Arriola et al.
+    2025, "Block diffusion", section 3.2). By quarters, as :func:`up_to_own`.
+    """
+
+    @jax.checkpoint
+    def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
+        (k, k_noisy), (v, v_noisy) = jnp.split(k, 2), jnp.split(v, 2)
+        length, found = q.shape[1], []
+        ends = sorted({length // block * i // 4 * block for i in range(4)} | {length})
+        for start, end in itertools.pairwise(ends):
+            clean, noisy = jnp.split(q[:, start:end], 2)
+            own, seen = jnp.arange(start, end)[:, None] // block, jnp.arange(end)[None] // block
+            keys = jnp.concatenate([k[:, :end], k_noisy[:, start:end]], axis=1)
+            values = jnp.concatenate([v[:, :end], v_noisy[:, start:end]], axis=1)
+            beside = jnp.concatenate([seen < own, own == own.T], axis=1)
+            of_clean = attend(clean, k[:, :end], v[:, :end], (seen <= own)[None, None])
+            of_noisy = attend(noisy, keys, values, beside[None, None])
+            found.append(jnp.concatenate([of_clean, of_noisy]))
+        return jnp.concatenate(found, axis=1), None
+
+    return attention
+
+
+def with_cache(cache: Cache, at: Array | int, first: Array, block: int = 1) -> Attention:
+    """Attention of tokens from the place ``at`` on to those up to their own, or to the last of
+    their ``block``, with those before ``at`` in a cache."""
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
         k, v = (
@@ -57,7 +85,7 @@ def with_cache(cache: Cache, at: Array | int, first: Array) -> Attention:
             for old, new in zip(cache, (k, v), strict=True)
         )
         slots, rows = jnp.arange(k.shape[2]), at + jnp.arange(q.shape[1])
-        causal = slots[None, None] <= rows[None, :, None]
+        causal = slots[None, None] // block <= rows[None, :, None] // block
         mask = causal & (slots[None, None] >= first[:, None, None])  # [B, T, length]
         return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask[:, None]), Cache(k, v)
 
@@ -126,19 +154,27 @@ class Transformer(nn.Module):
         return self._logits(h, tokens)
 
     def extend(
-        self, tokens: Array, cache: tuple[Cache, ...], at: Array | int, first: Array
+        self,
+        tokens: Array,
+        cache: tuple[Cache, ...],
+        at: Array | int,
+        first: Array,
+        told: Array | None = None,
+        together: int = 1,
     ) -> tuple[Array, tuple[Cache, ...]]:
         """The same for tokens at the places from ``at`` on, with a cache of those before them, to
         which they attend: not of :func:`to_all`.
 
         Sequence b begins at the place ``first [B]``: what lies before it is filling, and not seen,
-        so that prompts of different lengths end at the same place.
+        so that prompts of different lengths end at the same place. Tokens ``together`` in blocks
+        of so many attend to each other both ways.
         """
         slots = at + jnp.arange(tokens.shape[1])[None]
         places = jnp.maximum(slots - first[:, None], 0)
-        h, after = self._embedded(tokens, places).reshape(-1, self.width), []
+        h, after = self._embedded(tokens, places), []
+        h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
         for block, part in zip(self.blocks, cache, strict=True):
-            h, seen = block(h, places, with_cache(part, at, first))
+            h, seen = block(h, places, with_cache(part, at, first, together))
             after.append(seen)
         return self._logits(h, tokens), tuple(after)
 
@@ -198,22 +234,57 @@ class TokenDenoiser(nn.Module):
     ``timed`` it is told t ``[B]`` in [0, 1], and of data with ``classes`` the labels ``[B]``. Under
     masks the best answer is the same at every time, and nothing need be told (Ou et al. 2024,
     theorem 1).
+
+    With a ``block`` the transformer attends by :func:`beside_clean`: every block of so many tokens
+    is told of the clean ones before it, of x_0 ``[B, L]`` in training, of a cache in sampling.
     """
 
     transformer: Transformer
     tokens: int
     timed: bool = False
     classes: int | None = None
+    block: int | None = None
 
-    @nn.compact
-    def __call__(self, x_t: Array, t: Array, labels: Array, train: bool = False) -> Array:
+    def setup(self) -> None:
+        width = self.transformer.width
+        if self.timed:
+            self.time = nn.Sequential([nn.Dense(width), nn.silu, nn.Dense(width)])
+        if self.classes is not None:
+            self.label = nn.Embed(self.classes, width, embedding_init=INIT)
+
+    def __call__(
+        self,
+        x_t: Array,
+        t: Array,
+        labels: Array,
+        train: bool = False,
+        x_0: Array | None = None,
+    ) -> Array:
+        told = self._told(t, labels)
+        if self.block is None:
+            return self.transformer(x_t, told, train)[..., : self.tokens]
+        x_0 = x_t if x_0 is None else x_0
+        told = None if told is None else jnp.tile(told, (2, 1))
+        both = self.transformer(jnp.concatenate([x_0, x_t]), told, train)
+        return both[len(x_t) :, :, : self.tokens]
+
+    def extend(
+        self, x_t: Array, t: Array, labels: Array, cache: Any, at: Array | int
+    ) -> tuple[Array, Any]:
+        """The same for a block at the places from ``at`` on, with a cache of the clean tokens
+        before it; the cache that is answered knows x_t."""
+        first, told = jnp.zeros(len(x_t), jnp.int32), self._told(t, labels)
+        logits, cache = self.transformer.extend(x_t, cache, at, first, told, self.block or 1)
+        return logits[..., : self.tokens], cache
+
+    def _told(self, t: Array, labels: Array) -> Array | None:
         width, told = self.transformer.width, None
         if self.timed:
-            told = nn.Dense(width)(nn.silu(nn.Dense(width)(FourierFeatures()(t, width))))
+            told = self.time(FourierFeatures()(t, width))
         if self.classes is not None:
-            label = nn.Embed(self.classes, width, embedding_init=INIT)(labels)
+            label = self.label(labels)
             told = label if told is None else told + label
-        return self.transformer(x_t, told, train)[..., : self.tokens]
+        return told
 
 
 def turned(x: Array, places: Places) -> Array:

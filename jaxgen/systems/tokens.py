@@ -27,6 +27,7 @@ from jaxgen.diffusion.discrete import (
     knowing,
     linear,
     sample,
+    sample_blocks,
     sample_path,
 )
 from jaxgen.evaluation.report import Number
@@ -40,7 +41,8 @@ from jaxgen.training.step import Metrics, Now
 
 HIDDEN = ord("_")  # what a masked byte is shown as
 
-# (key, denoise, x_0 [B, L], t [B]) -> [B] nats, whose mean over t in (0, 1] is the bound, or more
+# (key, denoise, x_0 [B, L], t [B], or of n blocks [B, n]) -> [B] nats, whose mean over t in (0, 1]
+# is the bound, or more
 Objective = Callable[[Array, Denoiser, Array, Array], Array]
 
 
@@ -48,7 +50,10 @@ Objective = Callable[[Array, Denoiser, Array, Array], Array]
 class TokenDiffusion(runner.System):
     """A network of noisy tokens, and the way back from noise.
 
-    Noise ``pi`` has as many entries as there are tokens, or the mask beside them.
+    Noise ``pi`` has as many entries as there are tokens, or the mask beside them. Where the network
+    has a ``block``, blocks of so many tokens come one after the other, and each is a diffusion
+    given those before it (Arriola et al. 2025): as the transformer's with blocks of one token, and
+    with one block the diffusion of all.
     """
 
     network: TokenDenoiser
@@ -77,6 +82,11 @@ class TokenDiffusion(runner.System):
         """Whether noise hides tokens."""
         return len(self.pi) > self.network.tokens
 
+    @property
+    def blocks(self) -> int | None:
+        """n, where there are blocks."""
+        return None if self.network.block is None else self.length // self.network.block
+
     def init(self, key: Array) -> Any:
         one = jnp.zeros(1, jnp.int32)
         return self.network.init(key, jnp.zeros((1, self.length), jnp.int32), jnp.ones(1), one)
@@ -89,12 +99,14 @@ class TokenDiffusion(runner.System):
         """Tokens as samples."""
         return examples_of(self.data, self.network.tokens, tokens)
 
-    def denoise(self, params: Any, labels: Array, **how: Any) -> Denoiser:
-        """(x_t, t) -> log p(x_0|x_t), told labels ``[B]`` where the network is."""
+    def denoise(self, params: Any, labels: Array, x_0: Array | None = None, **how: Any) -> Denoiser:
+        """(x_t, t) -> log p(x_0|x_t), told labels ``[B]`` where the network is; a block is told
+        those of x_0 before it."""
 
         def log_p_0(x_t: Array, t: Array) -> Array:
-            logits: Any = self.network.apply({"params": params}, x_t, t, labels, **how)
-            return denoised(logits, x_t, self.alpha(t), self.pi)
+            logits: Any = self.network.apply({"params": params}, x_t, t, labels, x_0=x_0, **how)
+            of_tokens = t if t.ndim == 1 else jnp.repeat(t, self.network.block or 1, axis=1)
+            return denoised(logits, x_t, self.alpha(of_tokens), self.pi)
 
         return log_p_0
 
@@ -103,19 +115,24 @@ class TokenDiffusion(runner.System):
         key_x, key_t, key_drop, key = jax.random.split(key, 4)
         x_0 = self.tokens(key_x, batch["x"])
         how = {"rngs": {"dropout": key_drop}, "train": now.train}
-        t = 1 - stratified_times(key_t, len(x_0), low=0.0)
-        denoise = self.denoise(params, labels_of(batch), **how)
-        nats = self.objective(key, denoise, x_0, t) / self.length
-        return nats, {} if now.train else {"t": t}
+        t = 1 - stratified_times(key_t, len(x_0) * (self.blocks or 1), low=0.0)
+        denoise = self.denoise(params, labels_of(batch), x_0, **how)
+        nats = self.objective(key, denoise, x_0, self.of_blocks(t)) / self.length
+        return nats, {"t": t} if self.blocks is None and not now.train else {}
+
+    def of_blocks(self, t: Array) -> Array:
+        """Times of a batch, ``[B]`` or of its blocks ``[B, n]``, from a row of them."""
+        return t if self.blocks is None else t.reshape(self.blocks, -1).T
 
     def nats(self, params: Any, key: Array, batch: Any) -> Array:
         """The bound on -log p(x) of each example, ``[B]``, by draws at times that are spread."""
         key_x, key_t, key = jax.random.split(key, 3)
-        x_0, denoise = self.tokens(key_x, batch["x"]), self.denoise(params, labels_of(batch))
-        first = jax.random.uniform(key_t, (len(x_0),))
+        x_0 = self.tokens(key_x, batch["x"])
+        denoise = self.denoise(params, labels_of(batch), x_0)
+        first = jax.random.uniform(key_t, (len(x_0) * (self.blocks or 1),))
 
         def one(i: Array) -> Array:
-            t = 1 - (first + i / self.draws) % 1.0
+            t = self.of_blocks(1 - (first + i / self.draws) % 1.0)
             return self.bound(jax.random.fold_in(key, i), denoise, x_0, t)
 
         return jax.lax.map(one, jnp.arange(self.draws)).mean(axis=0)
@@ -131,23 +148,56 @@ class TokenDiffusion(runner.System):
         """``run``, sample or sample_path, from noise; of ``known = (where, x_0)``, ``[B, L]``
         each, the tokens x_0 stay where it says."""
         key_start, key = jax.random.split(key)
-        count = len(jax.tree.leaves(given)[0])
+        x_T = self.noise(key_start, given)
         told = self.denoise(weights.params, labels_of(given))
-        filtered = lambda x_t, t: self.keep(warmed(told(x_t, t), self.temperature))  # noqa: E731
-        denoise = lambda x_t, t: jax.nn.log_softmax(filtered(x_t, t))  # noqa: E731
-        noise = jnp.log(self.pi)
-        x_T = jax.random.categorical(key_start, noise, shape=(count, self.length))
+        denoise = lambda x_t, t: self.kept(told(x_t, t))  # noqa: E731
         if known is not None and self.masks:
             x_T = jnp.where(*known, x_T)
         elif known is not None:
             denoise = knowing(denoise, *known)
-        return run(key, denoise, x_T.astype(jnp.int32), self.times, self.step)
+        return run(key, denoise, x_T, self.times, self.step)
+
+    def in_blocks(
+        self, key: Array, weights: Any, given: Any, known: tuple[Array, Array] | None = None
+    ) -> Array:
+        """:meth:`reverse`, block after block; what is known of later ones is not seen."""
+        key_start, key = jax.random.split(key)
+        x_T = self.noise(key_start, given)
+        x_T = x_T if known is None else jnp.where(*known, x_T)
+        labels, variables = labels_of(given), {"params": weights.params}
+
+        def extend(x_t: Array, t: Array, cache: Any, place: Array) -> tuple[Array, Any]:
+            told = x_t, t, labels, cache, place
+            logits, cache = self.network.apply(variables, *told, method="extend")
+            return self.kept(denoised(logits, x_t, self.alpha(t), self.pi)), cache
+
+        cache = self.network.transformer.empty(len(x_T))
+        block = self.network.block or self.length
+        return sample_blocks(key, extend, cache, x_T, block, self.times, self.step)
+
+    def noise(self, key: Array, given: Any) -> Array:
+        """x_T ``[B, L]``."""
+        shape = len(jax.tree.leaves(given)[0]), self.length
+        return jax.random.categorical(key, jnp.log(self.pi), shape=shape).astype(jnp.int32)
+
+    def kept(self, log_p_0: Array) -> Array:
+        """log p(x_0|x_t) by the temperature, of the tokens that are kept."""
+        return jax.nn.log_softmax(self.keep(warmed(log_p_0, self.temperature)))
+
+    def drawn(
+        self, key: Array, weights: Any, given: Any, known: tuple[Array, Array] | None = None
+    ) -> Array:
+        """Tokens x_0 ``[B, L]``, those that are known as they are."""
+        if self.blocks is None:
+            return self.reverse(sample, key, weights, given, known)
+        return self.in_blocks(key, weights, given, known)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        return self.shown(self.reverse(sample, key, weights, given))
+        return self.shown(self.drawn(key, weights, given))
 
     def how(self) -> str:
-        return f"{len(self.times) - 1} steps, temperature {self.temperature:g}"
+        each = "" if self.blocks is None else f" for each of {self.blocks} blocks"
+        return f"{len(self.times) - 1} steps{each}, temperature {self.temperature:g}"
 
 
 def labels_of(batch: Any) -> Array:
@@ -163,13 +213,23 @@ def as_text(kind: Tokens, tokens: np.ndarray) -> str:
     return kind.decode(np.where(tokens < kind.vocabulary, tokens, HIDDEN))
 
 
+def path_of(system: TokenDiffusion, key: Array, weights: Any, given: Any) -> Array:
+    """Tokens on their way, ``[n, B, L]``: after each step, or after each block."""
+    if system.network.block is None:
+        return system.reverse(sample_path, key, weights, given)[1]
+    x_0 = system.drawn(key, weights, given)
+    block_of = jnp.arange(system.length) // system.network.block
+    done = block_of[None] < jnp.arange(1 + system.length // system.network.block)[:, None]
+    return jnp.where(done[:, None], x_0[None], len(system.pi) - 1)
+
+
 def film(trained: runner.Trained[TokenDiffusion]) -> Path:
     """``film.gif``: the way from noise to samples, of about 50 frames; of text, ``film.txt``: one
     sample on its way, eight times."""
     system, kind = trained.system, trained.data.kind
     wide = columns(trained)
     given = trained.data.given(1 if isinstance(kind, Tokens) else 3 * wide)
-    draw = jax.jit(lambda key, w: system.reverse(sample_path, key, w, given)[1])
+    draw = jax.jit(lambda key, w: path_of(system, key, w, given))
     path = np.asarray(draw(jax.random.fold_in(trained.key, 2), trained.weights))
     wanted = 8 if isinstance(kind, Tokens) else 50
     frames = path[np.unique(np.linspace(0, len(path) - 1, wanted).astype(int))]
@@ -187,7 +247,7 @@ def filled(trained: runner.Trained[TokenDiffusion]) -> Path:
     def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
         x_0 = system.tokens(jax.random.key(0), batch["x"])  # the same bits
         known = jnp.broadcast_to(known, batch["x"].shape).reshape(x_0.shape)
-        drawn = system.reverse(sample, key, weights, batch, (known, x_0))
+        drawn = system.drawn(key, weights, batch, (known, x_0))
         return system.shown(x_0), system.shown(drawn)
 
     if not isinstance(kind, Tokens):

@@ -18,6 +18,7 @@ from jaxgen.diffusion.discrete import (
     linear,
     replaced,
     sample,
+    sample_blocks,
     sample_path,
     uniform,
 )
@@ -80,6 +81,32 @@ def test_what_is_known_is_kept_and_the_rest_has_the_conditional_distribution(key
             x = drawn(key, step, steps, pi, denoise, known, x_0)
             np.testing.assert_array_equal(jnp.where(known, x, x_0), jnp.tile(x_0, (N, 1)))
             assert apart(shares(x)[p > 0], p[p > 0]) < 2.5
+
+
+@pytest.mark.parametrize("block", [1, 2, 4])
+def test_blocks_one_after_the_other_draw_the_data(key, block):
+    """Given those before them, by one token at a time; what is known of a block is kept."""
+    table, pi = TokenTable.random(2, 4), absorbing(2)
+    exact = table.denoiser(linear, pi)
+
+    def extend(x_t, t, cache, place):
+        """The cache is all tokens so far, and masks."""
+        seen = jax.lax.dynamic_update_slice_in_dim(cache, x_t, place, axis=1)
+        log_p = exact(seen, jnp.full(len(x_t), 0.5))
+        return jax.lax.dynamic_slice_in_dim(log_p, place, block, axis=1), seen
+
+    times, step = np.linspace(1, 0, block + 1), confident(2, choice=AT_RANDOM)
+    x_T = jnp.full((N, 4), 2)
+    run = jax.jit(
+        lambda k, x_T: sample_blocks(k, extend, jnp.full((N, 4), 2), x_T, block, times, step)
+    )
+    counts = lambda x: np.bincount(np.asarray(x) @ [8, 4, 2, 1], minlength=16) / N
+    assert apart(counts(run(key, cache)), table.p) < 2
+    known = np.asarray(run(key, cache.at[:, 0].set(1)))
+    p = np.where(table.states[:, 0] == 1, table.p, 0.0)
+    p = p / p.sum()
+    assert apart(counts(known)[p > 0], p[p > 0]) < 2.5
+    assert (known[:, 0] == 1).all()
 
 
 def test_known_tokens_go_back_as_noise_has_them(key):

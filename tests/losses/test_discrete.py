@@ -161,6 +161,30 @@ def test_the_count_of_masks_gives_the_mean_over_all_orders(key):
     assert small < large / 1.5
 
 
+def test_blocks_with_exact_conditionals_have_the_bound_log_p(key):
+    """Two blocks of two tokens, the second told of the first: each with a time of its own."""
+    table, pi = TokenTable.random(V, 4), absorbing(V)
+    exact, x_0 = table.denoiser(linear, pi), jnp.asarray(table.states)
+    nothing = jnp.full((len(x_0), 2), V)
+
+    def denoise(x_t, t):
+        assert t.shape == (len(x_0), 2)
+        at = jnp.full(len(x_0), 0.5)  # the same at every time
+        first = exact(jnp.concatenate([x_t[:, :2], nothing], axis=1), at)[:, :2]
+        second = exact(jnp.concatenate([x_0[:, :2], x_t[:, 2:]], axis=1), at)[:, 2:]
+        return jnp.concatenate([first, second], axis=1)
+
+    @jax.jit
+    def one(key):
+        key_t, key = jax.random.split(key)
+        t = 1 - jax.random.uniform(key_t, (len(x_0), 2))
+        return counted_loss(key, denoise, x_0, t, V)
+
+    found = jnp.mean(jax.lax.map(one, jax.random.split(key, 10_000)), axis=0)
+    seen = table.p > 1e-3
+    np.testing.assert_allclose(found[seen], -np.log(table.p)[seen], rtol=0.06, atol=0.05)
+
+
 @pytest.mark.parametrize("name", NOISES)
 def test_a_step_at_random_has_the_mean_of_the_whole_bound(key, name):
     """And the auxiliary term is its own: lambda times -log p(x_0|x_t)."""

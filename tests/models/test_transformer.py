@@ -5,7 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.models.transformer import TokenDenoiser, Transformer, to_all, turned
+from jaxgen.models.transformer import (
+    TokenDenoiser,
+    Transformer,
+    beside_clean,
+    to_all,
+    turned,
+)
 
 KINDS = {
     "rotary": {},
@@ -89,3 +95,32 @@ def test_a_denoiser_of_tokens_sees_all_of_them_the_time_and_the_class(key, rando
     assert (np.abs(apply(x, t, (y + 1) % 3) - logits).max(axis=2) > 0).all()
     turned_round = apply(x[:, ::-1], t, y)[:, ::-1]
     assert (np.abs(turned_round - logits).max(axis=2) > 1e-5).all()  # rounding: 1e-7
+
+
+@pytest.mark.parametrize(
+    ("rotary", "block", "length"), [(True, 2, 6), (False, 3, 9), (True, 2, 16)]
+)
+def test_a_block_sees_itself_and_the_clean_ones_before_it(key, randomized, rotary, block, length):
+    """All pairs; and a cache of the clean ones changes nothing."""
+    attention = beside_clean(block)
+    net = Transformer(11, length, 16, layers=2, heads=4, rotary=rotary, attention=attention)
+    net = TokenDenoiser(net, 10, classes=3, block=block)
+    x_t, x_0 = jax.random.randint(key, (2, 3, length), 0, 10)
+    t, y = jnp.ones(3), jnp.arange(3)
+    variables = randomized(key, net, x_t, t, y)
+    apply = jax.jit(lambda x_t, x_0: net.apply(variables, x_t, t, y, x_0=x_0))
+    logits = apply(x_t, x_0)
+    of = np.arange(length) // block
+    changed = lambda x, j: x.at[:, j].set((x[:, j] + 1) % 11)
+    moved = lambda found: np.abs(found - logits).max(axis=(0, 2)) > 0
+    for j in range(length):
+        np.testing.assert_array_equal(moved(apply(changed(x_t, j), x_0)), of == of[j], str(j))
+        np.testing.assert_array_equal(moved(apply(x_t, changed(x_0, j))), of > of[j], str(j))
+
+    extend = jax.jit(lambda *a: net.apply(variables, *a, method="extend"))
+    cache = net.transformer.empty(3)
+    for place in range(0, length, block):
+        own = slice(place, place + block)
+        found, _ = extend(x_t[:, own], t, y, cache, place)
+        np.testing.assert_allclose(found, logits[:, own], atol=2e-5, rtol=1e-4)
+        _, cache = extend(x_0[:, own], t, y, cache, place)

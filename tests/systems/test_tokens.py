@@ -55,6 +55,38 @@ def test_the_bound_is_one_of_what_is_drawn(key, noise):
     assert (shares > np.exp(-nats) - slack).all()
 
 
+@pytest.mark.parametrize("block", [1, 2])
+def test_of_blocks_the_bound_is_one_of_what_is_drawn(key, block):
+    """And with blocks of one token it is no bound, but the probability itself."""
+    shape = (1, 4, 1)
+    states = np.stack(np.meshgrid(*[np.arange(2)] * 4, indexing="ij"), -1).reshape(-1, *shape)
+    source = Arrays({"x": states.astype(np.uint8), "label": np.zeros(16, np.int32)})
+    data = DataSet("bits", Image(shape, 2), source, source, source, classes=2)
+    drawing = Drawing(sample_steps=16, bound_draws=32)
+    system = build(replace(SMALL, block=block, drawing=drawing), data)
+    params = jax.tree.map(lambda a: 4 * a, system.init(key)["params"])
+
+    @jax.jit
+    def both(key):
+        nats = system.nats(params, key, source.fetch(np.arange(16)))
+        given = {"label": jnp.zeros(4000, jnp.int32)}
+        weights = SimpleNamespace(params=params)
+        known = jnp.array([[False, True, False, False]]), jnp.ones((4000, 4), jnp.int32)
+        return nats, system.sample(key, weights, given), system.drawn(key, weights, given, known)
+
+    nats, x, known = both(key)
+    p, tokens = np.exp(-nats), np.asarray(x).reshape(-1, 4) > 0
+    shares = np.bincount(tokens @ [8, 4, 2, 1], minlength=16) / len(x)
+    slack = 0.01 + 4 * np.sqrt(shares / len(x))
+    assert p.sum() < 1.01
+    assert shares.max() > 0.1  # 1/16 where all are alike
+    assert (shares > p - slack).all()
+    assert (known[:, 1] == 1).all()
+    if block == 1:
+        np.testing.assert_allclose(p.sum(), 1, rtol=1e-4)
+        assert (shares < p + slack).all()
+
+
 @pytest.mark.parametrize("noise", NOISES)
 def test_known_pixels_are_kept_and_draws_are_tokens(key, noise):
     system, params = system_of(key, noise=noise)
@@ -91,6 +123,8 @@ def test_options_that_do_not_go_together_are_refused():
     for config, data, fix in (
         (replace(SMALL, noise="uniform", drawing=sure), DATA, "--noise masked"),
         (replace(SMALL, auxiliary=0.1), DATA, "--noise uniform"),
+        (replace(SMALL, noise="uniform", block=1), DATA, "--noise masked"),
+        (replace(SMALL, block=2), DATA, "no divisor of the 3 tokens"),
         (replace(TEXT, pixels="bits"), text, "--pixels levels"),
         (replace(TEXT, conditional=True), text, "leave out --conditional"),
     ):
