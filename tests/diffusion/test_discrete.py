@@ -96,10 +96,8 @@ def test_blocks_one_after_the_other_draw_the_data(key, block):
         return jax.lax.dynamic_slice_in_dim(log_p, place, block, axis=1), seen
 
     times, step = np.linspace(1, 0, block + 1), confident(2, choice=AT_RANDOM)
-    x_T = jnp.full((N, 4), 2)
-    run = jax.jit(
-        lambda k, x_T: sample_blocks(k, extend, jnp.full((N, 4), 2), x_T, block, times, step)
-    )
+    cache = jnp.full((N, 4), 2)
+    run = jax.jit(lambda k, x_T: sample_blocks(k, extend, cache, x_T, block, times, step))
     counts = lambda x: np.bincount(np.asarray(x) @ [8, 4, 2, 1], minlength=16) / N
     assert apart(counts(run(key, cache)), table.p) < 2
     known = np.asarray(run(key, cache.at[:, 0].set(1)))
