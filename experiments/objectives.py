@@ -13,6 +13,8 @@ the modes' counts. `samples-SET.png` and `film-SET.gif` show one seed of each.
 `saturation.png` is the protocol of Arjovsky & Bottou 2017 (figures 2 and 3): the generator stands
 still while its discriminator learns, and the gradient that it would follow is measured. That of
 log(1 - D) fades as D grows sure; that of the log-D trick does not.
+
+Expect 21 minutes on one CPU core, and the table in experiments/RESULTS.md.
 """
 
 from __future__ import annotations

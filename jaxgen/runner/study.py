@@ -95,7 +95,10 @@ class Study:
         folders.check_out(which.out)
         needs = self.needs(config)
         if which.dir and len(which.dir) != len(needs):
-            raise Mistake(f"{self.name} looks at {len(needs)} runs: {', '.join(needs)}.")
+            raise Mistake(
+                f"{self.name} looks at {len(needs)} runs ({', '.join(needs)}): name as many after "
+                "--dir, or leave it out (--out says where results go)."
+            )
         console.print(f"jaxgen {self.name}: {', '.join(verbs)}")
         load = loading_once()
         found = self.find(config, which, load)
