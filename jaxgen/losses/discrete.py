@@ -127,7 +127,7 @@ def counted_loss(key: Array, denoise: Denoiser, x_0: Array, t: Array, mask: int)
 
     Of ``t [B, n]`` each of n blocks of the tokens has its own time and count, for a denoiser that
     sees the blocks before a token's own as they are: the bound is the sum of the blocks' (Arriola
-    et al. 2025, "Block diffusion", eq. 8).
+    et al. 2025, "Block diffusion", section 3).
     """
     chex.assert_rank(x_0, 2)
     blocks = t.reshape(len(x_0), -1, 1)

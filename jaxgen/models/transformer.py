@@ -53,7 +53,7 @@ def beside_clean(block: int) -> Attention:
 
     In blocks of so many tokens, clean ones attend to those of their own block and of all before it,
     noisy ones to those of their own block and to the clean ones of all before it (Arriola et al.
-    2025, "Block diffusion", section 3.2). By quarters, as :func:`up_to_own`.
+    2025, "Block diffusion", section 3). By quarters, as :func:`up_to_own`.
     """
 
     @jax.checkpoint
