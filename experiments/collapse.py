@@ -58,7 +58,11 @@ REMEDIES = {
 }
 OF_DECODER = {
     "made": {"warm-up": "--kl-warmup 3000", "cyclical": "--kl-cycles 4"},
-    "pixelcnn": {"warm-up": "--kl-warmup 600", "limited reach": "--reach 1"},
+    "pixelcnn": {
+        "warm-up": "--kl-warmup 600",
+        "limited reach": "--reach 1",
+        "limited reach, warm-up": "--reach 1 --kl-warmup 600",
+    },
 }
 DRAWS = 64  # of p(x|z), of which a picture is the mean
 COLUMNS = (

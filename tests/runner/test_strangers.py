@@ -119,4 +119,6 @@ def test_a_study_trains_the_run_that_is_lacking(run):
     assert "trained first" not in run("rates", "evaluate")
     Path("runs/pool-moons-001/config.json").rename("kept")  # as if another had it
     assert "pool is trained first" in run("rates", "train")
-    assert "looks at 2 runs (slow, fast): name as many" in run("rates", "--dir runs/pool-moons-002", status=2)
+    assert "looks at 2 runs (slow, fast): name as many" in run(
+        "rates", "--dir runs/pool-moons-002", status=2
+    )
