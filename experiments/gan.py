@@ -7,7 +7,7 @@ python -m experiments.gan --objective hinge --spectral-norm discriminator
 python -m experiments.gan --condition projection # draws the class that is asked for
 python -m experiments.gan --architecture small_biggan --latents 60 --condition projection
 python -m experiments.gan --architecture progressive --objective wasserstein --penalty wgan_gp
-python -m experiments.gan --architecture style --penalty r1 --path-length 2
+python -m experiments.gan --architecture style --penalty r1 --path-length 0.5
 python -m experiments.gan --preset cifar10_sngan --manual-dir DIR
 python -m experiments.gan --data 8gaussians      # perceptrons, for points in the plane
 
@@ -29,6 +29,7 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.losses import adversarial, augmentation, f_divergences, penalties
 from jaxgen.losses.adversarial import Objective, least_squares, relativistic_average
+from jaxgen.losses.augmentation import in_order
 from jaxgen.losses.began import BEGAN
 from jaxgen.losses.f_divergences import f_gan
 from jaxgen.models import began, dcgan, progressive, resnet_gan, style
@@ -73,12 +74,16 @@ PENALTIES = {
     "dragan": penalties.dragan(0.5),
 }
 AUGMENTATIONS = {
-    "none": None,
-    "diff": augmentation.DIFF_AUGMENT,
-    "colour": augmentation.colour,
-    "translation": augmentation.translation,
-    "cutout": augmentation.cutout,
+    "none": (),
+    "diff": augmentation.DIFF,
+    "colour": (augmentation.colour,),
+    "translation": (augmentation.translation,),
+    "cutout": (augmentation.cutout,),
 }
+# Those whose logits are 0 where data and samples are as likely.
+EVEN_AT_ZERO = (
+    "non_saturating", "minimax", "hinge", "reverse_kl", "pearson", "hellinger", "jensen_shannon",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,7 +118,7 @@ class Config:
     # Std of the noise in all that the discriminator sees, which falls to 0 at the last step.
     instance_noise: runner.NonNegative = 0.0
     minibatch: bool = False  # Let the discriminator see how alike the examples of a batch are.
-    pool: runner.Natural = 0  # Samples of before that it is shown among the new ones.
+    pool: runner.Natural = 0  # Samples of before to keep, of which half a batch is shown.
     averaging: runner.NonNegative = 0.0  # Of both players' distance to the mean of their past.
     orthogonality: runner.NonNegative = 0.0  # Of both players' filters that are not orthogonal.
     matching: runner.NonNegative = 0.0  # Of the distance of mean features, for the generator.
@@ -131,12 +136,13 @@ class Config:
     latents: runner.Count = 100  # Of z.
     # Halvings of the image in the discriminator, doublings in the generator (dcgan, began).
     stages: runner.Count = 2
-    # Of the largest feature maps, doubled at every smaller one; units of a perceptron.
+    # Of the largest feature maps, of which smaller ones have more; units of a perceptron.
     channels: runner.Count = 64
     widest: runner.Count = 512  # Feature maps there are at most (progressive, style).
     # Steps from one doubling of the image to the next, half of which fade it in (progressive).
     grow_every: runner.Count = 2000
-    # Of steps in w that change images unevenly, every fourth step, for the generator (style).
+    # Of steps in w that change images unevenly, every fourth step, for the generator (style); in
+    # the paper 0.5 for images of 8x8, 0.11 for 1024x1024.
     path_length: runner.NonNegative = 0.0
 
 
@@ -148,6 +154,13 @@ def build(config: Config, data: DataSet) -> Gan:
     half = config.train.batch // 2
     if 0 < config.pool < half:
         raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
+    if config.pool and (config.condition != "none" or config.train.accumulate > 1):
+        raise runner.Mistake(
+            "a pool knows no classes, and not the parts of a batch: leave out --condition and "
+            "--accumulate, or --pool."
+        )
+    if config.architecture == "progressive" and config.train.decay != "none" and not points:
+        raise runner.Mistake("every stage begins with a new optimizer: leave out --decay.")
     if config.condition != "none" and data.classes < 2:
         raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
     if config.spectral_norm != "none" and config.architecture in ("progressive", "style"):
@@ -192,6 +205,8 @@ def networks_of(config: Config, data: DataSet) -> Networks:
     if config.objective == "began":
         if told or config.minibatch:
             raise runner.Mistake("an autoencoder has no head: leave out --condition, --minibatch.")
+        if config.architecture != Config().architecture:
+            raise runner.Mistake("began has networks of its own: leave out --architecture.")
         return lambda stage: autoencoding(config, data)
     normed = config.penalty == "none" and config.spectral_norm == "none"
     classes = data.classes if told else None
@@ -268,7 +283,8 @@ def discriminator_terms(config: Config) -> tuple[terms.Term, ...]:
     if config.consistency:
         if config.augment == "none":
             raise runner.Mistake("--consistency is of augmented images: name them by --augment.")
-        found.append(terms.consistency(AUGMENTATIONS[config.augment], config.consistency))
+        augment = in_order(*AUGMENTATIONS[config.augment])
+        found.append(terms.consistency(augment, config.consistency))
     if config.condition == "auxiliary":
         found.append(terms.classes_of_both(1.0))
     if config.objective == "began":
@@ -315,7 +331,9 @@ def objective_of(config: Config) -> Objective:
 
 def discriminator_optimizer(config: Config) -> Any:
     """Adam at a rate of its own, and weights clipped after it, where the options say so."""
-    train = config.train
+    train, k = config.train, config.discriminator_steps
+    # its schedule is in updates, of which it makes k a step
+    train = replace(train, steps=k * train.steps, warmup=k * train.warmup)
     if config.discriminator_rate is not None:
         train = replace(train, learning_rate=config.discriminator_rate)
     adam = runner.make_optimizer(train)
@@ -324,22 +342,30 @@ def discriminator_optimizer(config: Config) -> Any:
     return optax.chain(adam, clipped_weights(config.clip_weights))
 
 
-def augmentation_of(config: Config, points: bool) -> Callable[[Array | int], Any] | None:
+def augmentation_of(
+    config: Config, points: bool
+) -> Callable[[Array | int], tuple[augmentation.Augmentation, ...]] | None:
     """What the discriminator sees at a step."""
     augment = runner.choose("augmentation", config.augment, AUGMENTATIONS)
-    if augment is not None and points:
+    if augment and points:
         raise runner.Mistake("--augment is of images: use --instance-noise for points.")
-    if config.adaptive and (augment is None or config.consistency):
-        raise runner.Mistake("--adaptive is of what --augment names, without --consistency.")
+    if config.adaptive and (not augment or config.consistency or config.instance_noise):
+        raise runner.Mistake(
+            "--adaptive is of what --augment names, without --consistency and --instance-noise."
+        )
+    if config.adaptive and config.objective not in EVEN_AT_ZERO:
+        raise runner.Mistake(
+            "--adaptive reads the sign of D's logits, which says something of these objectives "
+            f"alone: {', '.join(EVEN_AT_ZERO)}."
+        )
     if config.consistency:  # which shows both what is augmented and what is not
-        augment = None
+        augment = ()
     if not config.instance_noise:
-        return None if augment is None else lambda step: augment
+        return (lambda step: augment) if augment else None
 
-    def at(step: Array | int) -> augmentation.Augmentation:
+    def at(step: Array | int) -> tuple[augmentation.Augmentation, ...]:
         std = augmentation.annealed(config.instance_noise, step, config.train.steps)
-        noise = augmentation.instance_noise(std)
-        return noise if augment is None else augmentation.in_order(augment, noise)
+        return (*augment, augmentation.instance_noise(std))
 
     return at
 
@@ -365,7 +391,7 @@ POINTS = Config(
     channels=128,
 )  # fmt: skip
 CIFAR10 = replace(MNIST, stages=3)
-# Miyato et al. 2018, appendix B.4 and table 3 (setting of 5 updates); the average is ours.
+# Miyato et al. 2018, table 4 and appendix B.2 (5 updates); decay and average are ours.
 SNGAN = Config(
     data=runner.Data("cifar10"),
     train=runner.Train(
@@ -379,7 +405,7 @@ SNGAN = Config(
     latents=128,
     channels=128,
 )  # fmt: skip
-# Brock et al. 2019 tell CIFAR-10's in part (appendix C.2); the rest is as in their code.
+# Brock et al. 2019 tell CIFAR-10's in part (appendix C.2); the rest is ours.
 BIGGAN = replace(
     SNGAN,
     train=replace(SNGAN.train, steps=125_000, batch=50, b2=0.999, decay="none"),

@@ -57,12 +57,14 @@ def comparable(runs: Runs) -> Runs:
     """The runs, where they can be compared.
 
     Raises:
-      Mistake: for runs of different data, or a VAE that is told the classes.
+      Mistake: for runs of different data, or a VAE or a GAN that is told the classes.
     """
     if len({(run.data.name, run.data.shape) for run in runs.values()}) > 1:
         raise runner.Mistake("the runs are of different data: give --dir three of the same.")
     if runs["vae"].system.classes:
         raise runner.Mistake("this VAE is told the classes: give --dir one without --conditional.")
+    if runs["gan"].system.conditional:
+        raise runner.Mistake("this GAN is told the classes: give --dir one without --condition.")
     return runs
 
 

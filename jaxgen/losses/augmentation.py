@@ -93,7 +93,8 @@ def colour(key: Array, x: Array) -> Array:
     return mean + contrast * (x - mean)
 
 
-DIFF_AUGMENT = in_order(colour, translation, cutout)
+DIFF = (colour, translation, cutout)
+DIFF_AUGMENT = in_order(*DIFF)
 
 
 def adapted_probability(
@@ -102,7 +103,8 @@ def adapted_probability(
     """p of :func:`with_probability` after ``shown`` images more: a little up while D overfits.
 
     r_t = E[sign D(x)] of training data is held at its target; p could go from 0 to 1 within
-    ``images`` (Karras et al. 2020, ADA, eq. 1 and section 3.1).
+    ``images`` (Karras et al. 2020, ADA, eq. 1 and section 3). For logits that are 0 where
+    data and samples are as likely.
     """
     r_t = jnp.sign(real_logits).mean()
     return jnp.clip(p + jnp.sign(r_t - target) * shown / images, 0, 1)
@@ -118,5 +120,6 @@ def instance_noise(std: Array | float) -> Augmentation:
 
 
 def annealed(std: float, step: Array | int, steps: int) -> Array:
-    """The std of instance noise at a step: linearly down to 0 at the last of ``steps``."""
-    return std * jnp.maximum(1 - jnp.asarray(step) / steps, 0)
+    """The std of instance noise at a step from 0 on: linearly down to 0 at the last of
+    ``steps``."""
+    return std * jnp.maximum(1 - jnp.asarray(step) / max(steps - 1, 1), 0)

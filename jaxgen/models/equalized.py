@@ -78,9 +78,10 @@ def minibatch_std(x: Array, size: int = 4) -> Array:
     """x ``[B, H, W, C]`` and one channel more, which tells how much the examples differ.
 
     It is the std over a group of examples, averaged over all entries of x: one number a group
-    (Karras et al. 2018, section 3). A group is ``gcd(B, size)`` examples, one after the other.
+    (Karras et al. 2018, section 3). A group is ``size`` examples, one after the other, or fewer
+    where these do not divide the batch: all of it where nothing does.
     """
-    size = math.gcd(len(x), size)
+    size = max((n for n in range(2, size + 1) if len(x) % n == 0), default=len(x))
     groups = x.reshape(len(x) // size, size, -1)
     variance = groups.var(axis=1)
     same = variance == 0  # where the root has no derivative

@@ -66,6 +66,21 @@ def averaged(x: Array, times: int) -> Array:
     return x.reshape(b, h // times, times, w // times, times, c).mean(axis=(2, 4))
 
 
+def faded(x: Array, stage: int, alpha: Array | float) -> Array:
+    """Images ``[B, H, W, C]`` as a stage beyond the first has them, in their own size.
+
+    While a block is faded in data are too: (1 - alpha) times what the stage before sees of them and
+    alpha times what this one does (figure 2, of real images), or a body would know samples by the
+    detail that they lack.
+    """
+    _, height, width, _ = x.shape
+    sizes = map_sizes(x.shape[1:])
+    times = 2 ** (len(sizes) - 1 - stage)
+    fine = averaged(padded(x, sizes[-1]), times)
+    coarse = repeated(averaged(fine, 2), 2)
+    return repeated((1 - alpha) * coarse + alpha * fine, times)[:, :height, :width]
+
+
 def grown(old: Any, fresh: Any) -> Any:
     """The tree ``fresh`` of a stage, with whatever ``old``, of the stage before, has by that name.
 

@@ -52,10 +52,10 @@ class ConditionalNorm(nn.Module):
 
 
 class Attention(nn.Module):
-    """x + gamma o(softmax(f(x) g(x)^T) h(x)), over the pixels of ``[B, H, W, C]``.
+    """x + gamma o(softmax(g(x) f(x)^T) h(x)), over the pixels of ``[B, H, W, C]``.
 
     Zhang et al. 2019, section 3, by 1x1 convolutions f, g, h, o; gamma starts at 0. As in their
-    code and in BigGAN, g(x) and h(x) are maxima over squares of 2x2, of C/8 and C/2 channels.
+    code and in BigGAN, f(x) and h(x) are maxima over squares of 2x2, of C/8 and C/2 channels.
     """
 
     conv: Layer = nn.Conv
@@ -65,10 +65,10 @@ class Attention(nn.Module):
         b, height, width, c = x.shape
         narrow, half = max(1, c // 8), max(1, c // 2)
         conv = partial(self.conv, kernel_size=(1, 1), use_bias=False)
-        q = conv(narrow, name="f")(x).reshape(b, -1, narrow)
+        q = conv(narrow, name="g")(x).reshape(b, -1, narrow)
         k, v = (
             nn.max_pool(conv(n, name=name)(x), (2, 2), (2, 2), "SAME").reshape(b, -1, n)
-            for name, n in (("g", narrow), ("h", half))
+            for name, n in (("f", narrow), ("h", half))
         )
         scores = jnp.einsum("bqc,bkc->bqk", q, k, preferred_element_type=jnp.float32)
         found = nn.softmax(scores).astype(v.dtype) @ v

@@ -155,7 +155,7 @@ class Generator(nn.Module):
       channels: of the largest map; twice as many a halving, up to ``widest``.
       width: of w and of the mapping network, which has ``depth`` layers.
       num_classes: if given, so are labels.
-      decay: of the mean of w.
+      decay: of the mean of w, which some dozens of batches make anew.
     """
 
     shape: tuple[int, ...]
@@ -164,7 +164,7 @@ class Generator(nn.Module):
     width: int = 512
     depth: int = 8
     num_classes: int | None = None
-    decay: float = 0.99
+    decay: float = 0.9
 
     @property
     def layers(self) -> int:

@@ -14,7 +14,7 @@ from jax import Array
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
 from jaxgen.runner.options import make_ema_decay
-from jaxgen.runner.system import END, ONLY, Experiment, Mistake, System, weights_of
+from jaxgen.runner.system import END, ONLY, Experiment, Mistake, System, moving_of, weights_of
 from jaxgen.training.checkpoints import FULL, StorageError
 from jaxgen.training.logging import console
 from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
@@ -80,7 +80,8 @@ class Stage:
     """One compiled program of a run: it makes the steps after ``start``."""
 
     start: int
-    begin: Callable[[Any], Players]  # key, or (key, weights of the stage before) -> state
+    # key, or (key, weights of the stage before, these as they move) -> state
+    begin: Callable[[Any], Players]
     step: Step
     score: Callable[[Players], Any]  # lower is better
     batches: int  # that a step takes
@@ -90,8 +91,11 @@ def stage_of(system: System, start: int, config: Any) -> Stage:
     """A stage of a run that is trained alone."""
 
     def grown(key_and_weights: Any) -> Players:
-        state = players(system, system.grow(*key_and_weights))
-        return dataclasses.replace(state, step=state.step + start)
+        key, averaged, moving = key_and_weights
+        state = players(system, system.grow(key, averaged))
+        moved = players(system, system.grow(key, moving))
+        of = {k: dataclasses.replace(s, params=moved[k].params) for k, s in state.of.items()}
+        return Players(state.step + start, of)
 
     return Stage(
         start,
@@ -118,6 +122,6 @@ def beginning(stages: Sequence[Stage], step: int, key: Array) -> tuple[Callable[
     for stage, after in itertools.pairwise(stages):
         if after.start >= max(step, 1):
             return stage.begin, argument
-        weights = jax.eval_shape(lambda seed, s=stage: weights_of(s.begin(seed)), argument)
-        argument = (key, weights)
+        before = jax.eval_shape(stage.begin, argument)
+        argument = (key, weights_of(before), moving_of(before))
     return stages[-1].begin, argument

@@ -21,7 +21,7 @@ from jaxgen.plotting import save_curves
 from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
 from jaxgen.runner.options import Run, Train
-from jaxgen.runner.system import Experiment, Mistake, System, choose, weights_of
+from jaxgen.runner.system import Experiment, Mistake, System, choose, moving_of, weights_of
 from jaxgen.training import devices
 from jaxgen.training.checkpoints import Checkpoints, written_or_told
 from jaxgen.training.diagnosis import profiled
@@ -162,7 +162,8 @@ class Fitting:
                         state = self.begin(stage, key, None)
                     elif stage.start == start:
                         before = devices.on_one_device(self.placement.get_state(state))
-                        weights = jax.device_get(weights_of(before))  # bound to no device
+                        # bound to no device
+                        weights = jax.device_get((weights_of(before), moving_of(before)))
                         state = self.begin(stage, key, weights)
                     how = {"advance": advance, "log": log}
                     state, seconds = self.fit(stage, state, key, start, stop, **how)
@@ -204,7 +205,7 @@ class Fitting:
         key = sweeps.fold(key, 0)
         if weights is None:
             return self.placement.init(stage.begin, key)
-        return self.placement.init(stage.begin, (sweeps.fold(key, stage.start), weights))
+        return self.placement.init(stage.begin, (sweeps.fold(key, stage.start), *weights))
 
     def fit(
         self, stage: Stage, state: Any, key: Array, start: int, stop: int, *, log: Any, **how: Any

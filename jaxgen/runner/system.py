@@ -45,7 +45,16 @@ class Weights(NamedTuple):
 
 def weights_of(players: Players) -> Any:
     """The :class:`Weights` of the one network, or a dict of them by the names of the players."""
-    found = {name: Weights(state.ema, state.memory) for name, state in players.of.items()}
+    return by_player({name: Weights(s.ema, s.memory) for name, s in players.of.items()})
+
+
+def moving_of(players: Players) -> Any:
+    """The same with the parameters that move in place of their average."""
+    return by_player({name: Weights(s.params, s.memory) for name, s in players.of.items()})
+
+
+def by_player(found: dict[str, Weights]) -> Any:
+    """The one network's alone, or those of all players."""
     return found[ONLY] if list(found) == [ONLY] else found
 
 
@@ -87,7 +96,11 @@ class System:
         return ((0, self),)
 
     def grow(self, key: Array, weights: Any) -> Any:
-        """The variables that a later stage begins with, from the weights of the one before."""
+        """The variables that a later stage begins with, from the weights of the one before.
+
+        It is asked twice: for the moving average and the memory from these, and for the parameters
+        that move from those that moved.
+        """
         raise NotImplementedError
 
     @property

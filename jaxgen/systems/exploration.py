@@ -64,8 +64,11 @@ def arithmetic(trained: Trained) -> list[Path]:
 
 def directions(trained: Trained) -> list[Path]:
     """``directions.png``: a latent moved along the directions that the first layer carries furthest
-    (Shen & Zhou 2021), one a row, by up to 3 sqrt(Z) / 2 each way."""
-    if not isinstance(trained.data.kind, Image):
+    (Shen & Zhou 2021), one a row, by up to 3 sqrt(Z) / 2 each way.
+
+    Styles are made of w by many linear maps, and the notebook on the lineage moves along these.
+    """
+    if not isinstance(trained.data.kind, Image) or has_styles(trained.system):
         return []
     kernel = first_kernel(trained.system, trained.weights)
     if kernel is None:

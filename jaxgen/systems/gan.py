@@ -23,8 +23,14 @@ from jaxgen.evaluation.distances import frechet_distance
 from jaxgen.evaluation.features import feature_space, features_of
 from jaxgen.evaluation.points import mode_coverage, sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
-from jaxgen.losses.augmentation import Augmentation, adapted_probability, with_probability
+from jaxgen.losses.augmentation import (
+    Augmentation,
+    adapted_probability,
+    in_order,
+    with_probability,
+)
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
+from jaxgen.models.progressive import faded
 from jaxgen.models.progressive import grown as carried
 from jaxgen.runner.system import END
 from jaxgen.systems.terms import Scene, Term, added, memories
@@ -93,9 +99,9 @@ class Gan(runner.System):
     generator_terms: tuple[Term, ...] = ()
     # The players whose every kernel is divided by its largest singular value.
     spectral_norm: tuple[str, ...] = ()
-    # At a step: what the discriminator sees of data and samples.
-    augmentation: Callable[[Array | int], Augmentation] | None = None
-    adaptive: Adaptive | None = None  # augmented by chance
+    # At a step: what the discriminator sees of data and samples, by one after the other.
+    augmentation: Callable[[Array | int], tuple[Augmentation, ...]] | None = None
+    adaptive: Adaptive | None = None  # each by chance
     pool: int = 0  # samples of before, which are half of what the discriminator sees as samples
     conditional: bool = False
     growth: Growth | None = None
@@ -104,7 +110,7 @@ class Gan(runner.System):
     batch: int = 64  # of noise, for statistics
 
     def init(self, key: Array) -> Any:
-        key_g, key_d = jax.random.split(key)
+        key_g, key_d, key_pool, key_vectors = jax.random.split(key, 4)
         # Running averages need no axis: the networks are initialized in evaluation mode.
         x, y = jnp.zeros((1, *self.data.shape)), self.told(jnp.zeros(1, jnp.int32))
         variables: dict[str, Any] = {
@@ -112,23 +118,21 @@ class Gan(runner.System):
             "generator": self.generator.init(key_g, jnp.zeros((1, self.latents)), y, train=False),
         }
         terms = {"discriminator": self.discriminator_terms, "generator": self.generator_terms}
-        for name, of in variables.items():
+        for i, (name, of) in enumerate(variables.items()):
             own = {}
             if name in self.spectral_norm:
-                own[SPECTRAL] = self.vectors(name, jax.random.fold_in(key_d, 1), of["params"])
+                of_player = jax.random.fold_in(key_vectors, i)
+                own[SPECTRAL] = self.vectors(name, of_player, of["params"])
             if remembered := memories(terms[name], of["params"]):
                 own[TERMS] = remembered
             variables[name] = {**of, **own}
         if self.adaptive:
             variables["discriminator"][CHANCE] = jnp.zeros(())
         if self.pool:
-            z = self.noise(jax.random.fold_in(key_g, 1), self.pool)
-            variables["discriminator"][POOL] = self.generator.apply(
-                public(variables["generator"]),
-                z,
-                self.told(self.any_labels(self.pool)),
-                train=False,
-            )
+            z = self.noise(key_pool, self.pool)
+            g = public(variables["generator"])
+            samples: Any = self.generator.apply(g, z, None, train=False)
+            variables["discriminator"][POOL] = Pool(samples, jnp.zeros((), jnp.int32))
         return variables
 
     def vectors(self, player: str, key: Array, params: Any) -> Any:
@@ -150,15 +154,14 @@ class Gan(runner.System):
         return tuple(grown)
 
     def grow(self, key: Array, weights: Any) -> Any:
-        """What layers of the same name had learned, and new ones, which are not seen yet."""
-        fresh = self.init(key)
+        """What layers of the same name had learned and what was remembered, and new ones, which are
+        not seen yet."""
         return {
             name: {
-                **of,
-                "params": carried(weights[name].params, of["params"]),
+                **carried({**weights[name].memory, "params": weights[name].params}, of),
                 GROWTH: jax.tree.map(jnp.zeros_like, of[GROWTH]),
             }
-            for name, of in fresh.items()
+            for name, of in self.init(key).items()
         }
 
     def turns(self) -> tuple[Turn, ...]:
@@ -192,22 +195,25 @@ class Gan(runner.System):
         """What the discriminator is shown of examples."""
         if self.augmentation is None:
             return x
-        augment = self.augmentation(now.step)
+        augmentations = self.augmentation(now.step)
         if self.adaptive:
-            augment = with_probability(now.players["discriminator"].memory[CHANCE], augment)
-        return augment(key, x)
+            chance = now.players["discriminator"].memory[CHANCE]
+            augmentations = [with_probability(chance, one) for one in augmentations]
+        return in_order(*augmentations)(key, x)
 
     def scene(
         self, key: Array, params: Any, batch: Any, g: Applied, d: Applied, now: Now, pool: Any
     ) -> tuple[Scene, Applied, Applied]:
         """A move of who has these ``params``, and both networks with their memories after."""
         x, y = self.data.kind.values(batch["x"]), self.told(batch["label"])
-        keys = jax.random.split(jax.random.fold_in(key, 1), 4)
-        z = self.noise(key, len(x))
+        if self.growth is not None and self.stage > 0:
+            x = faded(x, self.stage, self.growth.alpha(self.stage, now.step))
+        key_z, *keys = jax.random.split(key, 5)
+        z = self.noise(key_z, len(x))
         generate = lambda z: forward(self.generator, g, z, y, now, keys[3])  # noqa: E731
         critic = lambda x: forward(self.discriminator, d, x, y, now)[0]  # noqa: E731
         made, g_after = generate(z)
-        among = made if pool is None else from_pool(pool, made, now)
+        among = made if pool is None else from_pool(pool, made)
         shown, fake = self.seen(keys[0], x, now), self.seen(keys[1], among, now)
         # Real and fake images are normalized apart: each by the statistics of its own batch.
         real, d_after = forward(self.discriminator, d, shown, y, now)
@@ -232,7 +238,7 @@ class Gan(runner.System):
         metrics = {f"real_{what}": told(real), f"fake_{what}": told(fake)}
         after = d.memory
         if self.pool:
-            after = {**after, POOL: renewed(before[POOL], scene.made, now)}
+            after = {**after, POOL: renewed(before[POOL], scene.made, now.axis_name)}
         if self.adaptive:
             how = self.adaptive.target, self.adaptive.images
             chance = adapted_probability(before[CHANCE], real, self.batch, *how)
@@ -263,7 +269,7 @@ class Gan(runner.System):
     def settled(self, weights: Any) -> Any:
         """Running averages for the EMA parameters, which no training batch went through.
 
-        Brock et al. 2019, appendix D: forward passes in training mode, on noise alone. The power
+        Brock et al. 2019, appendix C.1: forward passes in training mode, on noise alone. The power
         iteration settles on them too.
         """
         g, d = weights["generator"], weights["discriminator"]
@@ -279,7 +285,8 @@ class Gan(runner.System):
             y = self.told(self.any_labels(self.batch))
 
             def one(g: Applied, key: Array) -> tuple[Applied, None]:
-                z = self.noise(key, self.batch)
+                key_z, key = jax.random.split(key)
+                z = self.noise(key_z, self.batch)
                 return forward(self.generator, g, z, y, Now(0, g.memory), key)[1], None
 
             return jax.lax.scan(one, g, jax.random.split(jax.random.key(0), 50))[0].memory
@@ -298,7 +305,13 @@ class Gan(runner.System):
         return self.conditional
 
     def how(self) -> str:
-        return "statistics of 50 batches of noise"
+        return "statistics of 50 batches of noise" if self._statistics else ""
+
+    @cached_property
+    def _statistics(self) -> bool:
+        """Whether the generator keeps running averages."""
+        kept = jax.eval_shape(self.init, jax.random.key(0))["generator"]
+        return bool(public(kept).keys() - {"params", GROWTH})
 
     @cached_property
     def _sampler(self) -> OverRows:
@@ -363,11 +376,13 @@ class Gan(runner.System):
     @cached_property
     def _judgement(self) -> Callable[[Any], dict[str, Array]]:
         batch = jax.tree.map(jnp.asarray, some(self.data.validation, self.batch))
+        now_and_then = tuple(term._replace(every=1) for term in self.discriminator_terms)
+        system = replace(self, discriminator_terms=now_and_then)
 
         def judge(weights: Any) -> dict[str, Array]:
             d = weights["discriminator"]
             now = Now(END, d.memory, weights)
-            told = self.judging(d.params, batch, jax.random.key(0), now)[1].metrics
+            told = system.judging(d.params, batch, jax.random.key(0), now)[1].metrics
             return jax.tree.map(jnp.mean, told)
 
         return jax.jit(judge)
@@ -442,24 +457,32 @@ def settled_norms(params: Any, memory: Any) -> Any:
     return jax.lax.scan(turned, memory, length=30)[0]
 
 
-def places(pool: Array, count: int, now: Now) -> Array:
-    """Where a step takes ``count`` samples of a pool, and puts others: alike on all devices."""
-    key = jax.random.fold_in(jax.random.key(0), now.step)
-    return jax.random.permutation(key, len(pool))[:count]
+class Pool(NamedTuple):
+    """Samples of before, ``[P, ...]``, and how often they were renewed."""
+
+    samples: Array
+    times: Array
 
 
-def from_pool(pool: Array, made: Array, now: Now) -> Array:
+def places(pool: Pool, count: int) -> Array:
+    """Where a move takes ``count`` samples of a pool, and puts others: alike on all devices."""
+    key = jax.random.fold_in(jax.random.key(0), pool.times)
+    return jax.random.permutation(key, len(pool.samples))[:count]
+
+
+def from_pool(pool: Pool, made: Array) -> Array:
     """Samples ``[B, ...]`` of which half are of before (Shrivastava et al. 2017, section 2.3)."""
     half = len(made) // 2
-    return jnp.concatenate([pool[places(pool, half, now)], made[half:]])
+    return jnp.concatenate([pool.samples[places(pool, half)], made[half:]])
 
 
-def renewed(pool: Array, made: Array, now: Now) -> Array:
-    """The pool ``[P, ...]`` with half a batch of new samples; all devices keep one pool."""
+def renewed(pool: Pool, made: Array, axis_name: str | None = None) -> Pool:
+    """The pool with half a batch of new samples; all devices keep one pool."""
     fresh = made[: len(made) // 2]
-    if now.axis_name is not None:
-        fresh = jax.lax.all_gather(fresh, now.axis_name)[0]
-    return pool.at[places(pool, len(fresh), now)].set(fresh)
+    if axis_name is not None:
+        fresh = jax.lax.all_gather(fresh, axis_name)[0]
+    samples = pool.samples.at[places(pool, len(fresh))].set(fresh)
+    return Pool(samples, pool.times + 1)
 
 
 def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:

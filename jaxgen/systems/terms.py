@@ -79,7 +79,7 @@ def added(
         before = memory.get(term.name)
         here = scene._replace(key=jax.random.fold_in(scene.key, i))
         said = taken(term, here, before, step)
-        total = total + term.weight * term.every * said.values.mean()
+        total = total + term.weight * said.values.mean()
         if said.memory is not None:
             after[term.name] = lax.stop_gradient(said.memory)
         metrics |= said.metrics or {term.name: said.values}
@@ -87,18 +87,20 @@ def added(
 
 
 def taken(term: Term, scene: Scene, memory: Any, step: Array | int) -> Said:
-    """What a term says at a step: nothing between those that are its."""
+    """What a term says at a step, ``every`` times it: nothing between those that are its, so that
+    its mean over steps, and that of its metrics, is that of a term of every step."""
     if term.every == 1:
         return term.value(scene, memory)
-    shapes = jax.eval_shape(lambda: term.value(scene, memory))
-    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), shapes)
+
+    def often() -> Said:
+        said = term.value(scene, memory)
+        values, metrics = jax.tree.map(lambda a: term.every * a, (said.values, said.metrics))
+        return Said(values, said.memory, metrics)
+
+    nothing = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(often))
     if memory is not None:
         nothing = nothing._replace(memory=memory)
-    return lax.cond(
-        jnp.asarray(step) % term.every == 0,
-        lambda: term.value(scene, memory),
-        lambda: nothing,
-    )
+    return lax.cond(jnp.asarray(step) % term.every == 0, often, lambda: nothing)
 
 
 # --- of the discriminator ----------------------------------------------------------------------
@@ -140,8 +142,7 @@ def equilibrium(gamma: float = 0.5, rate: float = 1e-3) -> Term:
         real, fake, k = scene.real_judged.logits, scene.fake_judged.logits, memory["k"]
         after = {"k": began.equilibrium(k, real, fake, gamma, rate)}
         metrics = {"k": k, "convergence": began.convergence(real, fake, gamma)}
-        # L(x) itself is the objective.
-        return Said(began.critic_loss(real, fake, k[None]) - real, after, metrics)
+        return Said(-k[None] * fake, after, metrics)  # L(x) itself is the objective
 
     return Term("equilibrium", value, start=lambda params: {"k": jnp.zeros(())})
 

@@ -98,7 +98,7 @@ def test_augmentations_compose_with_keys_of_their_own_and_with_a_probability():
 
 
 def test_noise_is_annealed_to_none():
-    found = [float(aug.annealed(0.8, step, 10)) for step in (0, 5, 10, 20)]
+    found = [float(aug.annealed(0.8, step, 11)) for step in (0, 5, 10, 20)]
     np.testing.assert_allclose(found, [0.8, 0.4, 0, 0], rtol=1e-6)
 
 

@@ -143,7 +143,7 @@ def test_a_turn_of_the_discriminator_turns_its_vectors_and_clips_its_weights():
 
 
 def test_instance_noise_is_gone_at_the_last_step(key):
-    system, x = system_of("points", instance_noise=0.5, steps=10), jnp.zeros((2000, 2))
+    system, x = system_of("points", instance_noise=0.5, steps=11), jnp.zeros((2000, 2))
     seen = jax.jit(lambda step: system.seen(key, x, Now(step, {})).std())
     found = [float(seen(jnp.int32(step))) for step in (0, 5, 10)]
     np.testing.assert_allclose(found, [0.5, 0.25, 0], rtol=0.05)

@@ -11,7 +11,7 @@ from experiments.gan import DIGITS, POINTS, build
 from jaxgen.data.sources import load
 from jaxgen.runner import Mistake
 from jaxgen.runner.building import begin
-from jaxgen.systems.gan import CHANCE, POOL, TERMS, Adaptive, from_pool, renewed
+from jaxgen.systems.gan import CHANCE, POOL, TERMS, Adaptive, Pool, from_pool, renewed
 from jaxgen.training.step import Now, make_turns
 
 DATA = {"points": load("8gaussians"), "images": load("digits")}
@@ -57,7 +57,7 @@ def test_a_lazy_penalty_weighs_as_much_as_the_steps_it_leaves_out():
     every, third = ([metrics for _, metrics in steps_of(system, 4)[1:]] for system in (often, lazy))
     told = lambda rows, name: np.array([row[f"discriminator/{name}"] for row in rows])
     assert (told(every, "penalty") > 0).all()
-    np.testing.assert_allclose(told(third, "penalty")[[0, 3]], told(every, "penalty")[[0, 3]])
+    np.testing.assert_allclose(told(third, "penalty")[[0, 3]], 3 * told(every, "penalty")[[0, 3]])
     np.testing.assert_array_equal(told(third, "penalty")[[1, 2]], 0)
     more = told(third, "loss") - told(every, "loss")  # 10 (3 - 1) P, then -10 P
     weights = 10 * np.array([2.0, -1, -1, 2])
@@ -86,11 +86,12 @@ def test_half_of_what_is_shown_are_samples_of_before(key):
     pool, made = jax.random.normal(key, (10, 2)), 100 + jax.random.normal(key, (2, 4, 2))
 
     def step(made):
-        now = Now(jnp.int32(7), {}, axis_name="devices")
-        return from_pool(pool, made, now), renewed(pool, made, now)
+        kept = Pool(pool, jnp.int32(7))
+        return from_pool(kept, made), renewed(kept, made, "devices")
 
-    shown, after = jax.vmap(step, axis_name="devices")(made)
+    shown, (after, times) = jax.vmap(step, axis_name="devices")(made)
     np.testing.assert_array_equal(after[0], after[1])
+    np.testing.assert_array_equal(times, 8)
     old = {tuple(np.asarray(row)) for row in pool}
     for i in range(2):
         of_before = [tuple(np.asarray(row)) for row in shown[i, :2]]
@@ -102,16 +103,61 @@ def test_half_of_what_is_shown_are_samples_of_before(key):
     assert fresh == {tuple(np.asarray(row)) for row in made[0, :2]}
 
 
-def test_a_pool_begins_with_samples_and_is_renewed():
-    system = system_of(pool=6)
-    (start, _), (state, metrics) = steps_of(system, 1)
+@pytest.mark.parametrize("moves", [1, 3])
+def test_a_pool_begins_with_samples_and_is_renewed_at_every_move(moves):
+    system = system_of(pool=40, discriminator_steps=moves)
+    step = jax.jit(make_turns(system.turns(), 0.9))
+    start = begin(system, jax.random.key(1))
+    state, metrics = step(start, batch_of(count=8 * moves), jax.random.key(0))
     before, after = (s["discriminator"].memory[POOL] for s in (start, state))
-    assert before.shape == (6, 2)
-    assert np.std(before) > 0
-    assert (np.asarray(before) != np.asarray(after)).any(axis=1).sum() == 4
+    assert before.samples.shape == (40, 2)
+    assert np.std(before.samples) > 0
+    changed = (np.asarray(before.samples) != np.asarray(after.samples)).any(axis=1).sum()
+    # other places at each move: had they been the same, 4 would have changed
+    assert changed == 4 if moves == 1 else 8 <= changed <= 12
     assert metrics["discriminator/skipped"] == 0
-    with pytest.raises(Mistake, match="use 0, or 4 or more"):
-        system_of(pool=3)
+
+
+def test_options_that_do_not_go_together_are_refused():
+    parts = replace(SMALL["points"].train, batch=8, accumulate=2)
+    for kind, options, fix in (
+        ("points", {"pool": 3}, "use 0, or 4 or more"),
+        ("images", {"pool": 8, "condition": "projection"}, "leave out --condition"),
+        ("images", {"objective": "began", "architecture": "style"}, "leave out --architecture"),
+        ("images", {"objective": "least_squares", "adaptive": True, "augment": "diff"}, "the sign"),
+        ("images", {"adaptive": True}, "what --augment names"),
+    ):
+        with pytest.raises(Mistake, match=fix):
+            system_of(kind, **options)
+    with pytest.raises(Mistake, match="--accumulate"):
+        build(replace(SMALL["points"], pool=8, train=parts), DATA["points"])
+    config = replace(SMALL["images"], architecture="progressive")
+    with pytest.raises(Mistake, match="leave out --decay"):
+        build(replace(config, train=replace(config.train, decay="linear")), DATA["images"])
+
+
+@pytest.mark.parametrize("decay", ["linear", "cosine"])
+def test_both_rates_fall_together_however_often_the_discriminator_moves(decay):
+    """At every step of the run, from the warm-up to the end: Adam's update of a constant gradient
+    is the rate."""
+    config = replace(SMALL["points"], discriminator_steps=3)
+    train = replace(config.train, steps=12, warmup=2, decay=decay, learning_rate=0.1, b1=0.0)
+    system = build(replace(config, train=train), DATA["points"])
+
+    def rates(optimizer, times):
+        params, found = jnp.ones(2), []
+        state = optimizer.init(params)
+        for _ in range(12 * times):
+            update, state = optimizer.update(jnp.ones(2), state, params)
+            found.append(-float(update[0]))
+        return np.array(found[::times])
+
+    of_generator, of_discriminator = (
+        rates(system.optimizer, 1),
+        rates(system.discriminator_optimizer, 3),
+    )
+    np.testing.assert_allclose(of_discriminator, of_generator, rtol=1e-4, atol=1e-6)
+    assert of_generator[-1] > 0
 
 
 @pytest.mark.parametrize(("real", "rises"), [(1.0, True), (-1.0, False)])
