@@ -417,7 +417,7 @@ BIGGAN = replace(
     channels=64,
 )
 SMALL = runner.Train(
-    steps=4000, batch=32, learning_rate=2e-4, b1=0.0, b2=0.9, ema=0.999, log_every=50,
+    steps=4000, batch=32, learning_rate=2e-4, b1=0.0, b2=0.9, ema=0.995, log_every=50,
     checkpoint_every=500,
 )  # fmt: skip
 PRESETS = runner.by_data(

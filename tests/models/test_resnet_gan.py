@@ -139,10 +139,10 @@ def test_attention_is_a_softmax_over_pooled_keys(key):
     }  # fmt: skip
     for image, result in zip(np.asarray(x, np.float64), got, strict=True):
         squares = [image[i : i + 2, j : j + 2].reshape(-1, 16) for i in (0, 2, 4) for j in (0, 2)]
-        keys = np.stack([(s @ p["g"]).max(axis=0) for s in squares])
+        keys = np.stack([(s @ p["f"]).max(axis=0) for s in squares])
         values = np.stack([(s @ p["h"]).max(axis=0) for s in squares])
         for pixel, out in zip(image.reshape(-1, 16), result.reshape(-1, 16), strict=True):
-            weights = np.exp(keys @ (pixel @ p["f"]))
+            weights = np.exp(keys @ (pixel @ p["g"]))
             mixed = weights / weights.sum() @ values
             want = pixel + float(variables["params"]["gamma"]) * mixed @ p["o"]
             np.testing.assert_allclose(out, want, rtol=1e-4, atol=1e-5)
