@@ -26,7 +26,7 @@ from jaxgen.data.records import DataSet, Image, Tokens
 from jaxgen.decoding import nucleus
 from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, linear, uniform
 from jaxgen.losses.discrete import counted_loss, discrete_loss
-from jaxgen.models.transformer import TokenDenoiser, Transformer, beside_clean, to_all
+from jaxgen.models.transformer import TokenDenoiser, Transformer
 from jaxgen.systems.autoregressive import time_to_draw
 from jaxgen.systems.bounds import vocabulary_of
 from jaxgen.systems.tokens import TokenDiffusion, bits, filled, film
@@ -44,7 +44,8 @@ class Drawing:
     """How to draw tokens, and what to measure."""
 
     sampler: str = "ancestral"  # ancestral, or confident: what is surest first (masked).
-    sample_steps: runner.Count = 64  # Evaluations of the network, of all blocks together.
+    # Evaluations of the network, of all blocks together; each block needs one more for the cache.
+    sample_steps: runner.Count = 64
     choice: runner.NonNegative = 4.5  # Of confident: how much of the order is left to chance.
     temperature: runner.NonNegative = 1.0  # 0 for the most likely token.
     nucleus: runner.Share = 1.0  # Of the fewest tokens with so much probability.
@@ -87,7 +88,6 @@ def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> To
         rotary=isinstance(data.kind, Tokens),
         swiglu=config.swiglu,
         dropout=config.dropout,
-        attention=to_all if config.block is None else beside_clean(config.block),
     )
     classes = data.classes if config.conditional else None
     return TokenDenoiser(transformer, tokens, not masked, classes, config.block)
@@ -108,9 +108,12 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         raise ValueError("--block is of --noise masked.")
     if config.block is not None and length % config.block:
         raise ValueError(f"--block {config.block} is no divisor of the {length} tokens: use one.")
+    blocks = length // (config.block or length)
+    if draw.sample_steps < blocks:
+        raise ValueError(f"{blocks} blocks need as many --sample-steps, or more.")
     tokens = vocabulary_of(data, binary)
     pi = absorbing(tokens) if masked else uniform(tokens)
-    steps = max(1, draw.sample_steps * (config.block or length) // length)
+    steps = draw.sample_steps // blocks
 
     def bound(key: Array, denoise: Any, x_0: Array, t: Array, auxiliary: float = 0.0) -> Array:
         if masked:

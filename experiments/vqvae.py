@@ -74,11 +74,15 @@ def build(config: Config, data: DataSet) -> VqVae | CodePrior:
     """The VQ-VAE of the options, and where there are steps left, with its prior."""
     if config.conditional and data.classes < 2:
         raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
-    quantizer, train = quantizer_of(config), config.train
+    train = config.train
+    first = min(config.code_steps, train.steps)  # for the codes
+    quantizer = quantizer_of(config, first)
+    if train.accumulate > 1:
+        raise ValueError("codes that begin anew need the whole batch: leave out --accumulate.")
     width, blocks = config.width, config.blocks
     autoencoder = VqVae(
         data,
-        runner.make_optimizer(replace(train, steps=config.code_steps)),
+        runner.make_optimizer(replace(train, steps=first)),
         CodeEncoder(quantizer.latents, width, config.downs, blocks),
         CodeDecoder(data.shape, width, config.downs, blocks),
         quantizer,
@@ -99,7 +103,7 @@ def build(config: Config, data: DataSet) -> VqVae | CodePrior:
     return CodePrior(data, optimizer, autoencoder, network, config.code_steps, classes)
 
 
-def quantizer_of(config: Config) -> Quantizer:
+def quantizer_of(config: Config, steps: int) -> Quantizer:
     """The quantizer of the options."""
     name = runner.choose("quantizer", config.quantizer, QUANTIZERS)
     if name != "vector" and config.depth > 1:
@@ -107,7 +111,7 @@ def quantizer_of(config: Config) -> Quantizer:
     if name == "scalar":
         return Scalars(tuple(config.levels))
     if name == "gumbel":
-        return Categories(config.codes, config.gumbel_kl, steps=config.code_steps)
+        return Categories(config.codes, config.gumbel_kl, steps=steps)
     return Vectors(
         config.codes, config.latents, config.depth, config.commitment, config.codebook_decay
     )

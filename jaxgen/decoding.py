@@ -31,7 +31,8 @@ def top_k(logits: Array, k: int) -> Array:
 
 
 def nucleus(logits: Array, p: float | Array) -> Array:
-    """The fewest tokens that have a probability of p or more together (Holtzman et al. 2020)."""
+    """The fewest tokens that have a probability of p or more together, and those equal to the last
+    of them (Holtzman et al. 2020)."""
     falling = jnp.sort(logits, axis=-1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(falling), axis=-1) - jax.nn.softmax(falling)
     least = jnp.where(before < p, falling, jnp.inf).min(axis=-1, keepdims=True)

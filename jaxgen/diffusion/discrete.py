@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+NEVER = -1e30  # the logarithm of what cannot be
+
 Denoiser = Callable[[Array, Array], Array]
 Alpha = Callable[[Array], Array]  # t in [0, 1] -> alpha_t
 # (key, log p(x_0|x_t) [B, L, V], x_t [B, L], t, s) -> x_s [B, L], for numbers s < t
@@ -88,11 +90,16 @@ def posterior(log_p_0: Array, x_t: Array, alpha_t: Array, alpha_s: Array, pi: Ar
     """
     to = alpha_s[:, None, None]
     from_0 = likelihood(x_t, alpha_t, pi)
-    possible = from_0 > 0
-    r = jnp.where(possible, jnp.exp(log_p_0) / jnp.where(possible, from_0, 1.0), 0.0)
+    log_r = jnp.maximum(jnp.where(from_0 > 0, log_p_0 - log_of(from_0), NEVER), NEVER)
     from_s = likelihood(x_t, alpha_t / jnp.maximum(alpha_s, 1e-30), pi)  # for every x_s
-    p = from_s * (to * r + (1 - to) * pi.reshape(1, 1, -1) * r.sum(axis=-1, keepdims=True))
-    return jnp.log(jnp.maximum(p, 1e-30)) - jnp.log(jnp.maximum(p.sum(-1, keepdims=True), 1e-30))
+    anew = log_of((1 - to) * pi.reshape(1, 1, -1)) + jax.nn.logsumexp(log_r, -1, keepdims=True)
+    log_p = log_of(from_s) + jnp.logaddexp(log_of(to) + log_r, anew)
+    return jnp.maximum(log_p, NEVER) - jax.nn.logsumexp(log_p, axis=-1, keepdims=True)
+
+
+def log_of(p: Array) -> Array:
+    """log p, and for 0 a number that still has sums and gradients."""
+    return jnp.where(p > 0, jnp.log(jnp.where(p > 0, p, 1.0)), NEVER)
 
 
 # --- denoisers ----------------------------------------------------------------------------------
@@ -107,7 +114,7 @@ def denoised(logits: Array, x_t: Array, alpha: Array, pi: Array) -> Array:
     Under masks that is the parameterization of Sahoo et al. 2024 (section 3.2.3): a token that is
     seen is sure, and none is a mask, for which there is no logit, ``[B, L, V - 1]``.
     """
-    lacking = len(pi) - logits.shape[-1]
+    lacking, alpha = len(pi) - logits.shape[-1], jnp.minimum(alpha, 1 - 1e-7)
     logits = jnp.pad(logits, ((0, 0), (0, 0), (0, lacking)), constant_values=-jnp.inf)
     return jax.nn.log_softmax(logits + jnp.log(likelihood(x_t, alpha, pi)))
 
@@ -153,20 +160,22 @@ def confident(mask: int, alpha: Alpha = linear, choice: float | Array = 1.0) -> 
     """Draws all that is masked, and keeps what the denoiser is surest of (MaskGIT: Chang et al.
     2022, section 3.2).
 
-    So many stay masked that their share is that of alpha_s. Sureness is log p of the token that was
-    drawn, plus Gumbel noise times ``choice`` t: at 0 the order is the denoiser's alone, and where
-    it is huge at random. Then, with a step for each token, draws are exact; sure ones first are
-    likelier than they should be.
+    So many stay masked that their mean share is that of alpha_s: a share that is no whole number of
+    tokens is rounded at random. Sureness is log p of the token that was drawn, plus Gumbel noise
+    times ``choice`` t: at 0 the order is the denoiser's alone, and where it is huge at random.
+    Then, with a step for each token, draws are exact; sure ones first are likelier than they should
+    be.
     """
 
     def step(key: Array, log_p_0: Array, x_t: Array, t: Array, s: Array) -> Array:
-        key_token, key_order = jax.random.split(key)
+        key_token, key_order, key_round = jax.random.split(key, 3)
         hidden = x_t == mask
         drawn = jax.random.categorical(key_token, log_p_0, mode="high").astype(x_t.dtype)
         sure = jnp.take_along_axis(log_p_0, drawn[..., None], axis=-1)[..., 0]
         sure = sure + choice * t * jax.random.gumbel(key_order, sure.shape)
         count = hidden.sum(axis=1, keepdims=True)
-        left = jnp.round(count * ((1 - alpha(s)) / (1 - alpha(t))))
+        left = count * ((1 - alpha(s)) / (1 - alpha(t)))
+        left = jnp.floor(left + jax.random.uniform(key_round, left.shape))
         rank = ranks(jnp.where(hidden, sure, jnp.inf))  # the least sure ones stay masked
         return jnp.where(hidden & (rank >= left), drawn, x_t)
 

@@ -113,7 +113,9 @@ def masked_loss(
     chex.assert_rank([x_0, t], [2, 1])
     at, slope = jax.jvp(alpha, (t,), (jnp.ones_like(t),))
     hidden = jax.random.uniform(key, x_0.shape) >= at[:, None]
-    return -slope / (1 - at) * hidden_nats(denoise, x_0, t, hidden, mask)
+    noise = 1 - at  # 0 to rounding near t = 0: nothing is hidden then
+    weight = jnp.where(noise > 0, -slope / jnp.where(noise > 0, noise, 1.0), 0.0)
+    return weight * hidden_nats(denoise, x_0, t, hidden, mask)
 
 
 def counted_loss(key: Array, denoise: Denoiser, x_0: Array, t: Array, mask: int) -> Array:
@@ -128,9 +130,14 @@ def counted_loss(key: Array, denoise: Denoiser, x_0: Array, t: Array, mask: int)
     Of ``t [B, n]`` each of n blocks of the tokens has its own time and count, for a denoiser that
     sees the blocks before a token's own as they are: the bound is the sum of the blocks' (Arriola
     et al. 2025, "Block diffusion", section 3).
+
+    Raises:
+      AssertionError: for times of another batch, or of blocks that do not divide the tokens.
     """
-    chex.assert_rank(x_0, 2)
+    chex.assert_rank([x_0, t], [2, {1, 2}])
+    chex.assert_axis_dimension(t, 0, len(x_0))
     blocks = t.reshape(len(x_0), -1, 1)
+    chex.assert_is_divisible(x_0.shape[1], blocks.shape[1])
     size = x_0.shape[1] // blocks.shape[1]
     count = jnp.clip(jnp.ceil(blocks * size), 1, size)  # of masks, [B, n, 1]
     order = ranks(jax.random.uniform(key, (*blocks.shape[:2], size)))

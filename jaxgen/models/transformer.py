@@ -30,17 +30,24 @@ class Cache(NamedTuple):
 
 @jax.checkpoint
 def up_to_own(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-    """Attention to the tokens up to one's own.
+    """Attention to the tokens up to one's own."""
 
-    By quarters of the queries, each with no more keys than it may see, which saves three eighths of
-    the products; weights are taken again for the gradient, where to keep them would take longer.
-    """
-    ends = [q.shape[1] * i // 4 for i in range(5)]
-    found = []
-    for start, end in itertools.pairwise(ends):
+    def part(start: int, end: int) -> Array:
         before = jnp.arange(end)[None] <= jnp.arange(start, end)[:, None]
-        found.append(attend(q[:, start:end], k[:, :end], v[:, :end], before[None, None]))
-    return jnp.concatenate(found, axis=1), None
+        return attend(q[:, start:end], k[:, :end], v[:, :end], before[None, None])
+
+    return by_quarters(q.shape[1], 1, part), None
+
+
+def by_quarters(length: int, block: int, part: Callable[[int, int], Array]) -> Array:
+    """What is found for the queries from a place to another, quarter by quarter of all blocks.
+
+    Each with no more keys than it may see, which saves three eighths of the products; under
+    ``checkpoint`` weights are taken again for the gradient, where to keep them would take longer.
+    """
+    ends = sorted({length // block * i // 4 * block for i in range(4)} | {length})
+    found = [part(start, end) for start, end in itertools.pairwise(ends)]
+    return jnp.concatenate(found, axis=1)
 
 
 def to_all(q: Array, k: Array, v: Array) -> tuple[Array, None]:
@@ -53,15 +60,14 @@ def beside_clean(block: int) -> Attention:
 
     In blocks of so many tokens, clean ones attend to those of their own block and of all before it,
     noisy ones to those of their own block and to the clean ones of all before it (Arriola et al.
-    2025, "Block diffusion", section 3). By quarters, as :func:`up_to_own`.
+    2025, "Block diffusion", section 3).
     """
 
     @jax.checkpoint
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
         (k, k_noisy), (v, v_noisy) = jnp.split(k, 2), jnp.split(v, 2)
-        length, found = q.shape[1], []
-        ends = sorted({length // block * i // 4 * block for i in range(4)} | {length})
-        for start, end in itertools.pairwise(ends):
+
+        def part(start: int, end: int) -> Array:
             clean, noisy = jnp.split(q[:, start:end], 2)
             own, seen = jnp.arange(start, end)[:, None] // block, jnp.arange(end)[None] // block
             keys = jnp.concatenate([k[:, :end], k_noisy[:, start:end]], axis=1)
@@ -69,8 +75,9 @@ def beside_clean(block: int) -> Attention:
             beside = jnp.concatenate([seen < own, own == own.T], axis=1)
             of_clean = attend(clean, k[:, :end], v[:, :end], (seen <= own)[None, None])
             of_noisy = attend(noisy, keys, values, beside[None, None])
-            found.append(jnp.concatenate([of_clean, of_noisy]))
-        return jnp.concatenate(found, axis=1), None
+            return jnp.concatenate([of_clean, of_noisy])
+
+        return by_quarters(q.shape[1], block, part), None
 
     return attention
 
@@ -99,7 +106,7 @@ def attend(q: Array, k: Array, v: Array, mask: Array | None = None) -> Array:
 
 class Transformer(nn.Module):
     """Tokens ``[B, T]`` -> logits ``[B, T, vocabulary]``: of what follows each of them where the
-    attention is :func:`up_to_own`, of each itself where it is :func:`to_all`.
+    attention is :func:`up_to_own`, of each itself where it is to all.
 
     Norms come before attention and perceptron (Xiong et al. 2020), and output and input embedding
     are one table (Press & Wolf 2017). Positions are a learned table, or ``rotary`` (Su et al.
@@ -107,7 +114,8 @@ class Transformer(nn.Module):
     (Ainslie et al. 2023); the perceptron is a GELU, or with ``swiglu`` gated (Shazeer 2020).
 
     Raises:
-      ValueError: if the heads do not divide the width, or the key heads the heads.
+      ValueError: if the heads do not divide the width, or the key heads the heads, or if a head is
+        of an odd width that has no pairs to be turned.
     """
 
     vocabulary: int
@@ -119,13 +127,15 @@ class Transformer(nn.Module):
     rotary: bool = True
     swiglu: bool = False
     dropout: float = 0.0
-    attention: Attention = up_to_own
 
     def setup(self) -> None:
         if self.width % self.heads or self.heads % self.shared:
             raise ValueError(
                 f"{self.heads} heads of {self.shared} keys do not divide a width of {self.width}."
             )
+        if self.rotary and self.width // self.heads % 2:
+            size = self.width // self.heads
+            raise ValueError(f"heads of {size} have no pairs to turn: use another width.")
         self.embedding = nn.Embed(self.vocabulary, self.width, embedding_init=INIT)
         if not self.rotary:
             self.position = self.param("position", INIT, (self.length, self.width))
@@ -144,13 +154,19 @@ class Transformer(nn.Module):
         shape = (count, self.shared, self.length, self.width // self.heads)
         return (Cache(jnp.zeros(shape), jnp.zeros(shape)),) * self.layers
 
-    def __call__(self, tokens: Array, told: Array | None = None, train: bool = False) -> Array:
+    def __call__(
+        self,
+        tokens: Array,
+        told: Array | None = None,
+        train: bool = False,
+        attention: Attention = up_to_own,
+    ) -> Array:
         """What else it is ``told [B, width]`` is added to every token."""
         places = np.arange(tokens.shape[1])[None]  # known, so that the angles are constants
         h = self._embedded(tokens, places)
         h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
         for block in self.blocks:
-            h, _ = block(h, places, self.attention, train=train)
+            h, _ = block(h, places, attention, train=train)
         return self._logits(h, tokens)
 
     def extend(
@@ -237,6 +253,9 @@ class TokenDenoiser(nn.Module):
 
     With a ``block`` the transformer attends by :func:`beside_clean`: every block of so many tokens
     is told of the clean ones before it, of x_0 ``[B, L]`` in training, of a cache in sampling.
+
+    Raises:
+      ValueError: for blocks that are told a time, or are not told x_0.
     """
 
     transformer: Transformer
@@ -247,6 +266,8 @@ class TokenDenoiser(nn.Module):
 
     def setup(self) -> None:
         width = self.transformer.width
+        if self.timed and self.block is not None:
+            raise ValueError("clean tokens beside noisy ones have no time: use no block, or masks.")
         if self.timed:
             self.time = nn.Sequential([nn.Dense(width), nn.silu, nn.Dense(width)])
         if self.classes is not None:
@@ -257,15 +278,17 @@ class TokenDenoiser(nn.Module):
         x_t: Array,
         t: Array,
         labels: Array,
-        train: bool = False,
         x_0: Array | None = None,
+        train: bool = False,
     ) -> Array:
         told = self._told(t, labels)
         if self.block is None:
-            return self.transformer(x_t, told, train)[..., : self.tokens]
-        x_0 = x_t if x_0 is None else x_0
+            return self.transformer(x_t, told, train, to_all)[..., : self.tokens]
+        if x_0 is None:
+            raise ValueError("a block is told those before it: give x_0.")
         told = None if told is None else jnp.tile(told, (2, 1))
-        both = self.transformer(jnp.concatenate([x_0, x_t]), told, train)
+        tokens, attention = jnp.concatenate([x_0, x_t]), beside_clean(self.block)
+        both = self.transformer(tokens, told, train, attention)
         return both[len(x_t) :, :, : self.tokens]
 
     def extend(

@@ -148,8 +148,11 @@ def receptive_field(trained: runner.Trained[Autoregressive]) -> list[Path]:
     def field(weights: Any, key: Array, batch: Any) -> Array:
         x = prepared(system.data, system.binary, key, batch["x"])
         maps = system.density(weights.params, batch["label"]).maps
-        at = lambda x: jnp.abs(maps(x)[:, middle[0], middle[1]]).sum()  # noqa: E731
-        return jnp.abs(jax.grad(at)(x)).sum(axis=-1, keepdims=True)
+        of_middle, pull = jax.vjp(lambda x: maps(x)[:, middle[0], middle[1]], x)
+        # of each map by itself: slopes of several could cancel out
+        one = lambda row: jnp.abs(pull(jnp.broadcast_to(row, of_middle.shape))[0])  # noqa: E731
+        slopes = jax.lax.map(one, jnp.eye(of_middle.shape[1]))
+        return slopes.sum(axis=(0, -1))[..., None]
 
     found = trained.over("receptive field", field, trained.test(100), size=50).mean(axis=0)
     seen = np.sqrt(found / max(found.max(), 1e-30))

@@ -81,7 +81,8 @@ class Language(runner.System):
         return nats.mean(axis=1), {"bits_per_token": nats.mean(axis=1) / math.log(2)}
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        """Images; of text prompts and what follows them, zeros after the model's length."""
+        """Images; of text prompts and what follows them, as much after each as after the longest:
+        zeros after that."""
         if "prompt" in given:
             return self.followed(key, weights.params, given["prompt"], given["length"])
         nothing = jnp.zeros((len(given["label"]), 0), jnp.int32)

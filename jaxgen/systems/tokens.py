@@ -87,9 +87,15 @@ class TokenDiffusion(runner.System):
         """n, where there are blocks."""
         return None if self.network.block is None else self.length // self.network.block
 
+    @property
+    def evaluations(self) -> int:
+        """Of the network, for a draw."""
+        blocks = self.blocks or 0
+        return max(blocks, 1) * (len(self.times) - 1) + blocks
+
     def init(self, key: Array) -> Any:
-        one = jnp.zeros(1, jnp.int32)
-        return self.network.init(key, jnp.zeros((1, self.length), jnp.int32), jnp.ones(1), one)
+        one, x = jnp.zeros(1, jnp.int32), jnp.zeros((1, self.length), jnp.int32)
+        return self.network.init(key, x, jnp.ones(1), one, x_0=x)
 
     def tokens(self, key: Array, x: Any) -> Array:
         """Examples of the data as tokens ``[B, L]``."""
@@ -117,7 +123,8 @@ class TokenDiffusion(runner.System):
         how = {"rngs": {"dropout": key_drop}, "train": now.train}
         t = 1 - stratified_times(key_t, len(x_0) * (self.blocks or 1), low=0.0)
         denoise = self.denoise(params, labels_of(batch), x_0, **how)
-        nats = self.objective(key, denoise, x_0, self.of_blocks(t)) / self.length
+        objective = self.objective if now.train else self.bound
+        nats = objective(key, denoise, x_0, self.of_blocks(t)) / self.length
         return nats, {"t": t} if self.blocks is None and not now.train else {}
 
     def of_blocks(self, t: Array) -> Array:
@@ -172,7 +179,7 @@ class TokenDiffusion(runner.System):
             return self.kept(denoised(logits, x_t, self.alpha(t), self.pi)), cache
 
         cache = self.network.transformer.empty(len(x_T))
-        block = self.network.block or self.length
+        block: Any = self.network.block
         return sample_blocks(key, extend, cache, x_T, block, self.times, self.step)
 
     def noise(self, key: Array, given: Any) -> Array:
@@ -241,7 +248,8 @@ def film(trained: runner.Trained[TokenDiffusion]) -> Path:
 
 def filled(trained: runner.Trained[TokenDiffusion]) -> Path:
     """Tokens that are hidden, drawn given the others: ``completions.png`` of images with their
-    upper half; of test texts without their middle quarter, ``infilling.txt``."""
+    upper half; of test texts without their middle quarter, ``infilling.txt``. A block knows the
+    others of its own and those before."""
     system, kind = trained.system, trained.data.kind
 
     def complete(weights: Any, key: Array, batch: Any, known: Array) -> tuple[Array, Array]:
@@ -257,10 +265,11 @@ def filled(trained: runner.Trained[TokenDiffusion]) -> Path:
     fill = lambda w, key, batch: complete(w, key, batch, jnp.asarray(known))  # noqa: E731
     x, drawn = trained.over("infilling", fill, trained.test(4), key=10)
     rows = zip(x, np.where(known, x, HIDDEN), drawn, strict=True)
+    told = "filled" if system.blocks is None else "filled, told of what is before"
     texts = [
         "\n\n".join(
             f"{name}:\n{kind.decode(tokens)}"
-            for name, tokens in zip(("test", "given", "filled"), row, strict=True)
+            for name, tokens in zip(("test", "given", told), row, strict=True)
         )
         for row in rows
     ]

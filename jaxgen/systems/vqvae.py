@@ -88,7 +88,7 @@ class Vectors:
         rest, after = jax.lax.stop_gradient(z), []
         for i, book in enumerate(books):
             code = quantized.code[..., i]
-            how = {"decay": self.decay}
+            how: Any = {"decay": self.decay, "axis_name": now.axis_name}
             after.append(quantization.assigned(jax.random.fold_in(key, i), book, rest, code, **how))
             rest = rest - book.vectors[code]
         loss = self.commitment * quantization.commitment(z, quantized.z)
@@ -293,7 +293,8 @@ class CodePrior(runner.System):
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """Nats a code, the mean over each image."""
-        code = self.autoencoder.codes(self.frozen(now.memory), key, batch)
+        key_code, key = jax.random.split(key)
+        code = self.autoencoder.codes(self.frozen(now.memory), key_code, batch)
         how = {"train": now.train, "rngs": {"dropout": key}}
         nats = -self.log_prob(params, code, batch["label"], **how).mean(axis=1)
         return nats, {"bits_per_code": nats / math.log(2)}

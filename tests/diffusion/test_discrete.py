@@ -125,6 +125,21 @@ def test_known_tokens_go_back_as_noise_has_them(key):
     np.testing.assert_allclose(both.T, to[:, None] * between, atol=0.03)
 
 
+@pytest.mark.parametrize("alpha", [linear, cosine])
+@pytest.mark.parametrize(("length", "steps"), [(8, 64), (4, 16), (64, 100), (12, 5)])
+def test_by_sureness_as_many_are_left_as_alpha_says(key, alpha, length, steps):
+    """On the mean, and nearly for each: also where a step has less than a token to reveal."""
+    x_T, times = jnp.full((400, length), 2), np.linspace(1, 0, steps + 1)
+    even = jnp.log(jnp.array([0.5, 0.5, 0.0]))
+    denoise = lambda x_t, t: jnp.broadcast_to(even, (*x_t.shape, 3))
+    run = jax.jit(lambda k: sample_path(k, denoise, x_T, times, confident(2, alpha))[1])
+    left = (np.asarray(run(key)) == 2).sum(axis=2)  # [steps, 400]
+    share = 1 - np.asarray(alpha(jnp.asarray(times[1:])))
+    spread = 5 * np.sqrt(length / 4 / 400)
+    np.testing.assert_allclose(left.mean(axis=1), length * share, atol=spread)
+    np.testing.assert_array_equal(left[-1], 0)
+
+
 def test_the_surest_are_revealed_first_and_each_once(key):
     """No choice is left to chance: tokens come in the order of their log p, so many in each step
     as alpha says, and none changes again; known ones are not counted."""

@@ -11,6 +11,7 @@ from oracles import TokenTable
 from jaxgen.diffusion.discrete import (
     absorbing,
     cosine,
+    denoised,
     linear,
     one_hot_log,
     posterior,
@@ -127,6 +128,38 @@ def test_gradients_are_finite_where_a_token_cannot_be(key):
     value, slope = jax.value_and_grad(loss)(logits)
     assert np.isfinite(value)
     assert np.isfinite(slope).all()
+
+
+@pytest.mark.parametrize("size", [5.0, 100.0, 300.0])
+def test_what_is_surely_wrong_costs_its_nats_and_can_be_unlearned(key, size):
+    """The last step of uniform noise, KL = -log p(x_0|x_1): no floor hides how wrong a token is."""
+    x_0, pi = jnp.zeros((1, 1), jnp.int32), uniform(V)
+
+    def loss(size):
+        log_p = jax.nn.log_softmax(jnp.array([-size, 0.0, 0.0]))
+        denoise = lambda x_t, t: jnp.broadcast_to(log_p, (1, 1, V))
+        return discrete_loss(key, denoise, x_0, jnp.array([0.1]), pi, 10).sum()
+
+    value, slope = jax.value_and_grad(loss)(jnp.float32(size))
+    np.testing.assert_allclose(value, 10 * np.log(np.exp(-size) + 2) + 10 * size, rtol=1e-4)
+    np.testing.assert_allclose(slope, 10 * 2 / (2 + np.exp(-size)), rtol=1e-4)
+
+
+def test_nothing_is_hidden_where_noise_is_none_to_rounding(key):
+    squared = lambda t: jnp.cos(jnp.pi * t / 2) ** 2
+    t = jnp.array([1e-5, 1e-4, 1.5e-4, 1.0])
+    x_0, denoise = jnp.zeros((4, L), jnp.int32), lambda x_t, t: jnp.log(jnp.full((4, L, V), 1 / V))
+    assert np.isfinite(masked_loss(key, denoise, x_0, t, V, squared)).all()
+    logits, hidden = jnp.zeros((1, L, V)), jnp.full((1, L), V)
+    sure = denoised(logits, hidden, jnp.ones(1), absorbing(V))[0, 0]
+    np.testing.assert_allclose(np.exp(sure), [1 / V] * V + [0], atol=1e-6)
+
+
+def test_times_of_other_batches_and_blocks_are_refused(key):
+    x_0, denoise = jnp.zeros((2, 4), jnp.int32), lambda x_t, t: jnp.zeros((2, 4, V))
+    for shape in ((4,), (4, 2), (2, 3), (2, 1, 1)):
+        with pytest.raises(AssertionError):
+            counted_loss(key, denoise, x_0, jnp.ones(shape), V)
 
 
 def unlike(x_t, t):

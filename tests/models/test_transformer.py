@@ -8,8 +8,6 @@ import pytest
 from jaxgen.models.transformer import (
     TokenDenoiser,
     Transformer,
-    beside_clean,
-    to_all,
     turned,
 )
 
@@ -73,15 +71,23 @@ def test_turned_products_depend_on_the_distance_alone(key):
     assert abs(at(q, 0) @ at(k, 4) - expected) > 1e-3
 
 
-def test_heads_that_do_not_divide_are_refused(key):
+def test_sizes_that_do_not_go_together_are_refused(key):
+    x, t = jnp.zeros((1, 3), int), jnp.ones(1)
     with pytest.raises(ValueError, match="do not divide"):
-        Transformer(5, 4, width=10, heads=4).init(key, jnp.zeros((1, 3), int))
+        Transformer(5, 4, width=10, heads=4).init(key, x)
+    with pytest.raises(ValueError, match="no pairs to turn"):
+        Transformer(5, 4, width=12, heads=4).init(key, x)
+    net = Transformer(5, 4, width=16, heads=4)
+    with pytest.raises(ValueError, match="give x_0"):
+        TokenDenoiser(net, 4, block=3).init(key, x, t, x)
+    with pytest.raises(ValueError, match="no block"):
+        TokenDenoiser(net, 4, timed=True, block=3).init(key, x, t, x)
 
 
 @pytest.mark.parametrize("rotary", [True, False])
 def test_a_denoiser_of_tokens_sees_all_of_them_the_time_and_the_class(key, randomized, rotary):
     """And where they are: by either kind of positions it is no function of the set of tokens."""
-    net = Transformer(11, 9, width=16, layers=2, heads=4, rotary=rotary, attention=to_all)
+    net = Transformer(11, 9, width=16, layers=2, heads=4, rotary=rotary)
     net = TokenDenoiser(net, 10, timed=True, classes=3)
     x, t, y = jax.random.randint(key, (3, 9), 0, 11), jnp.array([0.1, 0.5, 0.9]), jnp.arange(3)
     variables = randomized(key, net, x, t, y)
@@ -102,12 +108,11 @@ def test_a_denoiser_of_tokens_sees_all_of_them_the_time_and_the_class(key, rando
 )
 def test_a_block_sees_itself_and_the_clean_ones_before_it(key, randomized, rotary, block, length):
     """All pairs; and a cache of the clean ones changes nothing."""
-    attention = beside_clean(block)
-    net = Transformer(11, length, 16, layers=2, heads=4, rotary=rotary, attention=attention)
+    net = Transformer(11, length, 16, layers=2, heads=4, rotary=rotary)
     net = TokenDenoiser(net, 10, classes=3, block=block)
     x_t, x_0 = jax.random.randint(key, (2, 3, length), 0, 10)
     t, y = jnp.ones(3), jnp.arange(3)
-    variables = randomized(key, net, x_t, t, y)
+    variables = randomized(key, net, x_t, t, y, x_0)
     apply = jax.jit(lambda x_t, x_0: net.apply(variables, x_t, t, y, x_0=x_0))
     logits = apply(x_t, x_0)
     of = np.arange(length) // block
@@ -124,3 +129,7 @@ def test_a_block_sees_itself_and_the_clean_ones_before_it(key, randomized, rotar
         found, _ = extend(x_t[:, own], t, y, cache, place)
         np.testing.assert_allclose(found, logits[:, own], atol=2e-5, rtol=1e-4)
         _, cache = extend(x_0[:, own], t, y, cache, place)
+
+    whole = net.clone(block=length), net.clone(block=None)  # one block is all of them
+    one, all_of_them = (n.apply(variables, x_t, t, y, x_0=x_0) for n in whole)
+    np.testing.assert_allclose(one, all_of_them, atol=2e-5, rtol=1e-4)
