@@ -44,6 +44,7 @@ class Config:
     width: runner.Count = 32  # Channels of the features.
     layers: runner.Count = 5  # Of them; of plusplus at each resolution, down and up.
     kernel: runner.Count = 3  # Side of the convolutions, an odd number (gated).
+    places: bool = False  # Learn what is usual at each place of the image (gated).
     resolutions: runner.Count = 2  # Each half of the one before (plusplus).
     dropout: runner.Share = 0.0  # In the residual blocks (plusplus).
     conditional: bool = False  # Tell the class.
@@ -73,7 +74,7 @@ def build(config: Config, data: DataSet) -> Autoregressive:
         raise ValueError(f"a kernel has a middle: use an odd --kernel, not {config.kernel}.")
     size = (of_entry.maps, channels, config.width, config.layers)
     networks: dict[str, Any] = {
-        "gated": GatedPixelCNN(*size, config.kernel),
+        "gated": GatedPixelCNN(*size, config.kernel, config.places),
         "plain": PixelCNN(*size),
         "rnn": PixelRNN(*size),
         "plusplus": PixelCNNpp(*size, config.resolutions, config.dropout),

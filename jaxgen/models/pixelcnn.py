@@ -134,7 +134,9 @@ class PixelCNN(nn.Module):
 class GatedPixelCNN(nn.Module):
     """Two stacks: one of the rows above, one of the pixels at the left, which is told of the first.
 
-    van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", figure 2.
+    van den Oord et al. 2016, "Conditional image generation with PixelCNN decoders", figure 2. With
+    ``places`` every layer learns a map beside its filters, of images of one size: what is usual
+    where, of things that stand in the middle.
     """
 
     maps: int
@@ -142,6 +144,7 @@ class GatedPixelCNN(nn.Module):
     width: int = 32
     layers: int = 7
     kernel: int = 3
+    places: bool = False
 
     @nn.compact
     def __call__(self, x: Array, y: Array | None = None) -> Array:
@@ -155,10 +158,20 @@ class GatedPixelCNN(nn.Module):
             source = colours if first else width
             left = causal(width, channels, source, own=not first, halves=2, left=reach)(h)
             left = left + nn.Dense(2 * width)(v)
+            if self.places:
+                v, left = Places()(v), Places()(left)
             above = gated(v + told(y, 2 * width))
             out = causal(width, channels)(gated(left + told(y, 2 * width)))
             h = out if first else h + out
         return Readout(self.maps, colours, channels)(h)
+
+
+class Places(nn.Module):
+    """``[B, H, W, F]`` plus a learned map ``[H, W, F]``."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        return x + self.param("map", ZEROS, x.shape[1:])[None]
 
 
 class PixelRNN(nn.Module):

@@ -17,7 +17,7 @@ VECTORS = {
 }
 IMAGES = {
     "pixelcnn": (PixelCNN, {"width": 12, "blocks": 2}),
-    "gated": (GatedPixelCNN, {"width": 6, "layers": 4}),
+    "gated": (GatedPixelCNN, {"width": 6, "layers": 4, "places": True}),
     "rnn": (PixelRNN, {"width": 6, "layers": 2}),
     "plusplus": (PixelCNNpp, {"width": 6, "blocks": 1, "resolutions": 2, "dropout": 0.5}),
 }
@@ -166,3 +166,10 @@ def test_the_gradient_of_nade_runs_its_recurrence_backwards(key, randomized):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), found, expected
     )
+
+
+@pytest.mark.parametrize("places", [False, True])
+def test_maps_of_places_tell_alike_surroundings_apart(key, randomized, places):
+    network, x = GatedPixelCNN(1, width=6, layers=1, places=places), jnp.ones((1, 7, 7, 1))
+    inner = network.apply(randomized(key, network, x), x)[0, 2:-1, 2:-1, 0]
+    assert (np.ptp(inner) > 1e-3) == places
