@@ -129,9 +129,10 @@ def relativistic_average(critic: Loss) -> Objective:
     """Whether data look more real than the average fake does, and fakes than the average datum.
 
     The critic's loss of f(x) - E f(G(z)) and f(G(z)) - E f(x), and the generator's with the two
-    changed about (Jolicoeur-Martineau 2019, eq. 8 and 9), the means being those of the batch. Of
-    ``discriminator_loss`` it is RaSGAN, of ``hinge_critic_loss`` RaHingeGAN, and of
-    ``least_squares(-1, 1).critic`` RaLSGAN (its appendix; here with the halves of LSGAN).
+    changed about (Jolicoeur-Martineau 2019, eq. 8 and 9), the means being those of the logits that
+    are given: under ``pmap`` of a device's share of the batch. Of ``discriminator_loss`` it is
+    RaSGAN, of ``hinge_critic_loss`` RaHingeGAN, and of ``least_squares(-1, 1).critic`` RaLSGAN (its
+    appendix; here with the halves of LSGAN).
     """
 
     def apart(real_logits: Array, fake_logits: Array) -> tuple[Array, Array]:
