@@ -141,6 +141,7 @@ class Config:
     widest: runner.Count = 512  # Feature maps there are at most (progressive, style).
     # Steps from one doubling of the image to the next, half of which fade it in (progressive).
     grow_every: runner.Count = 2000
+    mixing: runner.Share = 0.0  # Of samples in training that mix two w, in the paper 0.9 (style).
     # Of steps in w that change images unevenly, every fourth step, for the generator (style); in
     # the paper 0.5 for images of 8x8, 0.11 for 1024x1024.
     path_length: runner.NonNegative = 0.0
@@ -224,7 +225,9 @@ def networks_of(config: Config, data: DataSet) -> Networks:
             progressive.Body(stage, channels, widest),
         ),
         "style": lambda stage: (
-            style.Generator(data.shape, channels, widest, width=widest, num_classes=classes),
+            style.Generator(
+                data.shape, channels, widest, widest, num_classes=classes, mixing=config.mixing
+            ),
             style.Body(channels, widest),
         ),
     }
@@ -301,9 +304,11 @@ def generator_terms(config: Config) -> tuple[terms.Term, ...]:
         found.append(terms.seeking(config.seeking))
     if config.condition == "auxiliary":
         found.append(terms.classes_of_fakes(1.0))
+    if (config.path_length or config.mixing) and config.architecture != "style":
+        raise runner.Mistake(
+            "--path-length and --mixing are of --architecture style: leave them out."
+        )
     if config.path_length:
-        if config.architecture != "style":
-            raise runner.Mistake("--path-length is of --architecture style: leave it out.")
         found.append(terms.paths(config.path_length))
     return (*found, *either_terms(config))
 

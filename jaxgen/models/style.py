@@ -156,6 +156,8 @@ class Generator(nn.Module):
       width: of w and of the mapping network, which has ``depth`` layers.
       num_classes: if given, so are labels.
       decay: of the mean of w, which some dozens of batches make anew.
+      mixing: share of the images of a training step (with noise) whose layers beyond one, drawn at
+        random, have the w of another z (Karras et al. 2019, section 3.1; there 0.9).
     """
 
     shape: tuple[int, ...]
@@ -165,6 +167,7 @@ class Generator(nn.Module):
     depth: int = 8
     num_classes: int | None = None
     decay: float = 0.9
+    mixing: float = 0.0
 
     @property
     def layers(self) -> int:
@@ -194,7 +197,15 @@ class Generator(nn.Module):
         return self.g(jnp.broadcast_to(w, (len(w), self.layers, self.width)))
 
     def __call__(self, z: Array, labels: Array | None = None, *, train: bool) -> Array:
-        return self.synthesis(self.mapping(z, labels, train=train))
+        w = self.mapping(z, labels, train=train)
+        if not (train and self.mixing and self.has_rng("noise")):
+            return self.synthesis(w)
+        key_z, key_mix, key_layer = jax.random.split(self.make_rng("noise"), 3)
+        other = self.f(jax.random.normal(key_z, z.shape), labels)
+        mixes = jax.random.bernoulli(key_mix, self.mixing, (len(z),))
+        crossover = jax.random.randint(key_layer, (len(z),), 1, self.layers)
+        crossover = jnp.where(mixes, crossover, self.layers)
+        return self.synthesis(mixed(w, other, crossover, self.layers))
 
 
 # --- the body of the discriminator ---------------------------------------------------------------

@@ -217,3 +217,21 @@ def test_the_body_sees_every_pixel_and_how_examples_differ():
     assert (np.abs(slope) > 0).all()
     np.testing.assert_allclose(alone, np.broadcast_to(alone[:1], alone.shape), atol=1e-5)
     assert not np.allclose(features[0], alone[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_so_many_images_of_a_training_step_mix_two_styles(params, key, share):
+    """Drawn apart for each; in evaluation none does."""
+    params = without(params, "g", "strength")
+    model, z = MODEL.clone(mixing=share), jax.random.normal(key, (200, 6))
+    variables = {"params": params, "mapping": MEAN}
+
+    @partial(jax.jit, static_argnames="train")
+    def draw(key, train):
+        how = {"train": train, "rngs": {"noise": key}, "mutable": ["mapping"]}
+        return model.apply(variables, z, **how)[0]
+
+    plain = images(params, z)[0]
+    np.testing.assert_allclose(draw(key, False), plain, rtol=1e-4, atol=1e-3)
+    moved = np.abs(draw(key, True) - plain).max(axis=(1, 2, 3)) > 1e-2
+    np.testing.assert_allclose(moved.mean(), share, atol=0.12)
