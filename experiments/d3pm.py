@@ -9,6 +9,10 @@ python -m experiments.d3pm --data tiny_shakespeare --block 4  # blocks, one afte
 python -m experiments.d3pm --data text:PATH               # a file, or all *.txt of a folder
 python -m experiments.d3pm --data binarized_mnist --manual-dir DIR
 python -m experiments.d3pm sample --sampler confident --sample-steps 16
+
+Expect, on tiny_shakespeare with --block 4 --batch 8 and seed 0: 50 minutes of processor time, as
+experiments.gpt takes; a bound of 2.67 bits a byte of the validation text (1.3 times the
+transformer's 2.05), 2.75 of the test text.
 """
 
 from __future__ import annotations
