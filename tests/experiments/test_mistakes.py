@@ -41,7 +41,7 @@ CASES = {
         "--architecture sngan --condition projection --spectral-norm both",
         "use --spectral-norm discriminator",
     ),
-    "paths": ("gan", "--path-length 2", "of --architecture style: leave it out"),
+    "paths": ("gan", "--path-length 2", "of --architecture style: leave them out"),
     "pool": ("gan", "--pool 3", "use 0, or 8 or more"),
     "augment": ("gan", "--data moons --augment diff", "use --instance-noise for points"),
     "schedule": ("ddpm", "--schedule cosin", "did you mean cosine?"),
