@@ -29,7 +29,6 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points
 from jaxgen.losses import adversarial, augmentation, f_divergences, penalties
 from jaxgen.losses.adversarial import Objective, least_squares, relativistic_average
-from jaxgen.losses.augmentation import in_order
 from jaxgen.losses.began import BEGAN
 from jaxgen.losses.f_divergences import f_gan
 from jaxgen.models import began, dcgan, progressive, resnet_gan, style
@@ -286,7 +285,7 @@ def discriminator_terms(config: Config) -> tuple[terms.Term, ...]:
     if config.consistency:
         if config.augment == "none":
             raise runner.Mistake("--consistency is of augmented images: name them by --augment.")
-        augment = in_order(*AUGMENTATIONS[config.augment])
+        augment = augmentation.in_order(*AUGMENTATIONS[config.augment])
         found.append(terms.consistency(augment, config.consistency))
     if config.condition == "auxiliary":
         found.append(terms.classes_of_both(1.0))

@@ -114,7 +114,8 @@ def denoised(logits: Array, x_t: Array, alpha: Array, pi: Array) -> Array:
     Under masks that is the parameterization of Sahoo et al. 2024 (section 3.2.3): a token that is
     seen is sure, and none is a mask, for which there is no logit, ``[B, L, V - 1]``.
     """
-    lacking, alpha = len(pi) - logits.shape[-1], jnp.minimum(alpha, 1 - 1e-7)
+    alpha = jnp.minimum(alpha, 1 - 1e-7)  # never quite 1: a mask among tokens is still one
+    lacking = len(pi) - logits.shape[-1]
     logits = jnp.pad(logits, ((0, 0), (0, 0), (0, lacking)), constant_values=-jnp.inf)
     return jax.nn.log_softmax(logits + jnp.log(likelihood(x_t, alpha, pi)))
 

@@ -94,7 +94,6 @@ def colour(key: Array, x: Array) -> Array:
 
 
 DIFF = (colour, translation, cutout)
-DIFF_AUGMENT = in_order(*DIFF)
 
 
 def adapted_probability(

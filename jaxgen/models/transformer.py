@@ -163,8 +163,7 @@ class Transformer(nn.Module):
     ) -> Array:
         """What else it is ``told [B, width]`` is added to every token."""
         places = np.arange(tokens.shape[1])[None]  # known, so that the angles are constants
-        h = self._embedded(tokens, places)
-        h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
+        h = self._embedded(tokens, places, told)
         for block in self.blocks:
             h, _ = block(h, places, attention, train=train)
         return self._logits(h, tokens)
@@ -187,16 +186,16 @@ class Transformer(nn.Module):
         """
         slots = at + jnp.arange(tokens.shape[1])[None]
         places = jnp.maximum(slots - first[:, None], 0)
-        h, after = self._embedded(tokens, places), []
-        h = (h if told is None else h + told[:, None]).reshape(-1, self.width)
+        h, after = self._embedded(tokens, places, told), []
         for block, part in zip(self.blocks, cache, strict=True):
             h, seen = block(h, places, with_cache(part, at, first, together))
             after.append(seen)
         return self._logits(h, tokens), tuple(after)
 
-    def _embedded(self, tokens: Array, places: Places) -> Array:
+    def _embedded(self, tokens: Array, places: Places, told: Array | None) -> Array:
         h = self.embedding(tokens)
-        return h if self.rotary else h + jnp.take(self.position, places, axis=0)
+        h = h if self.rotary else h + jnp.take(self.position, places, axis=0)
+        return (h if told is None else h + told[:, None]).reshape(-1, self.width)
 
     def _logits(self, h: Array, tokens: Array) -> Array:
         return self.embedding.attend(self.norm(h)).reshape(*tokens.shape, self.vocabulary)

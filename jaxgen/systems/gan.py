@@ -376,8 +376,8 @@ class Gan(runner.System):
     @cached_property
     def _judgement(self) -> Callable[[Any], dict[str, Array]]:
         batch = jax.tree.map(jnp.asarray, some(self.data.validation, self.batch))
-        now_and_then = tuple(term._replace(every=1) for term in self.discriminator_terms)
-        system = replace(self, discriminator_terms=now_and_then)
+        at_once = tuple(term._replace(every=1) for term in self.discriminator_terms)
+        system = replace(self, discriminator_terms=at_once)
 
         def judge(weights: Any) -> dict[str, Array]:
             d = weights["discriminator"]

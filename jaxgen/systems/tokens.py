@@ -222,11 +222,11 @@ def as_text(kind: Tokens, tokens: np.ndarray) -> str:
 
 def path_of(system: TokenDiffusion, key: Array, weights: Any, given: Any) -> Array:
     """Tokens on their way, ``[n, B, L]``: after each step, or after each block."""
-    if system.network.block is None:
+    if system.blocks is None:
         return system.reverse(sample_path, key, weights, given)[1]
     x_0 = system.drawn(key, weights, given)
-    block_of = jnp.arange(system.length) // system.network.block
-    done = block_of[None] < jnp.arange(1 + system.length // system.network.block)[:, None]
+    block_of = jnp.arange(system.length) * system.blocks // system.length
+    done = block_of[None] < jnp.arange(1 + system.blocks)[:, None]
     return jnp.where(done[:, None], x_0[None], len(system.pi) - 1)
 
 
