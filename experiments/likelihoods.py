@@ -52,7 +52,7 @@ class Family:
 
     experiment: runner.Experiment
     levels: str  # options for images of levels
-    bits: str  # for images of bits, of a quarter of an hour on a core, or as its preset has it
+    bits: str  # for images of bits, of 2 to 15 minutes on a core, or as its preset has it
     found: Found
     passes: Callable[[Run], int]
 
@@ -72,12 +72,13 @@ def once(run: Run) -> int:
     return 1
 
 
-SHORT = "--batch 8 --steps 1500"
+SHORT = "--batch 8 --steps 700"
+SAMPLED = "--importance-samples 1000"  # of each of all test images
 FAMILIES = {
     "FVBN": Family(
         made.EXPERIMENT,
         "--model fvbn --likelihood softmax",
-        "--model fvbn --steps 5000",
+        "--model fvbn --steps 4000",
         EXACT,
         entries,
     ),
@@ -90,13 +91,13 @@ FAMILIES = {
     ),
     "MADE": Family(made.EXPERIMENT, "--likelihood softmax", "", EXACT, entries),
     "PixelCNN": Family(
-        pixelcnn.EXPERIMENT, "--model plain", "--model plain --steps 20000", EXACT, entries
+        pixelcnn.EXPERIMENT, "--model plain", "--model plain --steps 12000", EXACT, entries
     ),
     "GatedPixelCNN": Family(pixelcnn.EXPERIMENT, "", "", EXACT, entries),
     "PixelCNN++": Family(
         pixelcnn.EXPERIMENT,
         "--model plusplus --layers 1 --width 24 --steps 600 --learning-rate 2e-3 --decay cosine",
-        "--model plusplus --layers 1 --width 24 --steps 3000",
+        "--model plusplus --layers 1 --width 24 --steps 2000",
         EXACT,
         pixels,
     ),
@@ -107,28 +108,32 @@ FAMILIES = {
         {"exact": (language.bits, "log_likelihood")},
         entries,
     ),
-    "VAE": Family(vae.EXPERIMENT, "--likelihood logistic", "", ESTIMATED, once),
+    "VAE": Family(vae.EXPERIMENT, "--likelihood logistic", SAMPLED, ESTIMATED, once),
     "IWAE": Family(
         vae.EXPERIMENT,
         "--likelihood logistic --objective iwae --latent-samples 10",
-        "--objective iwae --latent-samples 10 --steps 20000",
+        f"{SAMPLED} --objective iwae --latent-samples 10 --steps 12000",
         ESTIMATED,
         once,
     ),
     "VampPrior": Family(
-        vae.EXPERIMENT, "--likelihood logistic --prior vamp", "--prior vamp", ESTIMATED, once
+        vae.EXPERIMENT,
+        "--likelihood logistic --prior vamp",
+        f"{SAMPLED} --prior vamp --steps 40000",
+        ESTIMATED,
+        once,
     ),
     "HVAE": Family(
         hierarchical.EXPERIMENT,
         "--likelihood logistic_mixture",
-        "--steps 30000 --kl-warmup 3000",
+        "--importance-samples 1000 --likelihood-images 10000 --steps 20000 --kl-warmup 2000",
         {"bound": (hvae.bound, "elbo"), "estimate": (hvae.log_likelihood, "log_likelihood")},
         once,
     ),
     "Flow": Family(
         flows.EXPERIMENT,
         "--dequantization variational",
-        "--preset mnist --dequantization variational --width 64 --batch 32 --steps 1800",
+        "--preset mnist --dequantization variational --width 64 --batch 32 --steps 1200",
         {"bound": (flow.likelihood, "elbo"), "estimate": (flow.likelihood, "log_likelihood")},
         once,
     ),
@@ -142,7 +147,7 @@ FAMILIES = {
     "DDPM": Family(
         ddpm.EXPERIMENT,
         "--variance learned",
-        "--preset digits --variance learned --batch 32 --steps 1500",
+        "--preset digits --variance learned --batch 32 --steps 1000",
         {
             "bound": (diffusion.likelihoods, "bits_per_dimension"),
             "estimate": (diffusion.likelihoods, "ode_bits_per_dimension"),

@@ -1,23 +1,17 @@
 """Every number that an option may not have, of every experiment and study, is refused at once."""
 
-import importlib
 import itertools
 import math
 import time
 from pathlib import Path
 
 import pytest
+from found import FOUND
 
 from jaxgen.runner.commands import parse
 from jaxgen.runner.options import Run, options_of
 
 SHARED = {option.name for option in options_of(Run())}
-FOUND = {}
-for path in sorted((Path(__file__).parents[2] / "experiments").glob("*.py")):
-    module = importlib.import_module(f"experiments.{path.stem}")
-    experiment = getattr(module, "EXPERIMENT", None) or getattr(module, "STUDY", None)
-    if experiment:
-        FOUND[path.stem] = experiment
 
 
 def bad_values(option):
