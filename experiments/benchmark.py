@@ -2,6 +2,7 @@
 
     python -m experiments.benchmark                   # the digits model on CPU, else CIFAR-10's
     python -m experiments.benchmark --model cifar10 --dtype bfloat16 --json out.json
+    python -m experiments.benchmark --solvers         # every solver against its evaluations
     python -m experiments.benchmark --torch           # a U-Net against diffusers', on CPU
     python -m experiments.benchmark --torch vae       # the MNIST VAE against PyTorch's
     python -m experiments.benchmark --torch gpt       # a transformer: its steps and its tokens

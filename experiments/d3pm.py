@@ -72,11 +72,11 @@ class Config:
     auxiliary: runner.NonNegative = 0.0  # lambda, of -log p(x_0|x_t) beside the bound (uniform).
     pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
     conditional: bool = False  # Tell the class.
-    width: runner.Count = 128
-    layers: runner.Count = 4
-    heads: runner.Count = 4
+    width: runner.Count = 128  # Of the vectors at each place.
+    layers: runner.Count = 4  # Blocks of attention and a perceptron.
+    heads: runner.Count = 4  # Of every attention.
     swiglu: bool = False  # A gated perceptron.
-    dropout: runner.Share = 0.0
+    dropout: runner.Share = 0.0  # In the blocks, in training.
 
 
 def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> TokenDenoiser:

@@ -50,16 +50,16 @@ class Config:
     train: runner.Train = field(default_factory=runner.Train)
     sampling: runner.Sampling = runner.measuring(lambda: runner.Sampling(8, 8))
     drawing: Drawing = runner.measuring(Drawing)
-    width: runner.Count = 128
-    layers: runner.Count = 4
-    heads: runner.Count = 4
+    width: runner.Count = 128  # Of the vectors at each place.
+    layers: runner.Count = 4  # Blocks of attention and a perceptron.
+    heads: runner.Count = 4  # Of every attention.
     key_heads: Annotated[int | None, runner.Range(1)] = (
         None  # Of keys and values, fewer than heads.
     )
     positions: str = "rotary"  # rotary or learned.
     pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
     swiglu: bool = False  # A gated perceptron.
-    dropout: runner.Share = 0.0
+    dropout: runner.Share = 0.0  # In the blocks, in training.
 
 
 def build(config: Config, data: DataSet) -> Language:

@@ -6,7 +6,7 @@ python -m experiments.hvae --inference ladder                  # Sonderby et al.
 python -m experiments.hvae --model conv                        # maps of latents, as in NVAE, VDVAE
 python -m experiments.hvae sample --temperature 0.7            # clearer samples, less various
 
-Expect, with seed 0 on two CPU cores: digits, 2 minutes, test ELBO -22.5 nats and 500-sample
+Expect, with seed 0 on two CPU cores: digits, 2.5 minutes, test ELBO -22.5 nats and 500-sample
 log-likelihood -22.1; MNIST, 55 minutes, test ELBO -88.2 and 5000-sample log-likelihood -84.0.
 """
 

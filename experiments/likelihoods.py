@@ -164,7 +164,7 @@ class Config:
 
     data: runner.Data = field(default_factory=runner.Data)
     sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(500, 100))
-    families: tuple[str, ...] = tuple(FAMILIES)  # Which.
+    families: tuple[str, ...] = tuple(FAMILIES)  # Which of them.
 
 
 def needs(config: Config) -> dict[str, runner.Need]:

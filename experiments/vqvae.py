@@ -64,9 +64,9 @@ class Config:
     gumbel_kl: runner.NonNegative = 1e-3  # Weight of the categories' KL to even ones.
     code_steps: runner.Count = 2000  # Of --steps; the rest train the prior.
     prior_width: runner.Count = 128  # Of the transformer.
-    prior_layers: runner.Count = 4
-    prior_heads: runner.Count = 4
-    prior_dropout: runner.Share = 0.1
+    prior_layers: runner.Count = 4  # Blocks of attention and a perceptron.
+    prior_heads: runner.Count = 4  # Of every attention.
+    prior_dropout: runner.Share = 0.1  # In the blocks, in training.
     conditional: bool = False  # Tell the prior the class.
 
 
