@@ -131,7 +131,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         pi,
         partial(bound, auxiliary=config.auxiliary),
         bound,
-        confident(tokens, alpha, draw.choice) if sure else ancestral(pi, alpha),
+        partial(confident, tokens, alpha, draw.choice) if sure else partial(ancestral, pi, alpha),
         np.linspace(1, 0, steps + 1, dtype=np.float32),
         alpha,
         binary,

@@ -15,6 +15,7 @@ Expect, on digits with seed 0: 40 minutes on two CPU cores beside other work; RE
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -91,19 +92,24 @@ FAMILIES = {
     ),
     "MADE": Family(made.EXPERIMENT, "--likelihood softmax", "", EXACT, entries),
     "PixelCNN": Family(
-        pixelcnn.EXPERIMENT, "--model plain", "--model plain --steps 12000", EXACT, entries
+        pixelcnn.EXPERIMENT,
+        "--model plain --likelihood softmax",
+        "--model plain --steps 12000",
+        EXACT,
+        entries,
     ),
-    "GatedPixelCNN": Family(pixelcnn.EXPERIMENT, "", "", EXACT, entries),
+    "GatedPixelCNN": Family(pixelcnn.EXPERIMENT, "--likelihood softmax", "", EXACT, entries),
     "PixelCNN++": Family(
         pixelcnn.EXPERIMENT,
-        "--model plusplus --layers 1 --width 24 --steps 600 --learning-rate 2e-3 --decay cosine",
+        "--model plusplus --likelihood softmax --layers 1 --width 24 --steps 600"
+        " --learning-rate 2e-3 --decay cosine",
         "--model plusplus --layers 1 --width 24 --steps 2000",
         EXACT,
         pixels,
     ),
     "Transformer": Family(
         gpt.EXPERIMENT,
-        "",
+        "--pixels levels",
         f"{SHORT} --width 64 --layers 3",
         {"exact": (language.bits, "log_likelihood")},
         entries,
@@ -139,7 +145,7 @@ FAMILIES = {
     ),
     "MaskedDiffusion": Family(
         d3pm.EXPERIMENT,
-        "",
+        "--pixels levels",
         f"{SHORT} --width 64 --layers 3",
         {"bound": (tokens.bits, "elbo")},
         lambda run: run.system.evaluations,
@@ -196,6 +202,9 @@ def measured(family: Family, run: Run) -> dict[str, Number]:
         nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)
         value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
         protocol = number.protocol.removeprefix("nats an example, ")
+        if ("bits" in wanted) == (run.data.levels == 2):  # the sign has changed
+            words = re.split(r"\b(lower|upper)\b", protocol)
+            protocol = "".join({"lower": "upper", "upper": "lower"}.get(w, w) for w in words)
         row[kind] = replace(number, value=value, protocol=f"{unit(run)}, {protocol}")
     compared = runner.compared(run, {run.directory.name: run.draw()}, run.how)
     (distance,) = [n for n in compared if n.name.startswith("frechet_distance")]

@@ -71,8 +71,8 @@ def build(config: Config, data: DataSet) -> Autoregressive:
     channels = 1 if name == "logistic_mixture" else colours
     if config.width % (2 * channels):
         raise ValueError(f"--width is divided among {2 * channels}: use a multiple of it.")
-    if config.kernel % 2 == 0:
-        raise ValueError(f"a kernel has a middle: use an odd --kernel, not {config.kernel}.")
+    if config.kernel % 2 == 0 or config.kernel == 1:
+        raise ValueError(f"a kernel has a middle and sides: use --kernel 3, not {config.kernel}.")
     size = (of_entry.maps, channels, config.width, config.layers)
     networks: dict[str, Any] = {
         "gated": GatedPixelCNN(*size, config.kernel, config.places),

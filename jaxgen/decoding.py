@@ -58,7 +58,7 @@ def sample_tokens(
       cache: after the prompt.
       logits: of the first new token, ``[B, V]``.
       place: of the first new token.
-      count: how many.
+      count: how many, at least one.
       temperature: 0 for the most likely token at every place.
       keep: what is left of the logits: :func:`top_k`, :func:`nucleus`, or one after the other.
     """

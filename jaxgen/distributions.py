@@ -257,7 +257,9 @@ class Beta:
 
     @property
     def mean(self) -> Array:
-        return jnp.tanh((self.log_a - self.log_b) / 2)
+        """(L (2 E[u] - 1) / (L - 1), where u is the middle of a bin), as far as x goes."""
+        wide = self.levels / (self.levels - 1)
+        return jnp.clip(wide * jnp.tanh((self.log_a - self.log_b) / 2), -1, 1)
 
     def log_prob(self, x: Array) -> Array:
         chex.assert_equal_shape([x, self.log_a, self.log_b])

@@ -22,6 +22,7 @@ NEVER = -1e30  # the logarithm of what cannot be
 
 Denoiser = Callable[[Array, Array], Array]
 Alpha = Callable[[Array], Array]  # t in [0, 1] -> alpha_t
+Kept = Callable[[Array], Array]  # log p [B, L, V] -> the same of what is kept, others -inf
 # (key, log p(x_0|x_t) [B, L, V], x_t [B, L], t, s) -> x_s [B, L], for numbers s < t
 Step = Callable[[Array, Array, Array, Array, Array], Array]
 # (x_t [B, b], t [B], cache, place) -> (log p(x_0|x_t) [B, b, V], the cache with x_t), of a block of
@@ -140,8 +141,13 @@ def knowing(denoise: Denoiser, known: Array, x_0: Array) -> Denoiser:
 # --- samplers -----------------------------------------------------------------------------------
 
 
-def ancestral(pi: Array, alpha: Alpha = linear) -> Step:
-    """Every x_s from p(x_s|x_t), each token by itself.
+def everything(log_p: Array) -> Array:
+    """Log-probabilities ``[..., V]`` as they are."""
+    return log_p
+
+
+def ancestral(pi: Array, alpha: Alpha = linear, kept: Kept = everything) -> Step:
+    """Every x_s from p(x_s|x_t), each token by itself, with what is ``kept`` of log p(x_0|x_t).
 
     What tokens of one step have to do with each other is lost: exact in the limit of many steps.
     """
@@ -151,27 +157,32 @@ def ancestral(pi: Array, alpha: Alpha = linear) -> Step:
         # "high": rare tokens, of which a step of many has only such, would be drawn too rarely
         # by a float32 Gumbel (Zheng et al. 2024, "Masked diffusion models are secretly
         # time-agnostic masked models", section 5)
-        log_p = posterior(log_p_0, x_t, at, to, pi)
+        log_p = posterior(kept(log_p_0), x_t, at, to, pi)
         return jax.random.categorical(key, log_p, mode="high").astype(x_t.dtype)
 
     return step
 
 
-def confident(mask: int, alpha: Alpha = linear, choice: float | Array = 1.0) -> Step:
-    """Draws all that is masked, and keeps what the denoiser is surest of (MaskGIT: Chang et al.
-    2022, section 3.2).
+def confident(
+    mask: int,
+    alpha: Alpha = linear,
+    choice: float | Array = 1.0,
+    kept: Kept = everything,
+) -> Step:
+    """Draws all that is masked, of what is ``kept`` of log p(x_0|x_t), and keeps what the denoiser
+    is surest of (MaskGIT: Chang et al. 2022, section 3.2).
 
     So many stay masked that their mean share is that of alpha_s: a share that is no whole number of
-    tokens is rounded at random. Sureness is log p of the token that was drawn, plus Gumbel noise
-    times ``choice`` t: at 0 the order is the denoiser's alone, and where it is huge at random.
-    Then, with a step for each token, draws are exact; sure ones first are likelier than they should
-    be.
+    tokens is rounded at random. Sureness is the denoiser's log p of the token that was drawn, which
+    nothing was left out of (at a temperature of 0 all would be sure), plus Gumbel noise times
+    ``choice`` t: at 0 the order is the denoiser's alone, and where it is huge at random. Then, with
+    a step for each token, draws are exact; sure ones first are likelier than they should be.
     """
 
     def step(key: Array, log_p_0: Array, x_t: Array, t: Array, s: Array) -> Array:
         key_token, key_order, key_round = jax.random.split(key, 3)
         hidden = x_t == mask
-        drawn = jax.random.categorical(key_token, log_p_0, mode="high").astype(x_t.dtype)
+        drawn = jax.random.categorical(key_token, kept(log_p_0), mode="high").astype(x_t.dtype)
         sure = jnp.take_along_axis(log_p_0, drawn[..., None], axis=-1)[..., 0]
         sure = sure + choice * t * jax.random.gumbel(key_order, sure.shape)
         count = hidden.sum(axis=1, keepdims=True)

@@ -87,16 +87,17 @@ def assigned(
     count together, and take the draws of one another in turn: the mean of their codebooks is each.
     """
     z, code = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]), code.reshape(-1)
-    codes, share = len(book.count), len(z) / len(book.count)
+    codes, seen = len(book.count), jnp.asarray(len(z), z.dtype)
     member = jax.nn.one_hot(code, codes, dtype=z.dtype)  # [N, K]
     used, of_used = member.sum(axis=0), member.T @ z
     drawn = z[jax.random.randint(key, (codes,), 0, len(z))]
     if axis_name is not None:
-        used, of_used = jax.lax.pmean((used, of_used), axis_name)
+        used, of_used, seen = jax.lax.psum((used, of_used, seen), axis_name)
         each = jax.lax.all_gather(drawn, axis_name)  # [devices, K, Z]
         drawn = each[jnp.arange(codes) % len(each), jnp.arange(codes)]
     count = decay * book.count + (1 - decay) * used
     total = decay * book.total + (1 - decay) * of_used
+    share = seen / codes
     dead = count < least * share
     return Codebook(jnp.where(dead, share, count), jnp.where(dead[:, None], share * drawn, total))
 

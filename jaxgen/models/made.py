@@ -14,9 +14,9 @@ class MADE(nn.Module):
     """x ``[B, D]`` -> ``[B, D, maps]``, whose entry i depends on the entries of x before i alone.
 
     ``context [B, F]``, if given, is seen by all. With ``backward`` the order is the reverse, and
-    with ``direct`` outputs also see inputs without the hidden units between (there section 4.3).
-    A ``seed`` (an integer, which may be traced) draws the order and the connections at random: one
-    network is then many models, of any order (sections 4.1 and 4.2).
+    with ``direct`` outputs also see inputs without the hidden units between. A ``seed`` (an
+    integer, which may be traced) draws order and connections at random instead: one network is then
+    many models (there order- and connectivity-agnostic training).
     """
 
     maps: int = 2
@@ -57,7 +57,7 @@ def random_degrees(
     seed: Array | int, entries: int, hidden: int, layers: int
 ) -> tuple[Array, list[Array]]:
     """An order of the entries, and the degrees of hidden units: none is below all of those before
-    it, whose units it would not see (Germain et al. 2015, section 4.2)."""
+    it, whose units it would not see."""
     key_order, *keys = jax.random.split(jax.random.key(seed), 1 + layers)
     degrees, least = [], jnp.zeros((), jnp.int32)
     for key in keys:

@@ -4,7 +4,7 @@ Images ``[B, H, W, C]`` are read row by row, and the channels of a pixel one aft
 network answers the parameter maps ``[B, H, W, maps * C]`` of p(x_i | x_<i), those of all C channels
 of a map together. Of ``channels`` groups of features, group c knows the channels of its own pixel
 before the c-th, and so does what is made of it (van den Oord et al. 2016, "Pixel recurrent neural
-networks", section 3.3); with one group a pixel is one entry, for a likelihood that couples its
+networks", section 3.4); with one group a pixel is one entry, for a likelihood that couples its
 channels. What else is known is told as ``y``: to all pixels alike, as labels are, ``[B, K]``, or to
 each its own, ``[B, H, W, K]``.
 """
@@ -65,6 +65,7 @@ class Causal(nn.Module):
         bias = self.param("bias", ZEROS, (self.features,))
         padding = ((self.rows - 1, 0), (self.left, self.right))
         strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
+        x, kernel = nn.dtypes.promote_dtype(x, kernel)
         x = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
         return x + bias.reshape(1, 1, 1, -1)
 
@@ -221,6 +222,10 @@ class PixelCNNpp(nn.Module):
                 "use fewer resolutions."
             )
         block = partial(BothStreams, width, channels, self.dropout)
+
+        def at(level: int) -> Array | None:
+            return y if y is None or y.ndim == 2 else y[:, :: 2**level, :: 2**level]
+
         first = causal(width, channels, colours, own=False, rows=2, left=1, right=1)
         streams = above_conv(width)(shifted_down(x)), first(x)
         kept = [streams]
@@ -231,7 +236,7 @@ class PixelCNNpp(nn.Module):
                 streams = above_conv(width, strides=2)(above), halved
                 kept.append(streams)
             for _ in range(self.blocks):
-                streams = block()(streams, y)
+                streams = block()(streams, at(level))
                 kept.append(streams)
         kept.pop()
         for level in range(self.resolutions):
@@ -240,7 +245,7 @@ class PixelCNNpp(nn.Module):
                 doubled = causal(width, channels, halves=4)(h)
                 streams = unsqueeze(nn.Dense(4 * width)(above)), unsqueeze(doubled)
             for _ in range(self.blocks + min(level, 1)):
-                streams = block()(streams, y, kept.pop())
+                streams = block()(streams, at(halvings - level), kept.pop())
         return Readout(self.maps, colours, channels)(streams[1])
 
 
@@ -324,7 +329,7 @@ class RowLSTM(nn.Module):
             h = nn.sigmoid(o) * jnp.tanh(c)
             return (h, c), h
 
-        zeros = jnp.zeros((x.shape[0], x.shape[2], self.width))
+        zeros = jnp.zeros((x.shape[0], x.shape[2], self.width), inputs.dtype)
         _, found = jax.lax.scan(row, (zeros, zeros), jnp.swapaxes(inputs, 0, 1))
         return jnp.swapaxes(found, 0, 1)
 

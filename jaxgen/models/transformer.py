@@ -115,7 +115,7 @@ class Transformer(nn.Module):
 
     Raises:
       ValueError: if the heads do not divide the width, or the key heads the heads, or if a head is
-        of an odd width that has no pairs to be turned.
+        of an odd width that has no pairs to be turned; for more tokens than its length.
     """
 
     vocabulary: int
@@ -152,7 +152,8 @@ class Transformer(nn.Module):
     def empty(self, count: int) -> tuple[Cache, ...]:
         """A cache of nothing for ``count`` sequences, a part for each layer."""
         shape = (count, self.shared, self.length, self.width // self.heads)
-        return (Cache(jnp.zeros(shape), jnp.zeros(shape)),) * self.layers
+        zeros = jnp.zeros(shape, jnp.float32)
+        return (Cache(zeros, zeros),) * self.layers
 
     def __call__(
         self,
@@ -162,6 +163,7 @@ class Transformer(nn.Module):
         attention: Attention = up_to_own,
     ) -> Array:
         """What else it is ``told [B, width]`` is added to every token."""
+        self._refuse_longer(tokens.shape[1])
         places = np.arange(tokens.shape[1])[None]  # known, so that the angles are constants
         h = self._embedded(tokens, places, told)
         for block in self.blocks:
@@ -184,6 +186,7 @@ class Transformer(nn.Module):
         so that prompts of different lengths end at the same place. Tokens ``together`` in blocks
         of so many attend to each other both ways.
         """
+        self._refuse_longer(tokens.shape[1] + (at if isinstance(at, int) else 0))
         slots = at + jnp.arange(tokens.shape[1])[None]
         places = jnp.maximum(slots - first[:, None], 0)
         h, after = self._embedded(tokens, places, told), []
@@ -191,6 +194,10 @@ class Transformer(nn.Module):
             h, seen = block(h, places, with_cache(part, at, first, together))
             after.append(seen)
         return self._logits(h, tokens), tuple(after)
+
+    def _refuse_longer(self, tokens: int) -> None:
+        if tokens > self.length:
+            raise ValueError(f"{tokens} tokens are more than the {self.length} of the transformer.")
 
     def _embedded(self, tokens: Array, places: Places, told: Array | None) -> Array:
         h = self.embedding(tokens)

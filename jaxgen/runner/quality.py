@@ -14,7 +14,7 @@ from jaxgen.runner.trained import Trained
 
 def quality(trained: Trained) -> list[Number]:
     """Distances between samples and data, and the agreement with what was asked for."""
-    data, x = trained.data, trained.draw()
+    data, x = trained.system.likened(), trained.draw()
     if isinstance(data.kind, Image):
         labels = trained.labels(len(x)) if trained.system.labelled else None
         return sample_numbers(data, trained.features, x, labels, trained.how)
@@ -27,4 +27,4 @@ def compared(trained: Trained, rows: Mapping[str, np.ndarray], how: str) -> list
     """A table of samplers: the Frechet distance and class agreement of each row's images."""
     labelled = trained.system.labelled
     drawn = {name: (x, trained.labels(len(x)) if labelled else None) for name, x in rows.items()}
-    return compare(trained.data, trained.features, drawn, how)
+    return compare(trained.system.likened(), trained.features, drawn, how)

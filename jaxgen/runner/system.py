@@ -112,6 +112,10 @@ class System:
         """How samples are drawn, for the protocols of measures."""
         return ""
 
+    def likened(self) -> DataSet:
+        """What samples are measured against: the data, unless samples look otherwise."""
+        return self.data
+
     def sampler(self, devices: Sequence[Any]) -> OverRows:
         """:meth:`sample` over the conditions of any number of examples."""
         draw = lambda weights, key, given: self.sample(key, weights, given)  # noqa: E731

@@ -18,12 +18,12 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Tokens
+from jaxgen.data.records import DataSet, Tokens
 from jaxgen.distributions import InOrder, sum_event
 from jaxgen.evaluation.report import Number
 from jaxgen.losses.elbo import Likelihood
 from jaxgen.plotting import save_grid, save_rows
-from jaxgen.systems.bounds import binarized, likelihoods, prepared, shown
+from jaxgen.systems.bounds import binarized, in_bits, likelihoods, prepared, shown
 from jaxgen.training.step import Metrics, Now
 
 TIMED, TIMED_TEXTS = 100, 16  # samples that are drawn by the clock
@@ -34,7 +34,7 @@ class Autoregressive(runner.System):
     """``network(x, *told)`` answers the maps of p(x_i | x_<i), which the ``likelihood`` reads.
 
     It is told y ``[B, classes]`` of data with that many ``classes``, or, of several ``orders``,
-    which of them to take: the model is then their even mixture (Germain et al. 2015, section 4.2).
+    which of them to take: the model is then their even mixture (Germain et al. 2015).
     """
 
     network: nn.Module
@@ -84,14 +84,22 @@ class Autoregressive(runner.System):
         return -sum_event(p.log_prob(x)), {}
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        """All by one of the orders, which the key draws."""
-        key_order, key = jax.random.split(key)
-        order = jax.random.randint(key_order, (), 0, max(self.orders, 1))
-        p = self.density(weights.params, given["label"], order)
-        return shown(self.binary, p.sample(key))
+        """By each of the orders as many, up to one, in places that the key draws."""
+        params, labels, orders = weights.params, given["label"], max(self.orders, 1)
+        of_each = -(-len(labels) // orders)
+        if orders == 1:
+            return shown(self.binary, self.density(params, labels).sample(key))
+        key_place, key = jax.random.split(key)
+        one = lambda i: self.density(params, labels[:of_each], i).sample(jax.random.fold_in(key, i))  # noqa: E731
+        drawn = jax.lax.map(one, jnp.arange(orders)).reshape(-1, *self.data.shape)
+        place = jax.random.permutation(key_place, len(drawn))[: len(labels)]
+        return shown(self.binary, drawn[place])
 
     def how(self) -> str:
-        return "draws of p(x), entry by entry"
+        return f"draws of p(x), entry by entry{binarized(self.data, self.binary)}"
+
+    def likened(self) -> DataSet:
+        return in_bits(self.data, self.binary)
 
 
 # --- pictures and measures -----------------------------------------------------------------------
@@ -143,6 +151,8 @@ def receptive_field(trained: runner.Trained[Autoregressive]) -> list[Path]:
     The mean of |d maps / d x| over test images, its root, the largest white.
     """
     system, shape = trained.system, trained.data.shape
+    if system.orders:  # each has its own
+        return []
     middle = shape[0] // 2, shape[1] // 2
 
     def field(weights: Any, key: Array, batch: Any) -> Array:

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
-from jaxgen.data.records import DataSet, Image, Tokens, binarize, to_signed
+from jaxgen.data.records import DataSet, Image, Source, Tokens, binarize, to_signed
 from jaxgen.distributions import Normal, bits_per_dimension, kl_normal, standard_normal, sum_event
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import elbo
@@ -27,6 +28,33 @@ from jaxgen.training.step import Metrics
 def prepared(data: DataSet, binary: bool, key: Array, x: Any) -> Array:
     """Examples at the scale of a likelihood: bits drawn at random, or as models see them."""
     return binarize(key, x, data.levels) if binary else data.kind.values(x)
+
+
+@dataclass(frozen=True, eq=False)
+class Bits:
+    """A source of images of bits, each drawn once: black or white of as many levels."""
+
+    source: Source
+    levels: int
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def fetch(self, index: np.ndarray) -> Any:
+        batch = self.source.fetch(index)
+        keys = jax.vmap(jax.random.key)(jnp.asarray(index, jnp.uint32))
+        bits = jax.vmap(lambda key, x: binarize(key, x[None], self.levels)[0])(keys, batch["x"])
+        return {**batch, "x": np.asarray(bits * (self.levels - 1), batch["x"].dtype)}
+
+
+def in_bits(data: DataSet, binary: bool) -> DataSet:
+    """The data as samples look: where they are bits of grey images, each drawn once."""
+    if not binary or data.levels == 2:
+        return data
+    train, validation, test = (
+        Bits(s, data.levels) for s in (data.train, data.validation, data.test)
+    )
+    return replace(data, train=train, validation=validation, test=test)
 
 
 def shown(binary: bool, x: Any) -> Array:

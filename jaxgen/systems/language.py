@@ -19,7 +19,7 @@ import optax
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Batch, Image
+from jaxgen.data.records import Batch, DataSet, Image
 from jaxgen.decoding import Filter, continued
 from jaxgen.evaluation.report import Number
 from jaxgen.models.transformer import Transformer
@@ -29,7 +29,7 @@ from jaxgen.systems.autoregressive import (
     seconds_to_draw,
     time_to_draw,
 )
-from jaxgen.systems.bounds import binarized, examples_of, likelihoods, tokens_of
+from jaxgen.systems.bounds import binarized, examples_of, in_bits, likelihoods, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 
@@ -114,7 +114,11 @@ class Language(runner.System):
         return logits.at[..., self.begin].set(-jnp.inf)
 
     def how(self) -> str:
-        return f"token by token, temperature {self.temperature:g}"
+        bits = binarized(self.data, self.binary)
+        return f"token by token, temperature {self.temperature:g}{bits}"
+
+    def likened(self) -> DataSet:
+        return in_bits(self.data, self.binary)
 
 
 def completions(trained: runner.Trained[Language]) -> list[Path]:

@@ -17,7 +17,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import Image, Tokens
+from jaxgen.data.records import DataSet, Image, Tokens
 from jaxgen.decoding import Filter, warmed
 from jaxgen.diffusion.discrete import (
     Alpha,
@@ -36,7 +36,7 @@ from jaxgen.models.transformer import TokenDenoiser
 from jaxgen.plotting import save_film
 from jaxgen.runner.pictures import columns, save_texts
 from jaxgen.systems.autoregressive import save_completions
-from jaxgen.systems.bounds import binarized, examples_of, likelihoods, tokens_of
+from jaxgen.systems.bounds import binarized, examples_of, in_bits, likelihoods, tokens_of
 from jaxgen.training.step import Metrics, Now
 
 HIDDEN = ord("_")  # what a masked byte is shown as
@@ -60,7 +60,7 @@ class TokenDiffusion(runner.System):
     pi: Array
     objective: Objective  # of training
     bound: Objective
-    step: Step
+    step: Callable[..., Step]  # by kept, what is kept of log p(x_0|x_t)
     times: np.ndarray  # of sampling, falling from 1 to 0
     alpha: Alpha = linear
     binary: bool = False  # bits of images, drawn at random
@@ -156,13 +156,12 @@ class TokenDiffusion(runner.System):
         each, the tokens x_0 stay where it says."""
         key_start, key = jax.random.split(key)
         x_T = self.noise(key_start, given)
-        told = self.denoise(weights.params, labels_of(given))
-        denoise = lambda x_t, t: self.kept(told(x_t, t))  # noqa: E731
+        denoise = self.denoise(weights.params, labels_of(given))
         if known is not None and self.masks:
             x_T = jnp.where(*known, x_T)
         elif known is not None:
             denoise = knowing(denoise, *known)
-        return run(key, denoise, x_T, self.times, self.step)
+        return run(key, denoise, x_T, self.times, self.step(kept=self.kept))
 
     def in_blocks(
         self, key: Array, weights: Any, given: Any, known: tuple[Array, Array] | None = None
@@ -176,11 +175,12 @@ class TokenDiffusion(runner.System):
         def extend(x_t: Array, t: Array, cache: Any, place: Array) -> tuple[Array, Any]:
             told = x_t, t, labels, cache, place
             logits, cache = self.network.apply(variables, *told, method="extend")
-            return self.kept(denoised(logits, x_t, self.alpha(t), self.pi)), cache
+            return denoised(logits, x_t, self.alpha(t), self.pi), cache
 
         cache = self.network.transformer.empty(len(x_T))
         block: Any = self.network.block
-        return sample_blocks(key, extend, cache, x_T, block, self.times, self.step)
+        step = self.step(kept=self.kept)
+        return sample_blocks(key, extend, cache, x_T, block, self.times, step)
 
     def noise(self, key: Array, given: Any) -> Array:
         """x_T ``[B, L]``."""
@@ -204,7 +204,11 @@ class TokenDiffusion(runner.System):
 
     def how(self) -> str:
         each = "" if self.blocks is None else f" for each of {self.blocks} blocks"
-        return f"{len(self.times) - 1} steps{each}, temperature {self.temperature:g}"
+        bits = binarized(self.data, self.binary)
+        return f"{len(self.times) - 1} steps{each}, temperature {self.temperature:g}{bits}"
+
+    def likened(self) -> DataSet:
+        return in_bits(self.data, self.binary)
 
 
 def labels_of(batch: Any) -> Array:

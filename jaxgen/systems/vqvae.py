@@ -128,7 +128,7 @@ class Scalars:
 class Categories:
     """Draws of categories, relaxed for their gradient; the most likely one where it is measured.
 
-    The loss is their KL to even ones, a bound on -log p(x) with the reconstruction's. The
+    The loss is their KL to even ones, in nats a place, times ``kl``. The
     ``temperature`` falls to its end over ``steps``, geometrically (Jang et al. 2017, section 4).
     """
 
@@ -304,7 +304,7 @@ class CodePrior(runner.System):
         return super().score(weights) - float(np.log(self.sizes).mean())
 
     def drawn(self, key: Array, params: Any, known: Array, labels: Array) -> Array:
-        """Codes ``[B, h, w, depth]`` whose first rows ``[B, <= h, w, depth]`` are ``known``."""
+        """Codes ``[B, h, w, depth]`` whose first rows ``[B, < h, w, depth]`` are ``known``."""
         tokens, filling = self.tokens(known, labels), jnp.zeros(len(known), jnp.int32)
 
         def extend(tokens: Array, cache: Any, at: Any) -> Any:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from oracles import TokenTable
 
+from jaxgen.decoding import warmed
 from jaxgen.diffusion.discrete import (
     absorbing,
     ancestral,
@@ -142,21 +143,21 @@ def test_by_sureness_as_many_are_left_as_alpha_says(key, alpha, length, steps):
 
 def test_the_surest_are_revealed_first_and_each_once(key):
     """No choice is left to chance: tokens come in the order of their log p, so many in each step
-    as alpha says, and none changes again; known ones are not counted."""
+    as alpha says, and none changes again; known ones are not counted. At a temperature of 0 too,
+    where every token that is drawn is sure of what is kept."""
     length, mask = 8, 4
     log_p = np.log(np.random.default_rng(0).dirichlet(np.ones(4), length))
     log_p = jnp.asarray(np.pad(log_p, ((0, 0), (0, 1)), constant_values=-np.inf), jnp.float32)
-    best = jnp.where(log_p == log_p.max(axis=1, keepdims=True), 0.0, -jnp.inf) + log_p
-    denoise = lambda x_t, t: jnp.tile(best[None], (len(x_t), 1, 1))
+    denoise = lambda x_t, t: jnp.tile(log_p[None], (len(x_t), 1, 1))
+    coldest = lambda log_p: warmed(log_p, 0.0)
+    step = confident(mask, choice=0.0, kept=coldest)
     x_T = jnp.array([[mask] * 8, [3, 3, mask, mask, mask, mask, 3, 3]])
-    run = lambda steps: sample_path(
-        key, denoise, x_T, np.linspace(1, 0, steps + 1), confident(mask, choice=0.0)
-    )[1]
+    run = lambda steps: sample_path(key, denoise, x_T, np.linspace(1, 0, steps + 1), step)[1]
     path = np.concatenate([x_T[None], run(4)])
     np.testing.assert_array_equal(
         (path == mask).sum(axis=2), [[8, 4], [6, 3], [4, 2], [2, 1], [0, 0]]
     )
-    sure = np.asarray(best.max(axis=1))
+    sure = np.asarray(log_p.max(axis=1))
     for before, after in itertools.pairwise(path):
         for a, b in zip(before, after, strict=True):
             np.testing.assert_array_equal(b[a != mask], a[a != mask])
@@ -164,7 +165,7 @@ def test_the_surest_are_revealed_first_and_each_once(key):
             if new.any() and still.any():
                 assert sure[new].min() >= sure[still].max()
     np.testing.assert_array_equal(path[-1][1, [0, 1, 6, 7]], 3)
-    np.testing.assert_array_equal(path[-1][0], np.argmax(best, axis=1))
+    np.testing.assert_array_equal(path[-1][0], np.argmax(log_p, axis=1))
     left = (np.asarray(run(10)) == mask).sum(axis=2)  # more steps than there are tokens
     assert (-np.diff(left, axis=0, prepend=[[8, 4]]) <= 1).all()
     assert (left[-1] == 0).all()

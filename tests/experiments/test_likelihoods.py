@@ -27,6 +27,15 @@ def test_every_family_is_trained_by_options_that_there_are():
         assert len(set(configs)) == len(FAMILIES)
 
 
+@pytest.mark.parametrize("data", ["digits", "mnist"])
+def test_all_families_are_of_the_levels_where_images_have_such(data):
+    """And none of bits that are drawn of them, whatever the preset of the data says."""
+    for need in needs(Config(data=type(Config().data)(data))).values():
+        _, config, _ = parse(need.experiment, ["--data", data, *need.options.split()])
+        assert getattr(config, "pixels", "levels") == "levels", need
+        assert getattr(config, "likelihood", "levels") not in ("bernoulli", "default"), need
+
+
 def test_a_family_that_there_is_not_is_told():
     with pytest.raises(ValueError, match="unknown family 'GAN'"):
         needs(Config(families=("MADE", "GAN")))

@@ -60,7 +60,7 @@ CASES = {
     "folder": ("vae", "--data folder:nowhere", "there is no folder nowhere"),
     "steps": ("ddpm", "--sample-steps 21", r"sampling steps must be in 1\.\.20, got 21"),
     "halved": ("pixelcnn", "--model plusplus --resolutions 5", "8x8 .* cannot be halved 4 times"),
-    "even": ("pixelcnn", "--kernel 4", "use an odd --kernel, not 4"),
+    "even": ("pixelcnn", "--kernel 4", "use --kernel 3, not 4"),
     "attention": (
         "ddpm",
         "--attention 5",

@@ -42,9 +42,10 @@ def test_an_entry_sees_all_before_it_within_reach_and_nothing_else(key, randomiz
         np.testing.assert_array_equal(found[:, i], before != 0)
 
 
-def test_a_seed_draws_an_order_and_each_is_one(key, randomized):
-    """In the order that is drawn the Jacobian is strictly triangular, and some are full."""
-    made, x = MADE(1, hidden=200, layers=1), jax.random.normal(key, (1, 5))
+@pytest.mark.parametrize("layers", [1, 3])
+def test_a_seed_draws_an_order_and_each_is_one(key, randomized, layers):
+    """In the order that is drawn the Jacobian is strictly triangular, and full."""
+    made, x = MADE(1, hidden=200, layers=layers), jax.random.normal(key, (1, 5))
     variables = randomized(key, made, x)
     orders = set()
     for seed in range(4):
@@ -137,11 +138,13 @@ def test_a_gated_network_sees_as_far_as_its_layers_reach(key, randomized, layers
     np.testing.assert_array_equal(found, above | beside)
 
 
-def test_a_map_that_is_one_everywhere_tells_what_a_vector_does(key, randomized):
-    network, y = GatedPixelCNN(1, width=6, layers=2), jax.random.normal(key, (2, 3))
-    x = jax.random.normal(key, (2, 4, 5, 1))
+@pytest.mark.parametrize("name", IMAGES)
+def test_a_map_that_is_one_everywhere_tells_what_a_vector_does(key, randomized, name):
+    build, options = IMAGES[name]
+    network, y = build(1, **options), jax.random.normal(key, (2, 3))
+    x = jax.random.normal(key, (2, 4, 6, 1))
     variables = randomized(key, network, x, y)
-    everywhere = jnp.broadcast_to(y[:, None, None], (2, 4, 5, 3))
+    everywhere = jnp.broadcast_to(y[:, None, None], (2, 4, 6, 3))
     want = network.apply(variables, x, y)
     np.testing.assert_allclose(network.apply(variables, x, everywhere), want, rtol=1e-4, atol=1e-5)
     other = network.apply(variables, x, everywhere.at[:, 2, 2].add(1.0))
@@ -166,6 +169,18 @@ def test_the_gradient_of_nade_runs_its_recurrence_backwards(key, randomized):
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=1e-5), found, expected
     )
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", [*VECTORS, *IMAGES])
+def test_in_double_precision_images_of_either_are_taken(key, name, precision):
+    with jax.enable_x64(True):
+        x = jnp.zeros((1, 4) if name in VECTORS else (1, 4, 4, 1), precision)
+        build, options = IMAGES.get(name, (None, {}))
+        network = build(1, **options) if build else VECTORS[name]
+        variables = jax.eval_shape(network.init, key, x)
+        maps = jax.eval_shape(network.apply, variables, x)
+        assert maps.shape[: x.ndim - 1] == x.shape[:-1]
 
 
 @pytest.mark.parametrize("places", [False, True])

@@ -133,3 +133,21 @@ def test_a_block_sees_itself_and_the_clean_ones_before_it(key, randomized, rotar
     whole = net.clone(block=length), net.clone(block=None)  # one block is all of them
     one, all_of_them = (n.apply(variables, x_t, t, y, x_0=x_0) for n in whole)
     np.testing.assert_allclose(one, all_of_them, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_more_tokens_than_there_are_places_for_are_refused(key, randomized, name):
+    net, variables, tokens = build(key, randomized, **KINDS[name])
+    with pytest.raises(ValueError, match="10 tokens are more than the 9"):
+        net.apply(variables, jnp.pad(tokens, ((0, 0), (0, 1))))
+    none = jnp.zeros(3, jnp.int32)
+    with pytest.raises(ValueError, match="10 tokens are more than the 9"):
+        net.apply(variables, tokens[:, :2], net.empty(3), 8, none, method="extend")
+
+
+def test_a_cache_takes_keys_of_single_precision_where_numbers_are_double(key, randomized):
+    net, variables, tokens = build(key, randomized)
+    with jax.enable_x64(True):
+        how = {"at": 0, "first": jnp.zeros(3, jnp.int32), "method": "extend"}
+        logits, _ = net.apply(variables, tokens, net.empty(3), **how)
+        np.testing.assert_allclose(logits, net.apply(variables, tokens), atol=2e-5, rtol=1e-4)
