@@ -20,11 +20,9 @@ from dataclasses import dataclass, field, replace
 from jaxgen import runner
 from jaxgen.data.records import DataSet
 from jaxgen.systems.denoising import Net
-from jaxgen.systems.distillation import Distillation, picture, table
+from jaxgen.systems.distillation import Consistency, Distillation, Progressive, picture, table
 
 from . import score_sde
-
-FIRST = 0.02  # the time at which a consistency function is the identity
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def rounds_of(config: Config) -> tuple[int, int]:
 def build(config: Config, data: DataSet) -> Distillation:
     """The distillation of the options."""
     train = config.train
-    runner.choose("method", config.method, ("progressive", "consistency"))
+    methods = {"progressive": Progressive(), "consistency": Consistency(config.first)}
     runner.choose("process", config.process, ("cosine", "linear", "flow"))
     runner.choose("prediction", config.prediction, ("v", "x_0"))
     if train.decay != "none":
@@ -85,7 +83,7 @@ def build(config: Config, data: DataSet) -> Distillation:
         data,
         model.optimizer,
         model,
-        config.method == "progressive",
+        runner.choose("method", config.method, methods),
         config.first,
         tuple(config.teacher_steps + r * updates for r in range(rounds)),
         runner.make_optimizer(

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser, Network, edm, from_x_0, x_0_of
@@ -94,7 +95,7 @@ def consistency_loss(
     target: Denoiser,
     schedule: Schedule,
     x_0: Array,
-    times: Array,
+    times: Array | np.ndarray,
     move: Callable[[Array, Array, Array], Array],
 ) -> Array:
     """|f(x_t, t) - f^-(x_s, s)|^2 for neighbours s < t of falling ``times [n + 1]``: ``[B]``.
@@ -121,9 +122,3 @@ def consistent(denoise: Denoiser, schedule: Schedule, first: float) -> Denoiser:
     """The :func:`consistency_function` of a denoiser, its answer read as the target F of EDM."""
     network = lambda x_t, t: from_x_0(denoise(x_t, t), x_t, schedule, t, edm())  # noqa: E731
     return consistency_function(network, schedule, first)
-
-
-def neighbours(i: Array, n: Array | int, last: float) -> tuple[Array, Array]:
-    """The beginning and the end of step i = 1..n of n equal ones from 1 down to ``last``."""
-    each = (1 - last) / n
-    return last + each * i, last + each * (i - 1)

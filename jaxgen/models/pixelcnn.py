@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import Array
 
 from jaxgen.models.blocks import unsqueeze
@@ -65,7 +66,7 @@ class Causal(nn.Module):
         bias = self.param("bias", ZEROS, (self.features,))
         padding = ((self.rows - 1, 0), (self.left, self.right))
         strides, layout = (self.stride, self.stride), ("NHWC", "HWIO", "NHWC")
-        x, kernel = nn.dtypes.promote_dtype(x, kernel)
+        x, kernel = promote_dtype(x, kernel)
         x = jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
         return x + bias.reshape(1, 1, 1, -1)
 

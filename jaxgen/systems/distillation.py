@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,10 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.diffusion.guidance import Weight
+from jaxgen.diffusion.parameterization import Denoiser, x_0_of
 from jaxgen.diffusion.process import diffuse
 from jaxgen.diffusion.samplers import consistency, ddim
-from jaxgen.diffusion.schedules import uniform_grid
+from jaxgen.diffusion.schedules import ContinuousSchedule, uniform_grid
 from jaxgen.evaluation.report import Number
 from jaxgen.losses import distillation as losses
 from jaxgen.losses.denoising import squared_error
@@ -31,12 +32,113 @@ from jaxgen.training.step import Metrics, Now
 FIRST = 0.02  # the time at which a consistency function is the identity
 
 
+class Method(Protocol):
+    """How a student learns of its teacher; both are denoisers."""
+
+    name: str
+
+    def error(
+        self, student: Denoiser, schedule: ContinuousSchedule, x_t: Array, t: Array, x_0: Array
+    ) -> Array:
+        """Of the first teacher, which learns from data: ``[B]``."""
+        ...
+
+    def loss(
+        self,
+        key: Array,
+        student: Denoiser,
+        teacher: Denoiser,
+        average: Denoiser,
+        schedule: ContinuousSchedule,
+        x_0: Array,
+        steps: Array,
+    ) -> Array:
+        """Of a student of ``steps`` steps, whose own moving ``average`` may be told: ``[B]``."""
+        ...
+
+    def steps(self, first: int, round: int) -> int:
+        """That a student takes, where the teacher took the first."""
+        ...
+
+    def student(self, halvings: int, rounds: int) -> int | None:
+        """The round whose student takes so many halvings fewer steps, if there is one."""
+        ...
+
+    def drawing(self, model: Diffusion, n: int) -> Diffusion:
+        """The sampler of n steps of a student."""
+        ...
+
+
+class Progressive:
+    """A student's step lands where two of its teacher's do (Salimans & Ho 2022)."""
+
+    name = "progressive"
+    error = staticmethod(losses.truncated_error)
+
+    def loss(
+        self,
+        key: Array,
+        student: Denoiser,
+        teacher: Denoiser,
+        average: Denoiser,
+        schedule: ContinuousSchedule,
+        x_0: Array,
+        steps: Array,
+    ) -> Array:
+        return losses.progressive_loss(key, student, teacher, schedule, x_0, steps)
+
+    def steps(self, first: int, round: int) -> int:
+        return first // 2**round
+
+    def student(self, halvings: int, rounds: int) -> int | None:
+        return halvings if halvings <= rounds else None
+
+    def drawing(self, model: Diffusion, n: int) -> Diffusion:
+        return replace(model, solver=ddim(), times=uniform_grid(n), guidance=0.0)
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """One student says the same before and after each of ``n`` steps of its teacher (Song et al.
+    2023), and so takes any number of them."""
+
+    n: int
+    name = "consistency"
+
+    def error(
+        self, student: Denoiser, schedule: ContinuousSchedule, x_t: Array, t: Array, x_0: Array
+    ) -> Array:
+        return squared_error(x_0_of(student)(x_t, t), x_0)
+
+    def loss(
+        self,
+        key: Array,
+        student: Denoiser,
+        teacher: Denoiser,
+        average: Denoiser,
+        schedule: ContinuousSchedule,
+        x_0: Array,
+        steps: Array,
+    ) -> Array:
+        f, target = (losses.consistent(x_0_of(d), schedule, FIRST) for d in (student, average))
+        times, move = uniform_grid(self.n, last=FIRST), losses.teacher_step(teacher, schedule)
+        return losses.consistency_loss(key, f, target, schedule, x_0, times, move)
+
+    def steps(self, first: int, round: int) -> int:
+        return 1 if round else first
+
+    def student(self, halvings: int, rounds: int) -> int | None:
+        return rounds or None
+
+    def drawing(self, model: Diffusion, n: int) -> Diffusion:
+        grid = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
+        refine = partial(losses.consistent, schedule=model.schedule, first=FIRST)
+        return replace(model, solver=consistency(FIRST), times=grid, refine=refine, guidance=0.0)
+
+
 @dataclass(frozen=True, eq=False)
 class Distillation(runner.System):
     """A teacher that learns from data, and rounds of students, each of the one before it.
-
-    Progressive: a student's step lands where two of its teacher's do (Salimans & Ho 2022). Else one
-    student says the same before and after a step of its teacher (Song et al. 2023).
 
     A student's memory holds its teacher, the networks of all rounds, the first teacher's first, the
     number of steps that it learns to take and its teacher's guidance, so that all rounds are one
@@ -44,7 +146,7 @@ class Distillation(runner.System):
     """
 
     model: Diffusion  # the teacher's
-    progressive: bool
+    method: Method
     first: int  # steps of the teacher
     starts: tuple[int, ...]  # the updates before each round
     student: Any  # the optimizer of a round
@@ -70,61 +172,43 @@ class Distillation(runner.System):
             "params": weights.params,
             "teacher": jax.tree.map(jnp.array, weights.params),
             "networks": jax.tree.map(put, networks, weights.params),
-            "steps": jnp.asarray(self.first // 2**self.round, jnp.int32),
+            "steps": jnp.asarray(self.method.steps(self.first, self.round), jnp.int32),
             "guidance": jnp.asarray(self.guidance if self.round == 1 else 0.0),
         }
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """The error of the teacher at data, or of a student at its teacher."""
-        key_t, key_eps, key_network = jax.random.split(key, 3)
+        key, key_network = jax.random.split(key)
         x_0, labels = self.data.kind.values(batch["x"]), batch["label"]
-        network = self.model.network
+        network, schedule = self.model.network, self.model.schedule
         network = network.in_loops() if self.model.looped else network
         told = network.training(params, labels, key_network) if now.train else None
         student = self.model.denoiser_of(told or network.given(params, labels))
-        eps = jax.random.normal(key_eps, x_0.shape)
         if self.round == 0:
+            key_t, key_eps = jax.random.split(key)
             t = stratified_times(key_t, len(x_0), low=1e-3)
-            return self.taught(student, diffuse(x_0, eps, self.model.schedule(t)), t, x_0), {}
-        n = now.memory["steps"] if self.progressive else self.first
-        i = jax.random.randint(key_t, x_0.shape[:1], 1, n + 1)
-        t, s = losses.neighbours(i, n, last=0.0 if self.progressive else FIRST)
-        x_t = diffuse(x_0, eps, self.model.schedule(t))
-        own = now.players["model"].ema if now.train else params
-        target = jax.lax.stop_gradient(self.target(x_t, t, s, labels, now.memory, own))
-        if not self.progressive:
-            student = losses.consistent(student, self.model.schedule, FIRST)
-        return self.taught(student, x_t, t, target), {}
+            x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
+            return self.method.error(student, schedule, x_t, t, x_0), {}
+        average = now.players["model"].ema if now.train else params
+        others = self.teacher(now.memory, labels), self.model.denoise(average, labels)
+        return self.method.loss(key, student, *others, schedule, x_0, now.memory["steps"]), {}
 
-    def taught(self, student: Any, x_t: Array, t: Array, target: Array) -> Array:
-        """The error at a target, as the method weighs it."""
-        if self.progressive:
-            return losses.truncated_error(student, self.model.schedule, x_t, t, target)
-        return squared_error(student(x_t, t), target)
-
-    def target(self, x_t: Array, t: Array, s: Array, labels: Array, memory: Any, own: Any) -> Array:
-        """Where the teacher's two steps land, or what the student itself says after one of them."""
-        schedule, teacher = self.model.schedule, self.model.denoise(memory["teacher"], labels)
-        if self.guidance:
-            weight: Weight = lambda t: memory["guidance"] * jnp.ones_like(t)  # noqa: E731
-            teacher = self.model.guided(memory["teacher"], labels, weight)
-        if self.progressive:
-            return losses.two_step_target(teacher, schedule, x_t, t, s)
-        x_s = losses.teacher_step(teacher, schedule)(x_t, t, s)
-        return losses.consistent(self.model.denoise(own, labels), schedule, FIRST)(x_s, s)
+    def teacher(self, memory: Any, labels: Array) -> Denoiser:
+        """That of a student, guided in the first round."""
+        if not self.guidance:
+            return self.model.denoise(memory["teacher"], labels)
+        weight: Weight = lambda t: memory["guidance"] * jnp.ones_like(t)  # noqa: E731
+        return self.model.guided(memory["teacher"], labels, weight)
 
     def sample(self, key: Array, weights: runner.Weights, given: Any) -> Array:
-        n = self.first // 2**self.round if self.progressive else 1
+        n = self.method.steps(self.first, self.round)
         return self.drawing(n, student=self.round > 0).sample(key, weights, given)
 
     def drawing(self, n: int, student: bool) -> Diffusion:
         """The sampler of n steps of the teacher or of a student."""
-        grid, guidance = uniform_grid(n), 0.0 if student else self.guidance
-        if student and not self.progressive:
-            grid = np.append(uniform_grid(n, last=FIRST)[:-1], 0.0)
-            refine = partial(losses.consistent, schedule=self.model.schedule, first=FIRST)
-            return replace(self.model, solver=consistency(FIRST), times=grid, refine=refine)
-        return replace(self.model, solver=ddim(), times=grid, guidance=guidance)
+        if student:
+            return self.method.drawing(self.model, n)
+        return replace(self.model, solver=ddim(), times=uniform_grid(n), guidance=self.guidance)
 
     @property
     def labelled(self) -> bool:
@@ -143,14 +227,13 @@ def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
         each = [jax.tree.map(lambda p, r=r: p[r], networks) for r in range(system.round)] + each
     found = {}
     for student in (False, True):
-        for r in range(system.first.bit_length()):
-            which = min(r, len(each) - 1) if system.progressive else len(each) - 1
-            if student and (r == 0 or (system.progressive and r >= len(each))):
-                continue
-            n, params = system.first // 2**r, each[which if student else 0]
-            name = f"{'student' if student else 'teacher'}, {n}"
-            of = trained.with_weights(runner.Weights(params, {}), system.drawing(n, student))
-            found[name] = of.draw()
+        for r in range(int(student), system.first.bit_length()):
+            which = system.method.student(r, len(each) - 1) if student else 0
+            if which is not None:
+                n = system.first // 2**r
+                name = f"{'student' if student else 'teacher'}, {n}"
+                weights, drawing = runner.Weights(each[which], {}), system.drawing(n, student)
+                found[name] = trained.with_weights(weights, drawing).draw()
     return found
 
 
@@ -162,6 +245,5 @@ def picture(trained: runner.Trained[Distillation]) -> Path:
 
 def table(trained: runner.Trained[Distillation]) -> list[Number]:
     """The Frechet distance and class agreement of teacher and students."""
-    method = "progressive" if trained.system.progressive else "consistency"
-    how = f"steps, {method} distillation, EMA"
+    how = f"steps, {trained.system.method.name} distillation, EMA"
     return runner.compared(trained, trained.once("rows", lambda: rows(trained)), how)

@@ -15,8 +15,6 @@ from jaxgen.diffusion.recipes import RECIPES
 from jaxgen.diffusion.samplers import evaluations
 from jaxgen.diffusion.schedules import Sigma
 from jaxgen.diffusion.solvers import SOLVERS
-from jaxgen.losses.distillation import neighbours
-from jaxgen.systems.distillation import FIRST
 from jaxgen.systems.objectives import training_times
 from jaxgen.training.logging import read_metrics
 
@@ -215,16 +213,6 @@ def test_rounds_must_fit():
     for wrong in (replace(config, first=48), replace(config, round_steps=399)):
         with pytest.raises(ValueError, match="--"):
             rounds_of(wrong)
-
-
-@pytest.mark.parametrize("last", [0.0, FIRST])
-@pytest.mark.parametrize("n", [1, 2, 3, 64, 128])
-def test_every_step_of_a_student_goes_from_noise_to_data(n, last):
-    """However many: the steps meet, from 1 down to the last time, and none runs backwards."""
-    t, s = neighbours(np.arange(1, n + 1), n, last)
-    np.testing.assert_allclose([t[-1], s[0]], [1, last])
-    np.testing.assert_allclose(t[:-1], s[1:])
-    assert (s < t).all()
 
 
 @pytest.mark.parametrize("name", ["likelihood", "sigmoid"])
