@@ -117,7 +117,7 @@ def restoration(runs: dict[str, Run], config: Config) -> list[runner.Number]:
     for name, method, truth, y, x in restored(trained, config, config.restored):
         about = f"dB, data in [-1, 1], mean error of {len(x)} test images"
         by = f"{about}, {method}, {config.restore_steps} steps, {told(trained.system)}"
-        by = f"{by}, EMA of step {trained.step}"
+        by = f"{by}, {trained.ema}"
         numbers += [
             runner.Number(f"{name}_psnr_of_measurement", psnr(y, truth), f"{about}, y itself"),
             runner.Number(f"{name}_psnr", psnr(x, truth[:, None]), f"{by}, {x.shape[1]} draws"),
@@ -147,7 +147,7 @@ def anomalies(runs: dict[str, Run], config: Config) -> list[runner.Number]:
             value = roc_auc_score(truth, np.concatenate([u, o])[:, 0])
             protocol = (
                 f"{len(x_0)} test images against the same ones {name}, by the {by} of "
-                f"{config.draws} draws, {told(trained.system)}, EMA of step {trained.step}"
+                f"{config.draws} draws, {told(trained.system)}, {trained.ema}"
             )
             numbers.append(runner.Number(f"auroc_of_{name}_by_{by}", float(value), protocol))
     return numbers
@@ -163,7 +163,7 @@ def classification(runs: dict[str, Run], config: Config) -> list[runner.Number]:
     every = np.tile(np.arange(trained.data.classes), (len(x_0), 1))
     found = estimates(trained, x_0, every, config.draws, "classifying")
     protocol = f"least {{}} of p(x|y), K = {config.draws} draws, {len(x_0)} test images"
-    protocol = f"{protocol}, EMA of step {trained.step}"
+    protocol = f"{protocol}, {trained.ema}"
     return [
         runner.Number(f"accuracy_by_{by}", float(np.mean(e.argmin(1) == y)), protocol.format(by))
         for by, e in zip(Estimates._fields, found, strict=True)

@@ -81,8 +81,6 @@ class Config:
 
 def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> TokenDenoiser:
     """The transformer of the options; in images each place is learned by itself."""
-    if config.conditional and data.classes < 2:
-        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
     transformer = Transformer(
         tokens + masked,
         math.prod(data.shape),
@@ -93,7 +91,7 @@ def make_network(config: Config, data: DataSet, tokens: int, masked: bool) -> To
         swiglu=config.swiglu,
         dropout=config.dropout,
     )
-    classes = data.classes if config.conditional else None
+    classes = runner.classes_told(config.conditional, data)
     return TokenDenoiser(transformer, tokens, not masked, classes, config.block)
 
 

@@ -48,7 +48,7 @@ def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, np.nda
 def table(runs: dict[str, runner.Trained[Diffusion]], config: Config) -> list[Number]:
     """The Frechet distance and class agreement of each weight."""
     trained = runs["score_sde"]
-    how = f"weight of guidance, EMA of step {trained.step}"
+    how = f"weight of guidance, {trained.ema}"
     drawn = trained.once("rows", lambda: rows(trained, config))
     return trained.once("table", lambda: runner.compared(trained, drawn, how))
 

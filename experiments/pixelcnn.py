@@ -60,8 +60,6 @@ def build(config: Config, data: DataSet) -> Autoregressive:
     name = runner.choose("likelihood", config.likelihood, LIKELIHOODS)
     if name == "bernoulli" and data.shape[-1] != 1:
         raise ValueError("bits are of grey images: use --likelihood softmax.")
-    if config.conditional and data.classes < 2:
-        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
     colours = data.shape[-1]
     of_entry = {
         "bernoulli": elbo.bernoulli,
@@ -86,7 +84,7 @@ def build(config: Config, data: DataSet) -> Autoregressive:
         runner.choose("model", config.model, networks),
         of_entry,
         name == "bernoulli",
-        data.classes if config.conditional else None,
+        runner.classes_told(config.conditional, data),
     )
 
 

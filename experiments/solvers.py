@@ -70,7 +70,7 @@ def picture(runs: dict[str, runner.Trained[Diffusion]], config: Any, directory: 
 def table(runs: dict[str, runner.Trained[Diffusion]], config: Any) -> list[Number]:
     """The Frechet distance and class agreement of each solver."""
     trained = runs["ddpm"]
-    how = f"network evaluations, EMA of step {trained.step}"
+    how = f"network evaluations, {trained.ema}"
     return runner.compared(trained, trained.once("rows", lambda: rows(trained)), how)
 
 

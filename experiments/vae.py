@@ -192,13 +192,9 @@ def convolutions_of(config: Config, data: DataSet) -> dict[str, Any]:
 
 def classes_of(config: Config, data: DataSet) -> int | None:
     """How many classes the networks are told of, if they are."""
-    if not config.conditional:
-        return None
-    if data.classes < 2:
-        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
-    if config.prior == "vamp":
+    if config.conditional and config.prior == "vamp":
         raise ValueError("the inputs of --prior vamp have no class: use another with --conditional")
-    return data.classes
+    return runner.classes_told(config.conditional, data)
 
 
 def head_of(config: Config) -> Head:

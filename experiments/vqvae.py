@@ -72,8 +72,7 @@ class Config:
 
 def build(config: Config, data: DataSet) -> VqVae | CodePrior:
     """The VQ-VAE of the options, and where there are steps left, with its prior."""
-    if config.conditional and data.classes < 2:
-        raise ValueError(f"{data.name} has no classes to tell: leave out --conditional.")
+    classes = runner.classes_told(config.conditional, data)
     train = config.train
     first = min(config.code_steps, train.steps)  # for the codes
     quantizer = quantizer_of(config, first)
@@ -89,7 +88,6 @@ def build(config: Config, data: DataSet) -> VqVae | CodePrior:
     )
     if train.steps <= config.code_steps:
         return autoencoder
-    classes = data.classes if config.conditional else None
     network = Transformer(
         sum(quantizer.sizes) + (classes or 1),
         math.prod(autoencoder.places()) + 1,

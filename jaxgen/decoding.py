@@ -18,21 +18,21 @@ Extend = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
 def warmed(logits: Array, temperature: float | Array) -> Array:
-    """Logits of p^(1/temperature), normalized later; at 0 the most likely token alone is left."""
+    """Logits ``[..., V]`` of p^(1/temperature), normalized later; at 0 the best token alone."""
     best = jnp.where(logits == logits.max(axis=-1, keepdims=True), 0.0, -jnp.inf)
     safe = jnp.where(jnp.asarray(temperature) > 0, temperature, 1.0)
     return jnp.where(jnp.asarray(temperature) > 0, logits / safe, best)
 
 
 def top_k(logits: Array, k: int) -> Array:
-    """The k largest alone (Fan et al. 2018), and those equal to the k-th."""
+    """The k largest of ``logits [..., V]`` alone (Fan et al. 2018), and those equal to the k-th."""
     least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][..., -1:]
     return jnp.where(logits >= least, logits, -jnp.inf)
 
 
 def nucleus(logits: Array, p: float | Array) -> Array:
-    """The fewest tokens that have a probability of p or more together, and those equal to the last
-    of them (Holtzman et al. 2020)."""
+    """Of ``logits [..., V]`` those of the fewest tokens that have a probability of p or more
+    together, and those equal to the last of them (Holtzman et al. 2020)."""
     falling = jnp.sort(logits, axis=-1, descending=True)
     before = jnp.cumsum(jax.nn.softmax(falling), axis=-1) - jax.nn.softmax(falling)
     least = jnp.where(before < p, falling, jnp.inf).min(axis=-1, keepdims=True)

@@ -93,13 +93,14 @@ def expand(coefficient: Array, x: Array) -> Array:
 
 
 def diffuse(x_0: Array, eps: Array, level: Level) -> Array:
-    """A draw of q(x_t|x_0) from its noise: alpha_t x_0 + sigma_t eps (Ho et al. 2020, eq. 4)."""
+    """A draw ``[B, ...]`` of q(x_t|x_0) from its noise: alpha_t x_0 + sigma_t eps (Ho et al. 2020,
+    eq. 4)."""
     chex.assert_equal_shape([x_0, eps])
     return expand(level.alpha, x_0) * x_0 + expand(level.sigma, x_0) * eps
 
 
 def marginal(x_0: Array, level: Level) -> Normal:
-    """q(x_t|x_0) = N(alpha_t x_0, sigma_t^2 I); clean data have no density."""
+    """q(x_t|x_0) = N(alpha_t x_0, sigma_t^2 I) of ``x_0 [B, ...]``; clean data have no density."""
     mean = expand(level.alpha, x_0) * x_0
     return Normal(mean, jnp.broadcast_to(expand(jnp.log(level.sigma), x_0), x_0.shape))
 
@@ -114,7 +115,8 @@ def transition_variance(t: Level, s: Level) -> Array:
 
 
 def transition(x_s: Array, t: Level, s: Level) -> Normal:
-    """q(x_t|x_s) = N((alpha_t/alpha_s) x_s, sigma_{t|s}^2 I) (Ho et al. 2020, eq. 2)."""
+    """q(x_t|x_s) = N((alpha_t/alpha_s) x_s, sigma_{t|s}^2 I) of ``x_s [B, ...]`` (Ho et al. 2020,
+    eq. 2)."""
     mean = expand(t.alpha / s.alpha, x_s) * x_s
     log_std = 0.5 * jnp.log(transition_variance(t, s))
     return Normal(mean, jnp.broadcast_to(expand(log_std, x_s), x_s.shape))

@@ -103,7 +103,7 @@ def least_squares(fake: float = 0.0, real: float = 1.0, wanted: float = 1.0) -> 
 
 
 def wasserstein_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
-    """f(G(z)) - f(x): minus the distance of Kantorovich and Rubinstein where f is 1-Lipschitz.
+    """f(G(z)) - f(x) ``[B]``: where f is 1-Lipschitz minus Kantorovich and Rubinstein's distance.
 
     Arjovsky et al. 2017 (WGAN), eq. 2 and algorithm 1. It is for another to keep f Lipschitz: a
     penalty, spectral norms, or clipped weights.
@@ -113,7 +113,7 @@ def wasserstein_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
 
 
 def hinge_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
-    """max(0, 1 - f(x)) + max(0, 1 + f(G(z))) (Lim & Ye 2017; Miyato et al. 2018, eq. 16)."""
+    """max(0, 1 - f(x)) + max(0, 1 + f(G(z))) ``[B]`` (Lim & Ye 2017; Miyato et al. 2018, 16)."""
     check_logits(real_logits, fake_logits)
     return jax.nn.relu(1 - real_logits) + jax.nn.relu(1 + fake_logits)
 

@@ -1,27 +1,15 @@
 """BEGAN (Berthelot et al. 2017): the critic is an autoencoder, judged by how it reconstructs.
 
-All is said of its errors L(v) = |v - D(v)|, ``[B]``, of data and of samples.
+All is said of its errors L(v) = |v - D(v)|, ``[B]``, of data and of samples. The critic descends
+L(x) - k L(G(z)), the generator L(G(z)).
 """
 
 from __future__ import annotations
 
-import chex
 import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.losses.adversarial import Objective, of_fakes
-
-
-def reconstruction_error(v: Array, reconstructed: Array) -> Array:
-    """L(v) = |v - D(v)| ``[B]``, the mean over an example's entries (eq. 1, eta = 1)."""
-    chex.assert_equal_shape([v, reconstructed])
-    return jnp.abs(v - reconstructed).reshape(len(v), -1).mean(axis=-1)
-
-
-def critic_loss(real_error: Array, fake_error: Array, k: Array) -> Array:
-    """L(x) - k L(G(z)) ``[B]`` (section 3.4). The generator's loss is L(G(z)) itself."""
-    chex.assert_equal_shape([real_error, fake_error])
-    return real_error - k * fake_error
 
 
 def equilibrium(k: Array, real_error: Array, fake_error: Array, gamma: float, rate: float) -> Array:

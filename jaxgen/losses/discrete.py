@@ -69,7 +69,7 @@ def discrete_bound(
     key: Array, denoise: Denoiser, x_0: Array, pi: Array, steps: int, alpha: Alpha = linear
 ) -> DiscreteTerms:
     """Every term of the bound with ``steps`` steps, each from one draw of x_t (Austin et al. 2021,
-    eq. 1)."""
+    eq. 1), in nats, of ``x_0 [B, L]`` and noise ``pi [V]``."""
 
     def term(i: Array) -> Array:
         each = jnp.full(len(x_0), i)

@@ -1,4 +1,4 @@
-"""Penalties on how steep a critic is, as functions of ``critic(x [B, ...]) -> [B]``.
+"""Penalties ``[B]`` on how steep a critic is, as functions of ``critic(x [B, ...]) -> [B]``.
 
 Each is a :data:`Penalty`, ``(key, critic, real, fake) -> [B]``, to be weighed by who adds it to the
 critic's loss. Slopes are taken of each example by itself: in a critic with batch norm the examples

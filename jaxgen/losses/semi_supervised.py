@@ -39,16 +39,13 @@ def unlabelled_bound(key: Array, bound: Bound, logits: Array) -> Array:
     return jnp.sum(jnp.exp(log_q) * (each - log_q), axis=1)
 
 
-def m2_loss(
-    key: Array, bound: Bound, logits: Array, y: Array, known: Array, alpha: float | Array = 0.1
+def labelled_loss(
+    key: Array, bound: Bound, logits: Array, y: Array, alpha: float | Array = 0.1
 ) -> Array:
-    """What M2 descends, ``[B]``: -eq. 6 with alpha times the classifier's cross-entropy where the
-    class ``y [B]`` is ``known [B]``, -eq. 7 elsewhere (eq. 9).
+    """What M2 descends where the class ``y [B]`` is known, ``[B]``: -eq. 6, and alpha times the
+    cross-entropy of the classifier's ``logits [B, C]`` (eq. 9). Elsewhere it is -eq. 7.
 
     alpha is 0.1 times the number of examples over that of labelled ones in the paper.
     """
-    chex.assert_equal_shape([y, known])
-    key_known, key_unknown = jax.random.split(key)
     cross_entropy = -jnp.take_along_axis(jax.nn.log_softmax(logits), y[:, None], axis=1)[:, 0]
-    told = alpha * cross_entropy - labelled_bound(key_known, bound, y, logits.shape[1])
-    return jnp.where(known, told, -unlabelled_bound(key_unknown, bound, logits))
+    return alpha * cross_entropy - labelled_bound(key, bound, y, logits.shape[1])

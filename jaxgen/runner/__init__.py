@@ -23,12 +23,12 @@ from jaxgen.runner.options import (
 from jaxgen.runner.pictures import samples
 from jaxgen.runner.quality import compared, quality
 from jaxgen.runner.study import Need, Study
-from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose
+from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose, classes_told
 from jaxgen.runner.trained import Trained, open_run
 
 __all__ = [
     "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "NonNegative", "Number", "Range",
     "Sampling", "Share", "Study", "System", "Train", "Trained", "Weights", "by_data", "choose",
-    "compared", "main", "make_ema_decay", "make_optimizer", "measuring", "open_run", "quality",
-    "samples",
+    "classes_told", "compared", "main", "make_ema_decay", "make_optimizer", "measuring", "open_run",
+    "quality", "samples",
 ]  # fmt: skip

@@ -58,7 +58,7 @@ def noise(
 
     with progress("gradients", 1) as advance:
         key = jax.random.fold_in(trained.key, 10)
-        found = gradient_noise(loss, states[turn.player].params, batches, key)
+        found = gradient_noise(loss, states[turn.player].params, batches, key, PARTS)
         advance(1)
     size = len(jax.tree.leaves(batches[0])[0])
     how = f"{len(batches)} batches of {size} in {PARTS} parts each, McCandlish et al. 2018"

@@ -36,6 +36,17 @@ def choose(kind: str, name: str, table: Mapping[str, Any] | Iterable[str]) -> An
     return table[name] if isinstance(table, Mapping) else name
 
 
+def classes_told(asked: bool, data: DataSet) -> int | None:
+    """How many classes a model is told of, where it is ``asked`` for one that is.
+
+    Raises:
+      Mistake: for data that have none.
+    """
+    if asked and data.classes < 2:
+        raise Mistake(f"{data.name} has no classes to tell: leave out --conditional.")
+    return data.classes if asked else None
+
+
 class Weights(NamedTuple):
     """What a trained network is sampled and measured with."""
 

@@ -47,10 +47,15 @@ class Trained(Generic[S]):
         return self.system.data
 
     @property
+    def ema(self) -> str:
+        """Whose numbers these are, for protocols."""
+        return f"EMA of step {self.step}"
+
+    @property
     def how(self) -> str:
         """How samples are drawn, for protocols."""
         how = self.system.how()
-        return f"EMA of step {self.step}" + (f", {how}" if how else "")
+        return self.ema + (f", {how}" if how else "")
 
     @cached_property
     def results(self) -> Path:

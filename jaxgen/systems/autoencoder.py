@@ -251,7 +251,7 @@ def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
 def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
     """The error of reconstructions, and that of principal components."""
     system, batch = trained.system, trained.test()
-    ema = f"EMA of step {trained.step}"
+    ema = trained.ema
 
     def measured(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
         x, seen, again = reconstruct(system, weights, key, batch)
@@ -297,6 +297,6 @@ def probes(trained: runner.Trained[Autoencoder]) -> list[Number]:
     numbers = []
     for name, (what, features) in rows.items():
         found = probe(features, train, test)
-        how = f"{found.dimension} {what}, {found.protocol}, EMA of step {trained.step}"
+        how = f"{found.dimension} {what}, {found.protocol}, {trained.ema}"
         numbers.append(Number(name, found.accuracy, how))
     return numbers

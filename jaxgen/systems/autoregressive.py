@@ -180,7 +180,7 @@ def likelihood(trained: runner.Trained[Autoregressive]) -> list[Number]:
     nats = float(trained.over("likelihood", log_prob, batch, key=4, size=100).mean())
     tested = f"{len(batch['label'])} test examples{binarized(trained.data, system.binary)}"
     orders = f", {system.orders} orders" if system.orders else ""
-    how = f"{tested}, exact{orders}, EMA of step {trained.step}"
+    how = f"{tested}, exact{orders}, {trained.ema}"
     return likelihoods("log_likelihood", nats, trained.data, how)
 
 

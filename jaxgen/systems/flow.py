@@ -210,7 +210,7 @@ def likelihood(trained: runner.Trained[NormalizingFlow]) -> list[Number]:
         )
         return float(trained.over("likelihood", bound, batch, key=4, size=100).mean())
 
-    how = f"{len(batch['x'])} test examples, EMA of step {trained.step}"
+    how = f"{len(batch['x'])} test examples, {trained.ema}"
     if not system.images:
         return [Number("log_likelihood", mean_of(1), f"nats a point, exact, {how}")]
     kind = "uniform" if system.dequantizer is None else "variational"

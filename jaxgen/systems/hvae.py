@@ -267,7 +267,7 @@ def use_of_latents(trained: runner.Trained[HVae]) -> list[Number]:
             f"active_units_{len(levels) - i}",
             float((kl > ACTIVE).sum()),
             f"of {len(kl)}: KL(q||p) above {ACTIVE} nats, {len(trained.test(1000)['x'])} test "
-            f"examples, EMA of step {trained.step}",
+            f"examples, {trained.ema}",
         )
         for i, kl in enumerate(levels)
     ]
@@ -277,7 +277,7 @@ def bound(trained: runner.Trained[HVae]) -> list[Number]:
     """The ELBO of the test set, and the KL by level."""
     _, terms = trained.over("bound", trained.system.measured, trained.test(), key=2, size=250)
     elbos = terms["reconstruction"] - terms["kl"]
-    how = f"nats an example, {len(elbos)} test examples, one draw of z, EMA of step {trained.step}"
+    how = f"nats an example, {len(elbos)} test examples, one draw of z, {trained.ema}"
     names = ["reconstruction", "kl", *(f"kl_{i}" for i in range(len(trained.system.levels), 0, -1))]
     found = [Number("elbo", float(elbos.mean()), how)]
     return found + [Number(name, float(terms[name].mean()), how) for name in names]
@@ -304,4 +304,4 @@ def log_likelihood(trained: runner.Trained[HVae]) -> list[Number]:
         "likelihood", estimate, trained.test(options.likelihood_images), key=4, size=250
     )
     how = f"nats an example, {k} importance samples, {len(nats)} test examples"
-    return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
+    return [Number("log_likelihood", float(nats.mean()), f"{how}, {trained.ema}")]

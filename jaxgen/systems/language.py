@@ -141,7 +141,7 @@ def bits(trained: runner.Trained[Language]) -> list[Number]:
     data, batch = trained.data, trained.test()
     _, found = trained.over("bits", trained.system.measured, batch, key=4, size=50)
     value, length = float(found["bits_per_token"].mean()), math.prod(data.shape)
-    ema = f"EMA of step {trained.step}"
+    ema = trained.ema
     if not isinstance(data.kind, Image):
         windows = f"{len(batch['x'])} test windows of {length} tokens"
         how = f"bits a token, {windows}, each without what is before it, {ema}"

@@ -18,7 +18,7 @@ from jax import Array
 from jaxgen import runner
 from jaxgen.data.records import Arrays, DataError, DataSet, product, some, spread
 from jaxgen.evaluation.report import Number
-from jaxgen.losses.semi_supervised import Bound, m2_loss, unlabelled_bound
+from jaxgen.losses.semi_supervised import Bound, labelled_loss, unlabelled_bound
 from jaxgen.systems.vae import Vae, conditionals, use_of_latents
 from jaxgen.training.step import Metrics, Now
 
@@ -80,10 +80,9 @@ class SemiSupervised(runner.System):
             found = -unlabelled_bound(key_z, self.bound(params, x), logits)
             return found, {"accuracy": right.astype(jnp.float32)}
         other = self.vae.prepare(key_y, batch["y"])
-        every, none = jnp.ones(len(x), bool), jnp.zeros(len(x), bool)
-        told = m2_loss(key_told, self.bound(params, x), logits, batch["label"], every, self.alpha)
+        told = labelled_loss(key_told, self.bound(params, x), logits, batch["label"], self.alpha)
         of_other = self.logits(params, batch["y"])
-        hidden = m2_loss(key_z, self.bound(params, other), of_other, batch["label"], none)
+        hidden = -unlabelled_bound(key_z, self.bound(params, other), of_other)
         return told + hidden, {"labelled": told, "unlabelled": hidden}
 
     @property
@@ -134,6 +133,6 @@ def accuracy(trained: runner.Trained[SemiSupervised]) -> list[Number]:
     alone = float(judge.score(data.vectors(batch["x"]), batch["label"]))
     how = f"share right of {len(batch['label'])} test examples, {len(label)} labels"
     return [
-        Number("accuracy", share, f"{how}, q(y|x), EMA of step {trained.step}"),
+        Number("accuracy", share, f"{how}, q(y|x), {trained.ema}"),
         Number("accuracy_of_labels_alone", alone, f"{how}, scikit-learn's SVC of these alone"),
     ]

@@ -289,7 +289,7 @@ def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
     measured = lambda w, key, batch: system.nats(w.params, key, batch)  # noqa: E731
     nats = trained.over("bound", measured, trained.test(), key=4, size=50)
     tested = f"{len(nats)} test {data.kind.noun}{binarized(data, system.binary)}"
-    about = f"bound, {tested}, {system.draws} draws each, EMA of step {trained.step}"
+    about = f"bound, {tested}, {system.draws} draws each, {trained.ema}"
     if not isinstance(data.kind, Image):
         value = float(nats.mean()) / system.length / math.log(2)
         return [Number("bits_per_token", value, f"bits a token, {about}")]

@@ -254,7 +254,7 @@ def bound(trained: runner.Trained[Vae]) -> list[Number]:
     batch, system = trained.test(), trained.system
     scale = "binarized at random" if system.binary else "at models' scale"
     _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
-    elbos, ema = terms["reconstruction"] - terms["kl"], f"EMA of step {trained.step}"
+    elbos, ema = terms["reconstruction"] - terms["kl"], trained.ema
     tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"
 
     def error(weights: Any, key: Array, batch: Any) -> Array:
@@ -275,7 +275,7 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     """How many latents are used, and how much they tell of x."""
     system, batch = trained.system, trained.test()
     means = trained.over("codes", partial(codes, system), batch, key=7, size=250)
-    ema = f"EMA of step {trained.step}"
+    ema = trained.ema
     how = f"of {system.latents}: variance of the mean of q(z|x) above 0.01, {len(means)} test"
     used = lambda: float(active_units(means).sum())  # noqa: E731
     found = measured("active_units", used, f"{how} examples, {ema}")
@@ -331,7 +331,7 @@ def annealed(trained: runner.Trained[Vae]) -> list[Number]:
         Number(
             "annealed_log_likelihood",
             float(nats.mean()),
-            f"{how} examples, EMA of step {trained.step}",
+            f"{how} examples, {trained.ema}",
         )
     ]
 
@@ -349,7 +349,7 @@ def log_likelihood(trained: runner.Trained[Vae]) -> list[Number]:
     batch = tested(trained, options.likelihood_images)
     nats = trained.over("likelihood", estimate, batch, key=5, size=250)
     how = f"nats an example, {k} importance samples, {len(nats)} test examples"
-    return [Number("log_likelihood", float(nats.mean()), f"{how}, EMA of step {trained.step}")]
+    return [Number("log_likelihood", float(nats.mean()), f"{how}, {trained.ema}")]
 
 
 def probe_of_means(trained: runner.Trained[Vae]) -> list[Number]:
@@ -359,7 +359,7 @@ def probe_of_means(trained: runner.Trained[Vae]) -> list[Number]:
         return []
     means = lambda b: trained.over("codes", partial(codes, trained.system), b, key=7, size=250)  # noqa: E731
     found = probe(means, train, test)
-    how = f"means of q(z|x), {found.protocol}, EMA of step {trained.step}"
+    how = f"means of q(z|x), {found.protocol}, {trained.ema}"
     return [Number("probe_accuracy", found.accuracy, how)]
 
 

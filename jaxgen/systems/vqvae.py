@@ -18,7 +18,6 @@ from flax import linen as nn
 from jax import Array
 
 from jaxgen import runner
-from jaxgen.data.records import some
 from jaxgen.decoding import continued
 from jaxgen.evaluation.compression import quantized_pca
 from jaxgen.evaluation.report import Number
@@ -26,10 +25,9 @@ from jaxgen.losses import quantization
 from jaxgen.losses.quantization import Codebook, Quantized
 from jaxgen.models.transformer import Transformer
 from jaxgen.plotting import save_pairs
+from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.autoregressive import save_drawn
 from jaxgen.training.step import Aux, Metrics, Now
-
-FITTED = 10_000  # training images that principal components are taken of
 
 
 class Found(NamedTuple):
@@ -381,7 +379,7 @@ def bits(trained: runner.Trained[Any]) -> list[Number]:
     each, count = found["bits_per_code"], math.prod(trained.system.autoencoder.places())
     even = float(np.log2(trained.system.sizes).mean())
     how = f"bits a code (even ones: {even:g}), {count} an image, {len(each)} test images"
-    return [Number("bits_per_code", float(each.mean()), f"{how}, EMA of step {trained.step}")]
+    return [Number("bits_per_code", float(each.mean()), f"{how}, {trained.ema}")]
 
 
 def compression(trained: runner.Trained[Any]) -> list[Number]:
@@ -398,8 +396,8 @@ def compression(trained: runner.Trained[Any]) -> list[Number]:
     places = int(np.prod(codes.shape[1:3]))
     bits = round(places * sum(np.log2(size) for size in system.quantizer.sizes))
     x = data.vectors(batch["x"])
-    kept = quantized_pca(data.vectors(some(data.train, FITTED)["x"]), x, bits)
-    ema, tested = f"EMA of step {trained.step}", f"{len(x)} test images"
+    kept = quantized_pca(data.vectors(some_of(data, FITTED)["x"]), x, bits)
+    ema, tested = trained.ema, f"{len(x)} test images"
     how = f"mean squared error an entry in [-1, 1], {bits} bits an image, {tested}"
     found = [
         Number("reconstruction_error", float(errors.mean()), f"{how}, {ema}"),

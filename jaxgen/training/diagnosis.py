@@ -53,7 +53,7 @@ def gradient_noise(
     params: Any,
     batches: Iterable[Any],
     key: Array,
-    parts: int = 8,
+    parts: int,
 ) -> NoiseScale:
     """The noise scale of a loss ``(params, batch, key) -> (scalar, metrics)``.
 

@@ -95,20 +95,6 @@ def test_the_path_ends_in_the_sample_and_holds_every_step(key):
     np.testing.assert_allclose(estimates[4], want, rtol=1e-5)
 
 
-def test_a_second_call_compiles_nothing(key):
-    data = Gaussian(np.zeros(2), np.eye(2))
-    denoise, traces = data.denoiser(LINEAR), []
-
-    @jax.jit
-    def draw(key, x_T):
-        traces.append(1)
-        return sample(key, denoise, LINEAR, x_T, respaced_times(1000, 5), ancestral())
-
-    draw(key, jnp.zeros((3, 2)))
-    draw(jax.random.key(1), jnp.ones((3, 2)))
-    assert len(traces) == 1
-
-
 # --- DDIM ----------------------------------------------------------------------------------------
 
 

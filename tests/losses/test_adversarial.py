@@ -213,12 +213,9 @@ def test_mode_seeking_grows_as_modes_collapse():
 
 
 def test_the_equilibrium_variable_rests_where_errors_have_their_ratio():
-    v = jnp.zeros((2, 3, 1))
-    errors = began.reconstruction_error(v, v + jnp.array([1.0, 3.0])[:, None, None])
-    close([errors], [1, 3])
-    real, fake = errors, jnp.array([0.5, 1.5])  # means 2 and 1: in balance at gamma = 1/2
+    # means 2 and 1: in balance at gamma = 1/2
+    real, fake = jnp.array([1.0, 3.0]), jnp.array([0.5, 1.5])
     k = jnp.float32(0.3)
-    close([began.critic_loss(real, fake, k)], [1 - 0.15, 3 - 0.45])
     assert began.equilibrium(k, real, fake, 0.5, 0.1) == k
     close([began.equilibrium(k, real, fake, 0.7, 0.1)], 0.3 + 0.1 * 0.4)
     for gamma, end in ((0.0, 0.0), (1.0, 1.0)):  # kept in [0, 1] wherever it is driven

@@ -174,15 +174,6 @@ def test_shapes_must_agree(key):
         simple_loss(key, lambda x, t: x[:, :1], LINEAR, jnp.zeros((4, 3)))
 
 
-def test_the_loss_of_a_batch_is_reproducible_from_its_key(key):
-    x_0 = jax.random.normal(key, (8, 3))
-    network = lambda x_t, t: 0.1 * x_t
-    one, two = (simple_loss(key, network, LINEAR, x_0) for _ in range(2))
-    other = simple_loss(jax.random.key(1), network, LINEAR, x_0)
-    np.testing.assert_array_equal(one, two)
-    assert not np.allclose(one, other)
-
-
 # --- weighted objectives -----------------------------------------------------------------------
 
 DATA = Gaussian(np.array([0.3, -0.2]), np.array([[0.5, 0.2], [0.2, 0.3]]))

@@ -24,7 +24,7 @@ def test_the_noise_scale_of_a_gaussian_mean():
         return 0.5 * ((params["w"][None] - batch) ** 2).sum(axis=1).mean(), {}
 
     batches = s * jax.random.normal(jax.random.key(0), (200, 32, d))
-    found = gradient_noise(loss, {"w": jnp.full(d, w)}, batches, jax.random.key(1))
+    found = gradient_noise(loss, {"w": jnp.full(d, w)}, batches, jax.random.key(1), parts=8)
     np.testing.assert_allclose(found.signal, d * w**2, rtol=0.02)
     np.testing.assert_allclose(found.noise, d * s**2, rtol=0.05)
 
