@@ -68,6 +68,7 @@ class Config:
     alpha: str = "linear"  # The share of tokens that are not noise, over time: linear or cosine.
     # Tokens of a block: each is drawn given those before it (masked; default: all are one).
     block: Annotated[int | None, runner.Range(1)] = None
+    copies: runner.Count = 1  # Noisy forms of each example in training, beside one clean (block).
     diffusion_steps: runner.Count = 1000  # T (uniform).
     auxiliary: runner.NonNegative = 0.0  # lambda, of -log p(x_0|x_t) beside the bound (uniform).
     pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
@@ -108,6 +109,10 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
     length = math.prod(data.shape)
     if config.block is not None and not masked:
         raise ValueError("--block is of --noise masked.")
+    if config.copies > 1 and config.block is None:
+        raise ValueError(
+            "--copies lie beside clean tokens, as blocks do: leave it out, or use --block."
+        )
     if config.block is not None and length % config.block:
         raise ValueError(f"--block {config.block} is no divisor of the {length} tokens: use one.")
     blocks = length // (config.block or length)
@@ -136,6 +141,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         draw.temperature,
         lambda logits: logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus),
         draw.bound_draws,
+        config.copies,
     )
 
 

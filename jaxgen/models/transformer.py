@@ -55,8 +55,9 @@ def to_all(q: Array, k: Array, v: Array) -> tuple[Array, None]:
     return attend(q, k, v), None
 
 
-def beside_clean(block: int) -> Attention:
-    """Attention of clean tokens ``[B, T]`` and of their noisy forms, which follow in the batch.
+def beside_clean(block: int, copies: int = 1) -> Attention:
+    """Attention of clean tokens ``[B, T]`` and of their noisy forms, ``copies`` of each, which
+    follow in the batch, ``[copies B, T]``.
 
     In blocks of so many tokens, clean ones attend to those of their own block and of all before it,
     noisy ones to those of their own block and to the clean ones of all before it (Arriola et al.
@@ -65,17 +66,18 @@ def beside_clean(block: int) -> Attention:
 
     @jax.checkpoint
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, None]:
-        (k, k_noisy), (v, v_noisy) = jnp.split(k, 2), jnp.split(v, 2)
+        (k, *noisy_k), (v, *noisy_v) = (jnp.split(x, 1 + copies) for x in (k, v))
 
         def part(start: int, end: int) -> Array:
-            clean, noisy = jnp.split(q[:, start:end], 2)
+            clean, *noisy = jnp.split(q[:, start:end], 1 + copies)
             own, seen = jnp.arange(start, end)[:, None] // block, jnp.arange(end)[None] // block
-            keys = jnp.concatenate([k[:, :end], k_noisy[:, start:end]], axis=1)
-            values = jnp.concatenate([v[:, :end], v_noisy[:, start:end]], axis=1)
-            beside = jnp.concatenate([seen < own, own == own.T], axis=1)
-            of_clean = attend(clean, k[:, :end], v[:, :end], (seen <= own)[None, None])
-            of_noisy = attend(noisy, keys, values, beside[None, None])
-            return jnp.concatenate([of_clean, of_noisy])
+            found = [attend(clean, k[:, :end], v[:, :end], (seen <= own)[None, None])]
+            beside = jnp.concatenate([seen < own, own == own.T], axis=1)[None, None]
+            for q_t, k_t, v_t in zip(noisy, noisy_k, noisy_v, strict=True):
+                keys = jnp.concatenate([k[:, :end], k_t[:, start:end]], axis=1)
+                values = jnp.concatenate([v[:, :end], v_t[:, start:end]], axis=1)
+                found.append(attend(q_t, keys, values, beside))
+            return jnp.concatenate(found)
 
         return by_quarters(q.shape[1], block, part), None
 
@@ -258,7 +260,8 @@ class TokenDenoiser(nn.Module):
     theorem 1).
 
     With a ``block`` the transformer attends by :func:`beside_clean`: every block of so many tokens
-    is told of the clean ones before it, of x_0 ``[B, L]`` in training, of a cache in sampling.
+    is told of the clean ones before it, of x_0 ``[B, L]`` in training, of a cache in sampling. Of
+    each x_0 there may be several noisy forms, which follow one another, ``x_t [copies B, L]``.
 
     Raises:
       ValueError: for blocks that are told a time, or are not told x_0.
@@ -292,10 +295,11 @@ class TokenDenoiser(nn.Module):
             return self.transformer(x_t, told, train, to_all)[..., : self.tokens]
         if x_0 is None:
             raise ValueError("a block is told those before it: give x_0.")
-        told = None if told is None else jnp.tile(told, (2, 1))
-        tokens, attention = jnp.concatenate([x_0, x_t]), beside_clean(self.block)
-        both = self.transformer(tokens, told, train, attention)
-        return both[len(x_t) :, :, : self.tokens]
+        copies = len(x_t) // len(x_0)
+        told = None if told is None else jnp.tile(told, (1 + copies, 1))
+        attention = beside_clean(self.block, copies)
+        both = self.transformer(jnp.concatenate([x_0, x_t]), told, train, attention)
+        return both[len(x_0) :, :, : self.tokens]
 
     def extend(
         self, x_t: Array, t: Array, labels: Array, cache: Any, at: Array | int

@@ -67,6 +67,7 @@ class TokenDiffusion(runner.System):
     temperature: float = 1.0
     keep: Filter = lambda logits: logits
     draws: int = 32  # of t and x_t, for the bound of each example
+    copies: int = 1  # noisy forms of each example in training, beside one clean one
 
     @property
     def labelled(self) -> bool:
@@ -123,9 +124,14 @@ class TokenDiffusion(runner.System):
         how = {"rngs": {"dropout": key_drop}, "train": now.train}
         t = 1 - stratified_times(key_t, len(x_0) * (self.blocks or 1), low=0.0)
         denoise = self.denoise(params, labels_of(batch), x_0, **how)
-        objective = self.objective if now.train else self.bound
-        nats = objective(key, denoise, x_0, self.of_blocks(t)) / self.length
-        return nats, {"t": t} if self.blocks is None and not now.train else {}
+        if not now.train:
+            nats = self.bound(key, denoise, x_0, self.of_blocks(t)) / self.length
+            return nats, {"t": t} if self.blocks is None else {}
+        # of each block the times of its copies are as far apart as can be
+        each = [self.of_blocks(1 - (1 - t + i / self.copies) % 1.0) for i in range(self.copies)]
+        x = jnp.tile(x_0, (self.copies, 1))
+        nats = self.objective(key, denoise, x, jnp.concatenate(each)) / self.length
+        return nats.reshape(self.copies, -1).mean(axis=0), {}
 
     def of_blocks(self, t: Array) -> Array:
         """Times of a batch, ``[B]`` or of its blocks ``[B, n]``, from a row of them."""

@@ -122,6 +122,11 @@ def test_a_block_sees_itself_and_the_clean_ones_before_it(key, randomized, rotar
         np.testing.assert_array_equal(moved(apply(changed(x_t, j), x_0)), of == of[j], str(j))
         np.testing.assert_array_equal(moved(apply(x_t, changed(x_0, j))), of > of[j], str(j))
 
+    other = changed(x_t, 1)  # of several noisy forms each is as alone
+    both = net.apply(variables, jnp.concatenate([x_t, other]), jnp.tile(t, 2), y, x_0=x_0)
+    alone = jnp.concatenate([logits, apply(other, x_0)])
+    np.testing.assert_allclose(both, alone, atol=2e-5, rtol=1e-4)
+
     extend = jax.jit(lambda *a: net.apply(variables, *a, method="extend"))
     cache = net.transformer.empty(3)
     for place in range(0, length, block):

@@ -65,10 +65,11 @@ def test_of_blocks_the_bound_is_one_of_what_is_drawn(key, block):
     drawing = Drawing(sample_steps=16, bound_draws=32)
     system = build(replace(SMALL, block=block, drawing=drawing), data)
     params = jax.tree.map(lambda a: 4 * a, system.init(key)["params"])
+    batch = source.fetch(np.arange(16))
 
     @jax.jit
     def both(key):
-        nats = system.nats(params, key, source.fetch(np.arange(16)))
+        nats = system.nats(params, key, batch)
         given = {"label": jnp.zeros(4000, jnp.int32)}
         weights = SimpleNamespace(params=params)
         known = jnp.array([[False, True, False, False]]), jnp.ones((4000, 4), jnp.int32)
@@ -85,6 +86,12 @@ def test_of_blocks_the_bound_is_one_of_what_is_drawn(key, block):
     if block == 1:
         np.testing.assert_allclose(p.sum(), 1, rtol=1e-4)
         assert (shares < p + slack).all()
+    trained = replace(system, copies=3)  # of any number of noisy forms the loss is the bound
+    loss = lambda k: trained.loss(params, batch, k, Now(0, {}, train=True))[0] * 4
+    losses = np.asarray(jax.jit(lambda k: jax.lax.map(loss, jax.random.split(k, 500)))(key))
+    exact = jax.jit(replace(system, draws=1000).nats)(params, key, batch)
+    spread = 5 * losses.std(axis=0) * np.sqrt(1 / 500 + 3 / 1000) + 0.01
+    assert (np.abs(losses.mean(axis=0) - exact) < spread).all()
 
 
 @pytest.mark.parametrize("noise", NOISES)
@@ -125,6 +132,7 @@ def test_options_that_do_not_go_together_are_refused():
         (replace(SMALL, auxiliary=0.1), DATA, "--noise uniform"),
         (replace(SMALL, noise="uniform", block=1), DATA, "--noise masked"),
         (replace(SMALL, block=2), DATA, "no divisor of the 3 tokens"),
+        (replace(SMALL, copies=2), DATA, "leave it out, or use --block"),
         (replace(SMALL, block=1, drawing=Drawing(sample_steps=2)), DATA, "3 blocks need as many"),
         (replace(TEXT, pixels="bits"), text, "--pixels levels"),
         (replace(TEXT, conditional=True), text, "leave out --conditional"),
