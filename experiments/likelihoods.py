@@ -53,7 +53,7 @@ class Family:
 
     experiment: runner.Experiment
     levels: str  # options for images of levels
-    bits: str  # for images of bits, of 2 to 15 minutes on a core, or as its preset has it
+    bits: str  # for images of bits, of 2 to 20 minutes on a core, or as its preset has it
     found: Found
     passes: Callable[[Run], int]
 
@@ -79,7 +79,7 @@ FAMILIES = {
     "FVBN": Family(
         made.EXPERIMENT,
         "--model fvbn --likelihood softmax",
-        "--model fvbn --steps 4000",
+        "--model fvbn --steps 4000 --learning-rate 1e-2",
         EXACT,
         entries,
     ),
