@@ -146,7 +146,7 @@ FAMILIES = {
     "MaskedDiffusion": Family(
         d3pm.EXPERIMENT,
         "--pixels levels",
-        f"{SHORT} --width 64 --layers 3",
+        f"{SHORT} --width 64 --layers 3 --bound-draws 1 --sample-steps 49",
         {"bound": (tokens.bits, "elbo")},
         lambda run: run.system.evaluations,
     ),

@@ -105,7 +105,7 @@ class Study:
         if verbs == ("train",):
             return
         runs = self.open(found, config, which, load)
-        looked_at = together([directory.name for directory in found.values()])
+        looked_at = together([directory.name for directory, _ in found.values()])
         step, usual = max(run.step for run in runs.values()), values_of(default)
         own = [o for o in options_of(config) if o.name not in values_of(Data())]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
@@ -121,28 +121,34 @@ class Study:
                 numbers = [n for measure in self.measures for n in measure(runs, config)]
                 report(numbers, out / "report.json")
 
-    def find(self, config: Any, which: Which, load: Load) -> dict[str, Path]:
-        """The directory of each run or sweep; those that are lacking are trained."""
+    def find(self, config: Any, which: Which, load: Load) -> dict[str, tuple[Path, Any]]:
+        """The directory of each run or sweep, and how it is measured where its own options do not
+        say; those that are lacking are trained."""
         found = {}
         for i, (name, need) in enumerate(needs := [*self.needs(config).items()]):
-            directory = which.dir[i] if which.dir else None
-            if directory is None:
+            if which.dir:
+                found[name] = which.dir[i], None
+            else:
                 need = replace(need, data=need.data or config.data)
-                directory = ready(need, which.train, load, f"{name}, {i + 1} of {len(needs)}")
-            own = folders.read_config(directory, need.experiment).data
+                found[name] = ready(need, which.train, load, f"{name}, {i + 1} of {len(needs)}")
+            own = folders.read_config(found[name][0], need.experiment).data
             check_kind(self.name, self.kinds, load(need.experiment, own))
-            found[name] = directory
         return found
 
-    def open(self, found: Mapping[str, Path], config: Any, which: Which, load: Load) -> Runs:
+    def open(
+        self, found: Mapping[str, tuple[Path, Any]], config: Any, which: Which, load: Load
+    ) -> Runs:
         """The runs, and every member of a sweep."""
         runs: Runs = {}
         sampling = getattr(config, "sampling", None)
         for name, need in self.needs(config).items():
-            own = folders.read_config(found[name], need.experiment)
-            how = {"experiment": need.experiment, "data": load(need.experiment, own.data)}
+            directory, measured = found[name]
+            own = folders.read_config(directory, need.experiment)
+            how: dict[str, Any] = {"data": load(need.experiment, own.data)}
+            how |= {"experiment": need.experiment, "config": measured}
             for part in [f"/{member.name}" for member in sweeps.members(own)] or [""]:
-                trained = open_run(f"{found[name]}{part}", which.checkpoint, **how)
+                how |= {"config": None} if part else {}  # each has its own
+                trained = open_run(f"{directory}{part}", which.checkpoint, **how)
                 runs[name + part] = replace(trained, sampling=sampling) if sampling else trained
         return runs
 
@@ -166,8 +172,8 @@ def together(names: list[str]) -> str:
     return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def ready(need: Need, words: str, load: Load, which: str) -> Path:
-    """The directory of the newest run that fits the need, trained to its end.
+def ready(need: Need, words: str, load: Load, which: str) -> tuple[Path, Any]:
+    """The directory of the newest run that fits the need, trained to its end, and its options.
 
     ``words`` are options for a training, which is announced as that of ``which`` run.
     """
@@ -191,11 +197,11 @@ def ready(need: Need, words: str, load: Load, which: str) -> Path:
         if same and not folders.differences(found, config):
             with open_checkpoints(directory, config, sweeps.members(config)) as checkpoints:
                 if checkpoints.steps()[-1:] >= [config.train.steps]:
-                    return directory
+                    return directory, config
             break
     else:
         directory = folders.new_directory(need.experiment.name, data.data)
     console.print(f"{need.experiment.name} is trained first, in {directory} ({which})")
     resume = folders.is_run(directory)
     train(need.experiment, config, load(need.experiment, data), directory, Run(resume=resume))
-    return directory
+    return directory, config

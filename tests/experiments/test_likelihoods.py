@@ -6,9 +6,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import COMMON, TINY
 
+from experiments import vae
 from experiments.likelihoods import FAMILIES, STUDY, Config, needs
-from jaxgen.runner import main
+from jaxgen.runner import Need, Number, Study, main
 from jaxgen.runner.commands import parse
 from jaxgen.runner.study import together
 
@@ -77,3 +79,21 @@ def test_many_runs_have_a_short_name_that_is_theirs():
     assert together(names[:2]) == "+".join(names[:2])
     assert len(together(names)) < 200
     assert together(names) != together(names[::-1])
+
+
+def test_a_study_measures_as_it_says_and_a_run_that_is_named_as_its_own_options_say(command):
+    """The run was trained with other options of measuring, which are none of its training."""
+    train = "--steps 2 --steps-per-call 1 --checkpoint-every 2"
+    assert command("vae", f"train {train} --importance-samples 30")[0] == 0
+    asked = Need(vae.EXPERIMENT, f"{TINY['vae']} {COMMON} {train} --importance-samples 7")
+    samples = lambda runs, _: [
+        Number("samples", run.config.measured.importance_samples, "") for run in runs.values()
+    ]
+    study = Study("asks", "", {"digits": Config()}, lambda _: {"vae": asked}, measures=(samples,))
+    found = {}
+    for words, want in (("", 7), ("--dir runs/vae-digits-001", 30)):
+        assert main(study, [*f"evaluate {words} --out of-{want}".split()]) == 0
+        (path,) = Path(f"of-{want}").glob("*/report.json")
+        found[want] = json.loads(path.read_text())[0]["value"]
+    assert found == {7: 7, 30: 30}
+    assert len(list(Path("runs").glob("vae-*"))) == 1
