@@ -167,7 +167,7 @@ def test_levels_that_are_not_used_are_told_and_counted(key, capsys):
         over=lambda name, function, rows, **_: function(weights, key, rows),
         once=lambda name, make: make(),
         test=lambda count: DATA.test.fetch(np.arange(50)),
-        step=3,
+        ema="EMA of step 3",
     )
     used = {number.name: number.value for number in use_of_latents(trained)}
     assert used == {"active_units_2": 0, "active_units_1": 1}
