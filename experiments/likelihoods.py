@@ -132,7 +132,7 @@ FAMILIES = {
     "HVAE": Family(
         hierarchical.EXPERIMENT,
         "--likelihood logistic_mixture",
-        "--importance-samples 1000 --likelihood-images 10000 --steps 20000 --kl-warmup 2000",
+        f"{SAMPLED} --likelihood-images 10000 --steps 20000 --kl-warmup 2000",
         {"bound": (hvae.bound, "elbo"), "estimate": (hvae.log_likelihood, "log_likelihood")},
         once,
     ),

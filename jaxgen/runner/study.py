@@ -144,11 +144,11 @@ class Study:
         for name, need in self.needs(config).items():
             directory, measured = found[name]
             own = folders.read_config(directory, need.experiment)
-            how: dict[str, Any] = {"data": load(need.experiment, own.data)}
-            how |= {"experiment": need.experiment, "config": measured}
+            how = {"experiment": need.experiment, "data": load(need.experiment, own.data)}
             for part in [f"/{member.name}" for member in sweeps.members(own)] or [""]:
-                how |= {"config": None} if part else {}  # each has its own
-                trained = open_run(f"{directory}{part}", which.checkpoint, **how)
+                options = None if part else measured  # a member has its own
+                place = f"{directory}{part}"
+                trained = open_run(place, which.checkpoint, config=options, **how)
                 runs[name + part] = replace(trained, sampling=sampling) if sampling else trained
         return runs
 

@@ -251,7 +251,6 @@ def largest_angle(a: np.ndarray, b: np.ndarray) -> float:
 def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
     """The error of reconstructions, and that of principal components."""
     system, batch = trained.system, trained.test()
-    ema = trained.ema
 
     def measured(weights: Any, key: Array, batch: Any) -> tuple[Array, Array, Array]:
         x, seen, again = reconstruct(system, weights, key, batch)
@@ -263,10 +262,10 @@ def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
         float(e.mean()) for e in trained.over("errors", measured, batch, key=3, size=250)
     )
     how = f"mean squared error an entry, {len(batch['x'])} test examples"
-    numbers = [Number("reconstruction_error", of_clean, f"{how}, {ema}")]
+    numbers = [Number("reconstruction_error", of_clean, f"{how}, {trained.ema}")]
     if system.corrupt:
         numbers += [
-            Number("denoising_error", of_seen, f"{how}, from the corrupted, {ema}"),
+            Number("denoising_error", of_seen, f"{how}, from the corrupted, {trained.ema}"),
             Number("corruption", left, f"{how}, of the corrupted themselves"),
         ]
     pca, x = components(trained), trained.data.vectors(batch["x"])
@@ -276,7 +275,9 @@ def errors(trained: runner.Trained[Autoencoder]) -> list[Number]:
     if isinstance(system.decoder, MLPDecoder) and not system.decoder.layers:
         map_of = trained.weights.params["decoder"]["Dense_0"]["kernel"]
         angle = largest_angle(np.asarray(map_of).T, pca.components_.T)
-        how = f"degrees, largest principal angle of the decoder's columns and {fitted}, {ema}"
+        how = (
+            f"degrees, largest principal angle of the decoder's columns and {fitted}, {trained.ema}"
+        )
         numbers.append(Number("angle_to_pca", angle, how))
     return numbers
 

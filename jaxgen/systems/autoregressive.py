@@ -85,13 +85,13 @@ class Autoregressive(runner.System):
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """By each of the orders as many, up to one, in places that the key draws."""
-        params, labels, orders = weights.params, given["label"], max(self.orders, 1)
-        of_each = -(-len(labels) // orders)
-        if orders == 1:
+        params, labels = weights.params, given["label"]
+        if not self.orders:
             return shown(self.binary, self.density(params, labels).sample(key))
         key_place, key = jax.random.split(key)
-        one = lambda i: self.density(params, labels[:of_each], i).sample(jax.random.fold_in(key, i))  # noqa: E731
-        drawn = jax.lax.map(one, jnp.arange(orders)).reshape(-1, *self.data.shape)
+        some = labels[: -(-len(labels) // self.orders)]
+        one = lambda i: self.density(params, some, i).sample(jax.random.fold_in(key, i))  # noqa: E731
+        drawn = jax.lax.map(one, jnp.arange(self.orders)).reshape(-1, *self.data.shape)
         place = jax.random.permutation(key_place, len(drawn))[: len(labels)]
         return shown(self.binary, drawn[place])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +32,17 @@ from jaxgen.training.step import Metrics, Now
 FIRST = 0.02  # the time at which a consistency function is the identity
 
 
+class Lesson(NamedTuple):
+    """What a student learns from; all are denoisers but the number."""
+
+    student: Denoiser
+    teacher: Denoiser
+    average: Denoiser  # the student with its moving average
+    steps: Array  # that the student is to take
+
+
 class Method(Protocol):
-    """How a student learns of its teacher; both are denoisers."""
+    """How a student learns of its teacher."""
 
     name: str
 
@@ -43,17 +52,8 @@ class Method(Protocol):
         """Of the first teacher, which learns from data: ``[B]``."""
         ...
 
-    def loss(
-        self,
-        key: Array,
-        student: Denoiser,
-        teacher: Denoiser,
-        average: Denoiser,
-        schedule: ContinuousSchedule,
-        x_0: Array,
-        steps: Array,
-    ) -> Array:
-        """Of a student of ``steps`` steps, whose own moving ``average`` may be told: ``[B]``."""
+    def loss(self, key: Array, lesson: Lesson, schedule: ContinuousSchedule, x_0: Array) -> Array:
+        """Of a student at ``x_0 [B, ...]``: ``[B]``."""
         ...
 
     def steps(self, first: int, round: int) -> int:
@@ -75,16 +75,8 @@ class Progressive:
     name = "progressive"
     error = staticmethod(losses.truncated_error)
 
-    def loss(
-        self,
-        key: Array,
-        student: Denoiser,
-        teacher: Denoiser,
-        average: Denoiser,
-        schedule: ContinuousSchedule,
-        x_0: Array,
-        steps: Array,
-    ) -> Array:
+    def loss(self, key: Array, lesson: Lesson, schedule: ContinuousSchedule, x_0: Array) -> Array:
+        student, teacher, _, steps = lesson
         return losses.progressive_loss(key, student, teacher, schedule, x_0, steps)
 
     def steps(self, first: int, round: int) -> int:
@@ -110,19 +102,14 @@ class Consistency:
     ) -> Array:
         return squared_error(x_0_of(student)(x_t, t), x_0)
 
-    def loss(
-        self,
-        key: Array,
-        student: Denoiser,
-        teacher: Denoiser,
-        average: Denoiser,
-        schedule: ContinuousSchedule,
-        x_0: Array,
-        steps: Array,
-    ) -> Array:
-        f, target = (losses.consistent(x_0_of(d), schedule, FIRST) for d in (student, average))
-        times, move = uniform_grid(self.n, last=FIRST), losses.teacher_step(teacher, schedule)
-        return losses.consistency_loss(key, f, target, schedule, x_0, times, move)
+    def loss(self, key: Array, lesson: Lesson, schedule: ContinuousSchedule, x_0: Array) -> Array:
+        consistent = partial(losses.consistent, schedule=schedule, first=FIRST)
+        student, target = consistent(x_0_of(lesson.student)), consistent(x_0_of(lesson.average))
+        times, move = (
+            uniform_grid(self.n, last=FIRST),
+            losses.teacher_step(lesson.teacher, schedule),
+        )
+        return losses.consistency_loss(key, student, target, schedule, x_0, times, move)
 
     def steps(self, first: int, round: int) -> int:
         return 1 if round else first
@@ -190,8 +177,9 @@ class Distillation(runner.System):
             x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
             return self.method.error(student, schedule, x_t, t, x_0), {}
         average = now.players["model"].ema if now.train else params
-        others = self.teacher(now.memory, labels), self.model.denoise(average, labels)
-        return self.method.loss(key, student, *others, schedule, x_0, now.memory["steps"]), {}
+        teacher, average = self.teacher(now.memory, labels), self.model.denoise(average, labels)
+        lesson = Lesson(student, teacher, average, now.memory["steps"])
+        return self.method.loss(key, lesson, schedule, x_0), {}
 
     def teacher(self, memory: Any, labels: Array) -> Denoiser:
         """That of a student, guided in the first round."""

@@ -141,14 +141,13 @@ def bits(trained: runner.Trained[Language]) -> list[Number]:
     data, batch = trained.data, trained.test()
     _, found = trained.over("bits", trained.system.measured, batch, key=4, size=50)
     value, length = float(found["bits_per_token"].mean()), math.prod(data.shape)
-    ema = trained.ema
     if not isinstance(data.kind, Image):
         windows = f"{len(batch['x'])} test windows of {length} tokens"
-        how = f"bits a token, {windows}, each without what is before it, {ema}"
+        how = f"bits a token, {windows}, each without what is before it, {trained.ema}"
         return [Number("bits_per_token", value, how)]
     tested = f"{len(batch['x'])} test images{binarized(data, trained.system.binary)}"
     nats = -value * length * math.log(2)
-    return likelihoods("log_likelihood", nats, data, f"{tested}, exact, {ema}")
+    return likelihoods("log_likelihood", nats, data, f"{tested}, exact, {trained.ema}")
 
 
 def speed(trained: runner.Trained[Language]) -> list[Number]:

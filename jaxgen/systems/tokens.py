@@ -122,19 +122,22 @@ class TokenDiffusion(runner.System):
         key_x, key_t, key_drop, key = jax.random.split(key, 4)
         x_0 = self.tokens(key_x, batch["x"])
         how = {"rngs": {"dropout": key_drop}, "train": now.train}
-        t = 1 - stratified_times(key_t, len(x_0) * (self.blocks or 1), low=0.0)
+        u = stratified_times(key_t, len(x_0) * (self.blocks or 1), low=0.0)
         denoise = self.denoise(params, labels_of(batch), x_0, **how)
         if not now.train:
-            nats = self.bound(key, denoise, x_0, self.of_blocks(t)) / self.length
+            t = self.times_at(u)
+            nats = self.bound(key, denoise, x_0, t) / self.length
             return nats, {"t": t} if self.blocks is None else {}
         # of each block the times of its copies are as far apart as can be
-        each = [self.of_blocks(1 - (1 - t + i / self.copies) % 1.0) for i in range(self.copies)]
+        each = [self.times_at(u, i / self.copies) for i in range(self.copies)]
         x = jnp.tile(x_0, (self.copies, 1))
         nats = self.objective(key, denoise, x, jnp.concatenate(each)) / self.length
         return nats.reshape(self.copies, -1).mean(axis=0), {}
 
-    def of_blocks(self, t: Array) -> Array:
-        """Times of a batch, ``[B]`` or of its blocks ``[B, n]``, from a row of them."""
+    def times_at(self, u: Array, moved: float | Array = 0.0) -> Array:
+        """Times in (0, 1] of a batch, ``[B]`` or of its blocks ``[B, n]``, from a row of as many in
+        [0, 1), which are ``moved`` on, and from the end to the beginning."""
+        t = 1 - (u + moved) % 1.0
         return t if self.blocks is None else t.reshape(self.blocks, -1).T
 
     def nats(self, params: Any, key: Array, batch: Any) -> Array:
@@ -145,7 +148,7 @@ class TokenDiffusion(runner.System):
         first = jax.random.uniform(key_t, (len(x_0) * (self.blocks or 1),))
 
         def one(i: Array) -> Array:
-            t = self.of_blocks(1 - (first + i / self.draws) % 1.0)
+            t = self.times_at(first, i / self.draws)
             return self.bound(jax.random.fold_in(key, i), denoise, x_0, t)
 
         return jax.lax.map(one, jnp.arange(self.draws)).mean(axis=0)

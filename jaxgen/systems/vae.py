@@ -254,8 +254,8 @@ def bound(trained: runner.Trained[Vae]) -> list[Number]:
     batch, system = trained.test(), trained.system
     scale = "binarized at random" if system.binary else "at models' scale"
     _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
-    elbos, ema = terms["reconstruction"] - terms["kl"], trained.ema
-    tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {ema}"
+    elbos = terms["reconstruction"] - terms["kl"]
+    tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {trained.ema}"
 
     def error(weights: Any, key: Array, batch: Any) -> Array:
         x, again = reconstruct(system, weights, key, batch)
@@ -267,7 +267,7 @@ def bound(trained: runner.Trained[Vae]) -> list[Number]:
         Number("elbo", float(elbos.mean()), tested),
         Number("reconstruction", float(terms["reconstruction"].mean()), tested),
         Number("kl", float(terms["kl"].mean()), tested),
-        Number("reconstruction_error", float(errors.mean()), f"{how} examples, {ema}"),
+        Number("reconstruction_error", float(errors.mean()), f"{how} examples, {trained.ema}"),
     ]
 
 
@@ -275,10 +275,9 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     """How many latents are used, and how much they tell of x."""
     system, batch = trained.system, trained.test()
     means = trained.over("codes", partial(codes, system), batch, key=7, size=250)
-    ema = trained.ema
     how = f"of {system.latents}: variance of the mean of q(z|x) above 0.01, {len(means)} test"
     used = lambda: float(active_units(means).sum())  # noqa: E731
-    found = measured("active_units", used, f"{how} examples, {ema}")
+    found = measured("active_units", used, f"{how} examples, {trained.ema}")
     few = trained.test(500)
     key_x, key_z = jax.random.split(trained.key)
     model = system.model(trained.weights.params, few["label"])
@@ -290,7 +289,9 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     def information() -> float:
         return float(kl_parts(q, q.sample(key_z), size).mutual_information.mean())
 
-    how = f"nats, of z and which of {size} test examples (at most {np.log(size):.2f}), {ema}"
+    how = (
+        f"nats, of z and which of {size} test examples (at most {np.log(size):.2f}), {trained.ema}"
+    )
     return found + measured("mutual_information", information, how)
 
 

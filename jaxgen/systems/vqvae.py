@@ -397,16 +397,16 @@ def compression(trained: runner.Trained[Any]) -> list[Number]:
     bits = round(places * sum(np.log2(size) for size in system.quantizer.sizes))
     x = data.vectors(batch["x"])
     kept = quantized_pca(data.vectors(some_of(data, FITTED)["x"]), x, bits)
-    ema, tested = trained.ema, f"{len(x)} test images"
+    tested = f"{len(x)} test images"
     how = f"mean squared error an entry in [-1, 1], {bits} bits an image, {tested}"
     found = [
-        Number("reconstruction_error", float(errors.mean()), f"{how}, {ema}"),
+        Number("reconstruction_error", float(errors.mean()), f"{how}, {trained.ema}"),
         Number("pca_error", float(np.mean((x - kept) ** 2)), f"{how}, principal components"),
     ]
     for i, size in enumerate(system.quantizer.sizes):
         suffix = f"_{i + 1}" if len(system.quantizer.sizes) > 1 else ""
         share = len(np.unique(codes[..., i])) / size
-        each = f"of {size} codes, {tested}, {ema}"
+        each = f"of {size} codes, {tested}, {trained.ema}"
         used = float(quantization.perplexity(jnp.asarray(codes[..., i]), size))
         found.append(Number(f"codes_used{suffix}", share, f"share {each}"))
         found.append(Number(f"perplexity{suffix}", used, each))
