@@ -27,7 +27,7 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Tokens
-from jaxgen.decoding import nucleus
+from jaxgen.decoding import everything, nucleus
 from jaxgen.diffusion.discrete import absorbing, ancestral, confident, cosine, linear, uniform
 from jaxgen.losses.discrete import counted_loss, discrete_loss
 from jaxgen.models.transformer import TokenDenoiser, Transformer
@@ -139,7 +139,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
         alpha,
         binary,
         draw.temperature,
-        lambda logits: logits if draw.nucleus == 1 else nucleus(logits, draw.nucleus),
+        everything if draw.nucleus == 1 else partial(nucleus, p=draw.nucleus),
         draw.bound_draws,
         config.copies,
     )

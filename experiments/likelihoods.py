@@ -15,7 +15,6 @@ Expect, on digits with seed 0: 40 minutes on two CPU cores beside other work; RE
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -202,9 +201,6 @@ def measured(family: Family, run: Run) -> dict[str, Number]:
         nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)
         value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
         protocol = number.protocol.removeprefix("nats an example, ")
-        if ("bits" in wanted) == (run.data.levels == 2):  # the sign has changed
-            words = re.split(r"\b(lower|upper)\b", protocol)
-            protocol = "".join({"lower": "upper", "upper": "lower"}.get(w, w) for w in words)
         row[kind] = replace(number, value=value, protocol=f"{unit(run)}, {protocol}")
     compared = runner.compared(run, {run.directory.name: run.draw()}, run.how)
     (distance,) = [n for n in compared if n.name.startswith("frechet_distance")]

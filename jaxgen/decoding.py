@@ -17,6 +17,11 @@ NextToken = Callable[[Any, Array, Array], tuple[Array, Any]]
 Extend = Callable[[Array, Any, Any], tuple[Array, Any]]
 
 
+def everything(logits: Array) -> Array:
+    """Leaves nothing out."""
+    return logits
+
+
 def warmed(logits: Array, temperature: float | Array) -> Array:
     """Logits ``[..., V]`` of p^(1/temperature), normalized later; at 0 the best token alone."""
     best = jnp.where(logits == logits.max(axis=-1, keepdims=True), 0.0, -jnp.inf)
@@ -48,7 +53,7 @@ def sample_tokens(
     count: int,
     *,
     temperature: float | Array = 1.0,
-    keep: Filter = lambda logits: logits,
+    keep: Filter = everything,
 ) -> Array:
     """``count`` tokens ``[B, count]`` one after the other, as one scan.
 

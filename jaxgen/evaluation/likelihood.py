@@ -58,7 +58,7 @@ def discrete_bound_likelihood(
         decoder=discretized_decoder(levels),
     )
     bits = bits_per_dimension(terms.total(), bins[0].size)
-    kind = f"upper bound: variational, T = {schedule.steps}, one draw a step"
+    kind = f"bound: variational, T = {schedule.steps}, one draw a step"
     return Likelihood(bits, kind, terms.diffusion.mean(axis=1))
 
 
@@ -80,7 +80,7 @@ def continuous_bound_likelihood(
     x_0, decoder = to_signed(bins, levels), discretized_decoder(levels)
     terms = continuous_bound(key, denoise, schedule, x_0, t, decoder=decoder)
     bits = bits_per_dimension(terms.total(), bins[0].size)
-    kind = f"upper bound: continuous time, {times} stratified times an image"
+    kind = f"bound: continuous time, {times} stratified times an image"
     return Likelihood(bits, kind)
 
 

@@ -282,7 +282,7 @@ def parse(
         f"--preset NAME starts from the options for {', '.join(experiment.presets)} (default: the "
         "one named as --data)."
     )
-    prog = folders.command_of(folders.module_of(experiment))
+    prog = folders.command_of(folders.module_of(experiment.build))
     config, run = read_options(default, Run(), argv, prog, description)
     return verbs, config, run
 

@@ -8,7 +8,7 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -68,9 +68,9 @@ def run_directory(name: str, config: Any, run: Run, fresh: bool) -> Path:
 # --- what a run is ---------------------------------------------------------------------------
 
 
-def module_of(experiment: Experiment) -> str:
-    """Where the experiment is found again: its module's name, or the file of a script."""
-    module = experiment.build.__module__
+def module_of(function: Callable[..., Any]) -> str:
+    """Where a function is found again: its module's name, or the file of a script."""
+    module = function.__module__
     if module == "__main__":
         main = sys.modules["__main__"]
         spec = getattr(main, "__spec__", None)
@@ -79,7 +79,7 @@ def module_of(experiment: Experiment) -> str:
 
 
 def command_of(module: str) -> str:
-    """The words that run an experiment by where it is found."""
+    """The words that run an experiment or a study by where it is found."""
     if module.startswith("jaxgen.experiments."):
         return f"jaxgen {module.rpartition('.')[2]}"
     return f"python {module}" if module.endswith(".py") else f"python -m {module}"
@@ -87,7 +87,7 @@ def command_of(module: str) -> str:
 
 def write_config(directory: Path, experiment: Experiment, config: Any) -> None:
     """Writes the config and whose it is, at once or not at all."""
-    whose = {"experiment": experiment.name, "module": module_of(experiment)}
+    whose = {"experiment": experiment.name, "module": module_of(experiment.build)}
     write_json(directory / "config.json", whose | dataclasses.asdict(config))
 
 

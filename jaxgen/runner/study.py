@@ -87,9 +87,8 @@ class Study:
         about = (
             f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
         )
-        config, which = read_options(
-            default, Which(), argv, f"python -m experiments.{self.name}", about
-        )
+        prog = folders.command_of(folders.module_of(self.needs))
+        config, which = read_options(default, Which(), argv, prog, about)
         check_ranges(config)
         prepare_jax()
         folders.check_out(which.out)

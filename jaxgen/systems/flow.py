@@ -220,6 +220,6 @@ def likelihood(trained: runner.Trained[NormalizingFlow]) -> list[Number]:
         noise = f"{kind} dequantization, {samples} samples an image, {how}"
         bits = float(bits_per_dimension(jnp.asarray(-nats), size))
         label = "bits_per_dimension" + ("_elbo" if samples == 1 else "")
-        found.append(Number(name, nats, f"nats an example, lower bound, {noise}"))
-        found.append(Number(label, bits, f"upper bound, {noise}"))
+        found.append(Number(name, nats, f"nats an example, bound, {noise}"))
+        found.append(Number(label, bits, f"bound, {noise}"))
     return found

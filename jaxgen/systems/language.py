@@ -20,7 +20,7 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import Batch, DataSet, Image
-from jaxgen.decoding import Filter, continued
+from jaxgen.decoding import Filter, continued, everything
 from jaxgen.evaluation.report import Number
 from jaxgen.models.transformer import Transformer
 from jaxgen.systems.autoregressive import (
@@ -52,7 +52,7 @@ class Language(runner.System):
     network: Transformer
     binary: bool = False  # bits of images, drawn at random
     temperature: float = 1.0
-    keep: Filter = lambda logits: logits
+    keep: Filter = everything
 
     @property
     def begin(self) -> int:

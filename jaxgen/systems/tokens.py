@@ -18,7 +18,7 @@ from jax import Array
 
 from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Tokens
-from jaxgen.decoding import Filter, warmed
+from jaxgen.decoding import Filter, everything, warmed
 from jaxgen.diffusion.discrete import (
     Alpha,
     Denoiser,
@@ -65,7 +65,7 @@ class TokenDiffusion(runner.System):
     alpha: Alpha = linear
     binary: bool = False  # bits of images, drawn at random
     temperature: float = 1.0
-    keep: Filter = lambda logits: logits
+    keep: Filter = everything
     draws: int = 32  # of t and x_t, for the bound of each example
     copies: int = 1  # noisy forms of each example in training, beside one clean one
 

@@ -106,6 +106,12 @@ def test_a_cascade_opens_the_run_that_it_goes_on_from(run):
     assert open_run("fine").draw(10).shape == (10, 2)  # which opens the other
 
 
+def test_the_help_of_a_study_names_the_words_that_run_it(run, capsys):
+    with pytest.raises(SystemExit):
+        run("rates", "--help")
+    assert "usage: python -m strangers.rates " in capsys.readouterr().out
+
+
 def test_a_study_trains_the_run_that_is_lacking(run):
     run("pool", "train --learning-rate 1e-2")  # one of the two, with the options that are needed
     said = run("rates")
