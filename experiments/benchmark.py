@@ -476,7 +476,7 @@ def gan_in_torch() -> dict[str, Callable[[], Any]]:
             loss.backward()
             adams[0].step()
             adams[1].zero_grad()
-            softplus(-discriminator(made())).mean().backward()
+            softplus(-discriminator(made())).mean().backward(inputs=[*generator.parameters()])
             adams[1].step()
 
         return train

@@ -69,5 +69,7 @@ if __name__ == "__main__":
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the folder to write to")
     folder = parser.parse_args().out
+    if folder.exists() and not folder.is_dir():
+        parser.error(f"{folder} is a file: name a folder after --out.")
     folder.mkdir(parents=True, exist_ok=True)
     print(draw(folder))

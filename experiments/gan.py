@@ -149,8 +149,11 @@ class Config:
 def build(config: Config, data: DataSet) -> Gan:
     """The GAN of the options."""
     points = isinstance(data.kind, Points)
+    equalized = config.architecture in ("progressive", "style") and not points
     if config.train.accumulate > 1 and not points:
-        raise runner.Mistake("batch norm needs the whole batch: leave out --accumulate.")
+        raise runner.Mistake(
+            "batch norm and what tells how a batch differs need all of it: leave out --accumulate."
+        )
     half = config.train.batch // 2
     if 0 < config.pool < half:
         raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
@@ -163,8 +166,14 @@ def build(config: Config, data: DataSet) -> Gan:
         raise runner.Mistake("every stage begins with a new optimizer: leave out --decay.")
     if config.condition != "none" and data.classes < 2:
         raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
-    if config.spectral_norm != "none" and config.architecture in ("progressive", "style"):
-        raise runner.Mistake("equalized layers have their own scale: leave out --spectral-norm.")
+    if equalized and (config.spectral_norm != "none" or config.orthogonality):
+        raise runner.Mistake(
+            "equalized layers have their own scale: leave out --spectral-norm and --orthogonality."
+        )
+    if (config.path_length or config.mixing) and (config.architecture != "style" or points):
+        raise runner.Mistake(
+            "--path-length and --mixing are of images by --architecture style: leave them out."
+        )
     tables = config.architecture in ("sngan", "sagan") and config.condition != "none"
     if config.spectral_norm == "both" and tables:
         raise runner.Mistake("tables of classes have no norm: use --spectral-norm discriminator.")
@@ -303,10 +312,6 @@ def generator_terms(config: Config) -> tuple[terms.Term, ...]:
         found.append(terms.seeking(config.seeking))
     if config.condition == "auxiliary":
         found.append(terms.classes_of_fakes(1.0))
-    if (config.path_length or config.mixing) and config.architecture != "style":
-        raise runner.Mistake(
-            "--path-length and --mixing are of --architecture style: leave them out."
-        )
     if config.path_length:
         found.append(terms.paths(config.path_length))
     return (*found, *either_terms(config))
@@ -357,10 +362,10 @@ def augmentation_of(
         raise runner.Mistake(
             "--adaptive is of what --augment names, without --consistency and --instance-noise."
         )
-    if config.adaptive and config.objective not in EVEN_AT_ZERO:
+    if config.adaptive and (config.objective not in EVEN_AT_ZERO or config.label_smoothing):
         raise runner.Mistake(
             "--adaptive reads the sign of D's logits, which says something of these objectives "
-            f"alone: {', '.join(EVEN_AT_ZERO)}."
+            f"alone, without --label-smoothing: {', '.join(EVEN_AT_ZERO)}."
         )
     if config.consistency:  # which shows both what is augmented and what is not
         augment = ()

@@ -237,11 +237,13 @@ def saturation(runs: Runs, config: Config, directory: Path) -> list[Path]:
 
 
 def cell(seeds: list[list[Number]], name: str) -> str:
-    """The mean of a number over the seeds, and the worst count of modes."""
+    """The mean of a number over the seeds, over how many where not all have it, and the worst count
+    of modes."""
     values = [n.value for seed in seeds for n in seed if n.name == name]
     if not values or not np.isfinite(values).any():
         return ""
-    mean = f"{np.nanmean(values):.3g}"
+    some = np.isfinite(values).sum()  # a seed may have no sample near a mode
+    mean = f"{np.nanmean(values):.3g}" + ("" if some == len(values) else f" of {some}")
     return f"{mean} ({min(values):.0f})" if name == "modes_covered" else mean
 
 

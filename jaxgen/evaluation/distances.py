@@ -29,7 +29,8 @@ def frechet_distance(a: np.ndarray, b: np.ndarray) -> float:
     """
     _check_two(a, b)
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    return frechet_gaussians(a.mean(0), np.cov(a.T), b.mean(0), np.cov(b.T))
+    cov_a, cov_b = (np.atleast_2d(np.cov(x.T)) for x in (a, b))
+    return frechet_gaussians(a.mean(0), cov_a, b.mean(0), cov_b)
 
 
 def _check_two(a: np.ndarray, b: np.ndarray) -> None:

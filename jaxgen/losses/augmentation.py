@@ -77,7 +77,7 @@ def cutout(key: Array, x: Array) -> Array:
 
 
 def colour(key: Array, x: Array) -> Array:
-    """Brightness, saturation and contrast: values may leave [-1, 1], by what brightness adds."""
+    """Brightness, saturation and contrast: values may leave [-1, 1]."""
     chex.assert_rank(x, 4)
     one = (len(x), 1, 1, 1)
     brightness, saturation, contrast = (

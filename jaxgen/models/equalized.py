@@ -12,6 +12,7 @@ import math
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
 
 GAIN = math.sqrt(2)  # of a layer before a rectifier (He et al. 2015, section 2.2); 1 before none
@@ -24,6 +25,7 @@ def leaky(x: Array) -> Array:
 
 def convolved(x: Array, kernel: Array) -> Array:
     """x ``[B, H, W, in]`` and a kernel ``[h, w, in, out]`` to ``[B, H, W, out]``."""
+    x, kernel = promote_dtype(x, kernel)
     return lax.conv_general_dilated(
         x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
@@ -103,5 +105,7 @@ def on_sphere(z: Array, labels: Array | None, classes: int | None) -> Array:
         raise ValueError("labels are given if and only if num_classes is set.")
     if labels is None or classes is None:
         return pixel_norm(z)
-    embedding = EqualizedDense(z.shape[-1], gain=1.0)(jax.nn.one_hot(labels, classes))
+    embedding = EqualizedDense(z.shape[-1], gain=1.0, name="embedding")(
+        jax.nn.one_hot(labels, classes)
+    )
     return jnp.concatenate([pixel_norm(z), pixel_norm(embedding)], axis=-1)

@@ -179,7 +179,9 @@ class ResNetGenerator(nn.Module):
             raise ValueError("labels are given if and only if classes is set.")
         parts = len(self.widths)
         if self.skip_z and z.shape[1] % parts:
-            raise ValueError(f"{z.shape[1]} latents cannot be cut into {parts} chunks.")
+            less = z.shape[1] // parts * parts
+            near = f"{less} or {less + parts}" if less else parts
+            raise ValueError(f"latents are cut into {parts} chunks, not {z.shape[1]}: use {near}.")
         first, *chunks = jnp.split(z, parts if self.skip_z else 1, axis=1)
         told: list[Any] = chunks or [None] * (parts - 1)
         if labels is None or self.classes is None:

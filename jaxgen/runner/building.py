@@ -94,14 +94,18 @@ def stage_of(system: System, start: int, config: Any) -> Stage:
         key, averaged, moving = key_and_weights
         state = players(system, system.grow(key, averaged))
         moved = players(system, system.grow(key, moving))
-        of = {k: dataclasses.replace(s, params=moved[k].params) for k, s in state.of.items()}
+        times = {turn.player: turn.times for turn in system.turns()}
+        of = {
+            k: dataclasses.replace(s, params=moved[k].params, step=s.step + times[k] * start)
+            for k, s in state.of.items()
+        }
         return Players(state.step + start, of)
 
     return Stage(
         start,
         grown if start else lambda key: begin(system, key),
         make_turns(system.turns(), make_ema_decay(config.train), config.train.accumulate),
-        lambda state: system.score(weights_of(state)),
+        lambda state: system.score(weights_of(state), state.step),
         batches_of(system.turns()),
     )
 

@@ -39,11 +39,11 @@ def stages_together(
 ) -> list[Stage]:
     """The stages of a sweep: states, batches and keys have a first axis of members."""
     each = sweeps.each_member(experiment.build, members, data)
-    alone: dict[str, System] = {}  # those that differ in their seed alone are scored by one system
+    alone: dict[str, Any] = {}  # those that differ in their seed alone are scored by one system
     for member in members:
         shared = str(member.settings)
-        alone[shared] = alone.get(shared) or build(experiment, member.config, data)
-    stages = [alone[str(member.settings)].stages() for member in members]
+        alone[shared] = alone.get(shared) or build(experiment, member.config, data).stages()
+    stages = [alone[str(member.settings)] for member in members]
 
     def stage(i: int, start: int) -> Stage:
         def of(system: System, config: Any) -> Stage:
@@ -55,8 +55,11 @@ def stages_together(
             return each(run, state, batch, key)
 
         def score(state: Players) -> np.ndarray:
-            each_weights = [weights_of(part(state, m)) for m in range(len(members))]
-            return np.array([s[i][1].score(w) for s, w in zip(stages, each_weights, strict=True)])
+            parts = [part(state, m) for m in range(len(members))]
+            scored = [
+                s[i][1].score(weights_of(p), p.step) for s, p in zip(stages, parts, strict=True)
+            ]
+            return np.array(scored)
 
         start_of = lambda s, c, seed: of(s, c).begin(seed)  # noqa: E731
         batches = batches_of(stages[0][i][1].turns())

@@ -151,8 +151,9 @@ class System:
         """:meth:`measured` over any number of examples, on one device."""
         return OverRows(self.measured, jax.local_devices()[:1])
 
-    def score(self, weights: Any) -> float:
-        """What checkpoints are selected by, lower is better: the mean loss in validation."""
+    def score(self, weights: Any, step: Any = END) -> float:
+        """What checkpoints are selected by, of weights after so many steps, lower is better: the
+        mean loss in validation."""
         batch = some(self.data.validation, SCORED)
         return float(self.losses(weights, jax.random.key(0), batch, CHUNK)[0].mean())
 

@@ -141,10 +141,14 @@ class Trained(Generic[S]):
         """The classes that the samples were drawn for, where there are such."""
         return self.data.given(count)["label"] if self.data.classes > 1 else None
 
+    def mapped(self, function: Callable[[Any, Array, Any], Any]) -> OverRows:
+        """A function over rows, on all devices of the run: compiled at its first call alone."""
+        return OverRows(function, self._devices)
+
     def over(
         self,
         activity: str,
-        function: Callable[[Any, Array, Any], Any],
+        function: Callable[[Any, Array, Any], Any] | OverRows,
         rows: Any,
         *,
         key: int = 1,
@@ -152,9 +156,10 @@ class Trained(Generic[S]):
     ) -> Any:
         """``function(weights, key, rows [size, ...]) -> arrays [size, ...]`` over all rows.
 
-        ``key``, from 1 on, sets its draws apart from those of other measures.
+        ``key``, from 1 on, sets its draws apart from those of other measures. What is called for
+        more than once is :meth:`mapped` first.
         """
-        mapped = OverRows(function, self._devices)
+        mapped = function if isinstance(function, OverRows) else self.mapped(function)
         size = size or self.sampling.sample_batch
         return mapped(
             self.weights, jax.random.fold_in(self.key, key), rows, size, activity=activity

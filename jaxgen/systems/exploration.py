@@ -29,7 +29,8 @@ MEASURED = 500  # samples for each of them
 def drawn(trained: Trained, z: Array | np.ndarray, labels: Array | np.ndarray) -> np.ndarray:
     """Examples of latents ``[N, Z]`` and classes ``[N]``."""
     generate = lambda weights, key, of: trained.system.generate(weights, *of)  # noqa: E731
-    return trained.over("latents", generate, (np.asarray(z), np.asarray(labels)), size=100)
+    mapped = trained.once("generate", lambda: trained.mapped(generate))  # compiled once
+    return trained.over("latents", mapped, (np.asarray(z), np.asarray(labels)), size=100)
 
 
 def arcs(trained: Trained) -> list[Path]:
@@ -82,18 +83,18 @@ def directions(trained: Trained) -> list[Path]:
 
 
 def first_kernel(system: Gan, weights: Any) -> np.ndarray | None:
-    """The kernel ``[Z, F]`` that latents meet first; None where it is of another size."""
+    """The kernel ``[Z, F]`` that latents meet first; None where it is of another size, or is one of
+    several that meet parts of them."""
+    if getattr(system.generator, "skip_z", False):
+        return None
+    beside = (0, system.data.classes, system.latents) if system.conditional else (0,)
     params = lipschitz(*weights["generator"]).params
     for path, leaf in jax.tree.leaves_with_path(params):
-        told = leaf.ndim == 2 and len(leaf) in (system.latents, system.latents + classes_of(system))
-        if told and "kernel" in str(path[-1]):
+        of_classes = any(word in str(path) for word in ("embedding", "Norm"))
+        met = leaf.ndim == 2 and len(leaf) - system.latents in beside and not of_classes
+        if met and "kernel" in str(path[-1]):
             return np.asarray(leaf[: system.latents])
     return None
-
-
-def classes_of(system: Gan) -> int:
-    """How many numbers beside z tell the class."""
-    return system.data.classes if system.conditional else 0
 
 
 def projections(trained: Trained) -> list[Path]:
@@ -157,8 +158,10 @@ def towards_mean(trained: Trained) -> Callable[[float], np.ndarray]:
         w = part("mapping", z, system.told(labels))
         return part("synthesis", truncated(w, variables["mapping"]["mean"], psi[:, None]))
 
+    mapped = trained.mapped(draw)
+
     def samples(psi: float) -> np.ndarray:
         rows = (z, labels, np.full(MEASURED, psi, np.float32))
-        return trained.over("latents", draw, rows, size=100)
+        return trained.over("latents", mapped, rows, size=100)
 
     return samples

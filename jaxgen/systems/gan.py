@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -30,6 +31,7 @@ from jaxgen.losses.augmentation import (
     with_probability,
 )
 from jaxgen.losses.regularization import power_vectors, spectrally_normalized
+from jaxgen.models.discriminator import Reconstructing
 from jaxgen.models.progressive import faded
 from jaxgen.models.progressive import grown as carried
 from jaxgen.runner.system import END
@@ -309,9 +311,8 @@ class Gan(runner.System):
 
     @cached_property
     def _statistics(self) -> bool:
-        """Whether the generator keeps running averages."""
-        kept = jax.eval_shape(self.init, jax.random.key(0))["generator"]
-        return bool(public(kept).keys() - {"params", GROWTH})
+        """Whether the generator's norms keep running averages."""
+        return "batch_stats" in jax.eval_shape(self.init, jax.random.key(0))["generator"]
 
     @cached_property
     def _sampler(self) -> OverRows:
@@ -321,11 +322,15 @@ class Gan(runner.System):
     def _real_features(self) -> np.ndarray:
         return features_of(self.data, feature_space(self.data), self.data.train, 10_000)
 
-    def score(self, weights: Any) -> float:
-        """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points."""
+    def score(self, weights: Any, step: Any = END) -> float:
+        """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points; it is
+        infinite where a sample is not finite."""
         given, key = self.data.given(SCORED), jax.random.key(1)
         x = self._sampler(self.settled(weights), key, given, SCORED)
-        for line in [*self.lost(x), *self.out_of_balance(weights)]:
+        if not np.isfinite(x).all():
+            console.print("warning: samples are not finite: see --clip and --learning-rate.")
+            return math.inf
+        for line in [*self.lost(x), *self.out_of_balance(weights, step)]:
             what = line.partition("see --")[2]  # the numbers in it change, what to try does not
             if what not in self._told:
                 console.print(f"warning: {line}")
@@ -350,20 +355,22 @@ class Gan(runner.System):
             found = count if classify is None else len(np.unique(classify(x)))
         if found == count or len(x) < 20 * count:
             return []
+        head = "" if isinstance(self.discriminator, Reconstructing) else "--minibatch, "
         return [
             f"{count - found} of {count} {noun} are lost, among {len(x)} samples: see --penalty "
-            "r1, --minibatch, --seeking and --discriminator-steps."
+            f"r1, {head}--seeking and --discriminator-steps."
         ]
 
-    def out_of_balance(self, weights: Any) -> list[str]:
+    def out_of_balance(self, weights: Any, step: Any) -> list[str]:
         """Whether D tells all apart, or its penalty outweighs all else: sentences."""
-        told = {k: float(v) for k, v in self._judgement(weights).items()}
+        told = {k: float(v) for k, v in self._judgement(weights, step).items()}
+        augmented = "" if isinstance(self.data.kind, Points) else "--augment "
         lines = []
         if told.get("real_probability", 0) > SURE and told["fake_probability"] < 1 - SURE:
             lines.append(
                 f"D tells data (D = {told['real_probability']:.3f}) and samples "
                 f"({told['fake_probability']:.3f}) apart: see --instance-noise, --penalty r1, "
-                "--augment and --discriminator-rate."
+                f"{augmented}and --discriminator-rate."
             )
         weight = sum(t.weight for t in self.discriminator_terms if t.name == "penalty")
         if weight * told.get("penalty", 0) > STEEP:
@@ -374,14 +381,14 @@ class Gan(runner.System):
         return lines
 
     @cached_property
-    def _judgement(self) -> Callable[[Any], dict[str, Array]]:
+    def _judgement(self) -> Callable[[Any, Any], dict[str, Array]]:
         batch = jax.tree.map(jnp.asarray, some(self.data.validation, self.batch))
         at_once = tuple(term._replace(every=1) for term in self.discriminator_terms)
         system = replace(self, discriminator_terms=at_once)
 
-        def judge(weights: Any) -> dict[str, Array]:
+        def judge(weights: Any, step: Array) -> dict[str, Array]:
             d = weights["discriminator"]
-            now = Now(END, d.memory, weights)
+            now = Now(step, d.memory, weights)
             told = system.judging(d.params, batch, jax.random.key(0), now)[1].metrics
             return jax.tree.map(jnp.mean, told)
 
@@ -432,7 +439,8 @@ def forward(
 
 
 def evaluated(module: nn.Module, weights: Any, x: Array, labels: Array | None) -> Any:
-    """What a trained network answers, each example by itself."""
+    """What a trained network answers, by averages of batches that it kept: each example by itself,
+    but for a discriminator that looks at how examples of a batch differ."""
     return module.apply(variables_of(lipschitz(*weights)), x, labels, train=False)
 
 

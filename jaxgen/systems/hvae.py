@@ -28,7 +28,7 @@ from jaxgen.losses.hierarchy import Level, LevelTerms, Step
 from jaxgen.losses.latents import free_bits
 from jaxgen.losses.regularization import power_vectors, spectral_norms
 from jaxgen.plotting import save_pairs, save_rows, save_together
-from jaxgen.runner.system import CHUNK, SCORED
+from jaxgen.runner.system import CHUNK, END, SCORED
 from jaxgen.systems.bounds import Over, prepared, shown
 from jaxgen.training.logging import console
 from jaxgen.training.step import Aux, Metrics, Now
@@ -155,7 +155,7 @@ class HVae(runner.System):
         state, _ = hierarchy.draw_levels(key, steps, start, temperature=temperature)
         return shown(self.binary, self.decode(weights.params, state).mean)
 
-    def score(self, weights: Any) -> float:
+    def score(self, weights: Any, step: Any = END) -> float:
         """The bound in validation; levels that are not used are told."""
         batch = some(self.data.validation, SCORED)
         values, terms = self.losses(weights, jax.random.key(0), batch, CHUNK)

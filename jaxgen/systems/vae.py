@@ -29,7 +29,7 @@ from jaxgen.evaluation.report import Number, measured
 from jaxgen.losses import elbo
 from jaxgen.losses.latents import information_by_latent, kl_parts
 from jaxgen.plotting import save_grid, save_pairs, save_rows, save_together
-from jaxgen.runner.system import CHUNK, SCORED
+from jaxgen.runner.system import CHUNK, END, SCORED
 from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepared, shown
 from jaxgen.training.logging import console
@@ -134,7 +134,7 @@ class Vae(runner.System):
             return p_x.sample(key_x)
         return self.shown(self.seen(key_x, p_x))
 
-    def score(self, weights: Any) -> float:
+    def score(self, weights: Any, step: Any = END) -> float:
         """The bound in validation; latents that are not used are told."""
         batch = some(self.data.validation, SCORED)
         means = self._codes(weights, jax.random.key(0), batch, CHUNK)
@@ -144,7 +144,7 @@ class Vae(runner.System):
                 f"warning: {dead} of {self.latents} latents are unused (the mean of q(z|x) varies "
                 "by less than 0.01 over the data): see --free-bits, --kl-warmup and --beta."
             )
-        return super().score(weights)
+        return super().score(weights, step)
 
     @cached_property
     def _codes(self) -> OverRows:

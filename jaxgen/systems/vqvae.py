@@ -25,6 +25,7 @@ from jaxgen.losses import quantization
 from jaxgen.losses.quantization import Codebook, Quantized
 from jaxgen.models.transformer import Transformer
 from jaxgen.plotting import save_pairs
+from jaxgen.runner.system import END
 from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.autoregressive import save_drawn
 from jaxgen.training.step import Aux, Metrics, Now
@@ -297,9 +298,9 @@ class CodePrior(runner.System):
         nats = -self.log_prob(params, code, batch["label"], **how).mean(axis=1)
         return nats, {"bits_per_code": nats / math.log(2)}
 
-    def score(self, weights: Any) -> float:
+    def score(self, weights: Any, step: Any = END) -> float:
         """Less than that of even codes, so that it is below the error of every first stage."""
-        return super().score(weights) - float(np.log(self.sizes).mean())
+        return super().score(weights, step) - float(np.log(self.sizes).mean())
 
     def drawn(self, key: Array, params: Any, known: Array, labels: Array) -> Array:
         """Codes ``[B, h, w, depth]`` whose first rows ``[B, < h, w, depth]`` are ``known``."""

@@ -34,6 +34,7 @@ def test_frechet_distance_of_samples():
     b = 2 * RNG.standard_normal((50_000, 3)) + 1
     np.testing.assert_allclose(frechet_distance(a, b), 3 * 1 + 3 * (2 - 1) ** 2, rtol=0.03)
     assert frechet_distance(a, a) < 1e-9
+    np.testing.assert_allclose(frechet_distance(a[:, :1], b[:, :1]), 1 + 1, rtol=0.05)
 
 
 def test_kernel_distance_is_unbiased():

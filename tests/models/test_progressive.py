@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen.models.equalized import convolved
 from jaxgen.models.progressive import (
     Body,
     Generator,
@@ -204,6 +205,14 @@ def test_growth_keeps_what_an_optimizer_knows():
     found, _ = adam.update({**slope, "b": jnp.zeros(3)}, grown(state, adam.init(fresh)))
     np.testing.assert_array_equal(found["a"], want["a"])
     np.testing.assert_array_equal(found["b"], 0)
+
+
+def test_data_of_single_precision_meet_weights_of_double():
+    with jax.enable_x64(True):
+        x = jnp.ones((2, 4, 4, 3), jnp.float32)
+        kernel = jnp.full((3, 3, 3, 5), 1e-9 + 1.0, jnp.float64)
+        assert convolved(x, kernel).dtype == jnp.float64
+        np.testing.assert_allclose(convolved(x, kernel)[0, 1, 1], 27 + 27e-9, rtol=1e-12)
 
 
 def test_labels_say_what_is_generated():

@@ -13,6 +13,7 @@ from jaxgen.data.sources import load
 from jaxgen.models.discriminator import Judged
 from jaxgen.runner.building import begin
 from jaxgen.runner.system import weights_of
+from jaxgen.systems.exploration import first_kernel
 from jaxgen.systems.gan import forward, lipschitz
 from jaxgen.training.step import Now, make_turns
 
@@ -186,7 +187,7 @@ def test_a_discriminator_that_is_sure_or_steep_is_told():
     """D = sigmoid(200 (|x| - 1/2)) is sure of data, 4 from the middle, and of samples in it."""
     system = system_of("points", penalty="r1")
     weights = weights_of(begin(system, jax.random.key(1)))
-    assert system.out_of_balance(weights) == []
+    assert system.out_of_balance(weights, 0) == []
 
     class Radius(nn.Module):
         @nn.compact
@@ -201,8 +202,40 @@ def test_a_discriminator_that_is_sure_or_steep_is_told():
             return self.param("scale", nn.initializers.constant(0.01), ()) * z[:, :2]
 
     sure = replace(system, discriminator=Radius(), generator=Middle())
-    told, steep = sure.out_of_balance(weights_of(begin(sure, jax.random.key(1))))
+    weights = weights_of(begin(sure, jax.random.key(1)))
+    told, steep = sure.out_of_balance(weights, 0)
     assert told.startswith(
         "D tells data (D = 1.000) and samples (0.000) apart: see --instance-noise"
     )
     assert steep.startswith("D is steep (penalty 2e+04, weight 10): see --penalty-weight")
+    assert "--augment" not in told  # which is of images
+    # while noise carries samples out of the middle, D is not sure of them
+    noisy = replace(system_of("points", penalty="r1", instance_noise=50.0, steps=4))
+    noisy = replace(noisy, discriminator=Radius(), generator=Middle())
+    assert len(noisy.out_of_balance(weights, 0)) == 1
+    assert len(noisy.out_of_balance(weights, 4)) == 2
+
+
+def test_samples_that_are_not_finite_are_the_worst(capsys):
+    system = system_of("points")
+    weights = weights_of(begin(system, jax.random.key(1)))
+    boundless = weights["generator"]._replace(
+        params=jax.tree.map(lambda p: p * 1e25, weights["generator"].params)
+    )
+    assert system.score({**weights, "generator": boundless}, 3) == np.inf
+    assert "samples are not finite" in capsys.readouterr().out
+    assert np.isfinite(system.score(weights, 3))
+
+
+def test_directions_are_of_the_layer_that_latents_meet():
+    """Ten latents of ten classes: no table of classes is taken for it."""
+    told = {"condition": "projection", "latents": 10}
+    found = {}
+    for name in ("dcgan", "progressive"):
+        system = system_of("images", architecture=name, **told)
+        weights = weights_of(begin(system, jax.random.key(1)))
+        found[name] = first_kernel(system, weights)
+    assert found["dcgan"].shape[0] == found["progressive"].shape[0] == 10
+    assert found["progressive"].shape[1] > 10
+    cut = system_of("images", architecture="small_biggan", condition="projection", latents=48)
+    assert first_kernel(cut, weights_of(begin(cut, jax.random.key(1)))) is None

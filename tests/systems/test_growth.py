@@ -41,6 +41,7 @@ def test_at_a_change_of_stage_both_players_answer_as_before(key):
     config = replace(GROWING, train=replace(train, ema=0.5))
     grown = stage_of(large, second, config).begin((key, *weights))
     assert grown.step == 4
+    assert grown["discriminator"].step == grown["generator"].step == 4  # averages do not begin anew
     for before, after in zip(weights, (weights_of(grown), moving_of(grown)), strict=True):
         x = small.generate(before, z, y)
         np.testing.assert_allclose(large.generate(after, z, y), x, rtol=1e-4, atol=1e-5)
