@@ -152,7 +152,7 @@ FAMILIES = {
     "DDPM": Family(
         ddpm.EXPERIMENT,
         "--variance learned",
-        "--preset digits --variance learned --batch 32 --steps 1000",
+        "--preset digits --variance learned --batch 32 --steps 1000 --bound-images 20",
         {
             "bound": (diffusion.likelihoods, "bits_per_dimension"),
             "estimate": (diffusion.likelihoods, "ode_bits_per_dimension"),
