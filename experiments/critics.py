@@ -9,6 +9,10 @@ DCGAN, with the steps, the batch and the learning rate of experiments.gan's pres
 penalty and five updates of the critic (Gulrajani et al. 2017), hinge with spectral norms (Miyato et
 al. 2018), and log D with R1 (Mescheder et al. 2018). `critics.md` is the table, `critics.png` shows
 samples of each.
+
+Expect, on MNIST with --train='--channels 32 --batch 64 --steps 3000': one and a half hours of one
+core, and the table of RESULTS.md: all classes are covered, WGAN-GP is nearest at eight times the
+cost, hinge with spectral norms next at no cost.
 """
 
 from __future__ import annotations
@@ -118,7 +122,8 @@ def told(values: list[float]) -> str:
     each = [value for value in values if np.isfinite(value)]
     if not each:
         return ""
-    return f"{np.mean(each):.3g} ({', '.join(f'{value:.3g}' for value in each)})"
+    shown = lambda value: f"{value:.0f}" if value >= 100 else f"{value:.3g}"  # noqa: E731
+    return f"{shown(np.mean(each))} ({', '.join(map(shown, each))})"
 
 
 STUDY = runner.Study(
