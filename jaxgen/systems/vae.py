@@ -31,7 +31,7 @@ from jaxgen.losses.latents import information_by_latent, kl_parts
 from jaxgen.plotting import save_grid, save_pairs, save_rows, save_together
 from jaxgen.runner.system import CHUNK, END, SCORED
 from jaxgen.systems.autoencoder import FITTED, some_of
-from jaxgen.systems.bounds import Model, NegativeElbo, Objective, center, prepared, shown
+from jaxgen.systems.bounds import Model, NegativeElbo, Objective, binarized, center, prepared, shown
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
@@ -252,10 +252,10 @@ def conditionals(trained: runner.Trained[Vae]) -> list[Path]:
 def bound(trained: runner.Trained[Vae]) -> list[Number]:
     """The ELBO of the test set, its terms, and the error of reconstructions."""
     batch, system = trained.test(), trained.system
-    scale = "binarized at random" if system.binary else "at models' scale"
+    scale = binarized(trained.data, True) if system.binary else ", at models' scale"
     _, terms = trained.over("bound", system.measured, batch, key=2, size=250)
     elbos = terms["reconstruction"] - terms["kl"]
-    tested = f"nats an example, {len(elbos)} test examples, {scale}, one draw of z, {trained.ema}"
+    tested = f"nats an example, {len(elbos)} test examples{scale}, one draw of z, {trained.ema}"
 
     def error(weights: Any, key: Array, batch: Any) -> Array:
         x, again = reconstruct(system, weights, key, batch)
