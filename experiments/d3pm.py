@@ -104,7 +104,7 @@ def build(config: Config, data: DataSet) -> TokenDiffusion:
     sure = runner.choose("sampler", draw.sampler, SAMPLERS) == "confident"
     if sure and not masked:
         raise ValueError("--sampler confident is of --noise masked.")
-    if config.auxiliary and masked:
+    if masked and config.auxiliary:
         raise ValueError("--auxiliary is of --noise uniform.")
     length = math.prod(data.shape)
     if config.block is not None and not masked:

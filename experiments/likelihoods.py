@@ -62,11 +62,6 @@ def entries(run: Run) -> int:
     return math.prod(run.data.shape)
 
 
-def pixels(run: Run) -> int:
-    """A pass for each pixel."""
-    return math.prod(run.data.shape[:-1])
-
-
 def once(run: Run) -> int:
     """One pass."""
     return 1
@@ -104,7 +99,7 @@ FAMILIES = {
         " --learning-rate 2e-3 --decay cosine",
         "--model plusplus --layers 1 --width 24 --steps 2000",
         EXACT,
-        pixels,
+        entries,
     ),
     "Transformer": Family(
         gpt.EXPERIMENT,
@@ -195,7 +190,8 @@ def rows_of(runs: Runs) -> dict[str, dict[str, Number]]:
 def measured(family: Family, run: Run) -> dict[str, Number]:
     """The row of a family."""
     size, row = math.prod(run.data.shape), {}
-    of_measure = {measure: measure(run) for measure, _ in family.found.values()}
+    measures = {measure for measure, _ in family.found.values()}  # one may tell both numbers
+    of_measure = {measure: measure(run) for measure in measures}
     for kind, (measure, wanted) in family.found.items():
         (number,) = [n for n in of_measure[measure] if n.name == wanted]
         nats = number.value if "bits" not in wanted else -number.value * size * math.log(2)

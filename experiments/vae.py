@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Annotated, Any
 
 from flax import linen as nn
 
@@ -112,7 +112,7 @@ class Config:
     # logistic_mixture, beta or continuous_bernoulli (default: bernoulli for grey images, logistic
     # for coloured ones, learned_gaussian for points).
     likelihood: str = "default"
-    std: runner.NonNegative = 0.2  # Of the gaussian likelihood.
+    std: Annotated[float, runner.Range(1e-6)] = 0.2  # Of the gaussian likelihood.
     # q(z|x): normal (diagonal), committed (diagonal, each latent's KL at least --committed-rate),
     # full (every covariance), or a diagonal normal moved by planar, householder or iaf (inverse
     # autoregressive) steps.
@@ -239,21 +239,29 @@ def objective_of(config: Config, data: DataSet) -> Objective:
         if name != "iwae" and config.posterior not in (*DIAGONAL, "full"):
             raise ValueError(f"--objective {name} takes --posterior normal or full: use iwae.")
         return Importance(IMPORTANCE[name], samples)
-    if config.free_bits and name != "elbo":
-        raise ValueError("--free-bits go with --objective elbo.")
+    if name == "elbo":
+        return NegativeElbo(weighed, samples, config.free_bits)
+    if config.free_bits or samples > 1:
+        raise ValueError(
+            f"--free-bits and --latent-samples are of --objective elbo, not of {name}: leave out."
+        )
+    if not 2 <= config.train.batch <= len(data.train):
+        raise ValueError(
+            f"--objective {name} is of a batch of 2 to {len(data.train)} examples: change --batch."
+        )
     if name == "tc":
         if config.posterior not in DIAGONAL or config.prior != "normal":
             raise ValueError("--objective tc takes --posterior normal and --prior normal.")
         return TotalCorrelation(weighed, len(data.train))
-    if name == "mmd":
-        return Discrepancy(weighed, config.mmd_weight)
-    return NegativeElbo(weighed, samples, config.free_bits)
+    return Discrepancy(weighed, config.mmd_weight)
 
 
 def weight_over_time(config: Config) -> Over:
     """The weight of the KL at a step."""
     if config.kl_warmup and config.kl_cycles:
         raise ValueError("--kl-cycles rise by themselves: leave out --kl-warmup.")
+    if config.kl_cycles > config.train.steps:
+        raise ValueError("--kl-cycles are of a step or more each: use fewer, or more --steps.")
     if config.kl_cycles:
         return lambda step: config.beta * cyclical(step, config.train.steps // config.kl_cycles)
     return lambda step: config.beta * warm_up(step, config.kl_warmup)

@@ -87,6 +87,10 @@ def build(config: Config, data: DataSet) -> VqVae | CodePrior:
         quantizer,
     )
     if train.steps <= config.code_steps:
+        if config.conditional:
+            raise ValueError(
+                "--conditional is of the prior: use more --steps, or fewer --code-steps."
+            )
         return autoencoder
     network = Transformer(
         sum(quantizer.sizes) + (classes or 1),

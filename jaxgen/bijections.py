@@ -1,6 +1,6 @@
 """Rising maps of the line onto itself, entry by entry: forwards with their slopes, and backwards.
 
-What they are made of may be anything: no parameters, however large, break them.
+What they are made of may be anything: parameters as large as 1e18 do not break them.
 """
 
 from __future__ import annotations
@@ -133,8 +133,10 @@ def inverse_rational_quadratic(
     curve = v * (b.slope_0 + b.slope_1 - 2 * b.slope)
     a_2, a_1, a_0 = b.slope - b.slope_0 + curve, b.slope_0 - curve, -b.slope * v
     root = jnp.sqrt(jnp.maximum(a_1**2 - 4 * a_2 * a_0, 1e-30))
-    t = jnp.clip(2 * a_0 / (-a_1 - root), 0, 1)
-    return jnp.where(inside, b.x + b.width * t, y)
+    falls = a_1 < 0  # then a_2 = s - a_1 > 0; of either form that which subtracts no equal numbers
+    rises = 2 * a_0 / jnp.where(falls, -1.0, -a_1 - root)
+    t = jnp.where(falls, (root - a_1) / jnp.where(falls, 2 * a_2, 1.0), rises)
+    return jnp.where(inside, b.x + b.width * jnp.clip(t, 0, 1), y)
 
 
 def spline(bins: int = 8, half: float = 3.0) -> Bijection:

@@ -12,7 +12,7 @@ LAYERS = {  # what each may import of the project
     "jaxgen.bijections": set(),
     "jaxgen.posteriors": {"distributions"},
     "jaxgen.losses": {"distributions", "posteriors", "diffusion"},
-    "jaxgen.diffusion": {"distributions"},
+    "jaxgen.diffusion": {"distributions", "decoding"},
     "jaxgen.models": {"distributions", "posteriors", "bijections"},
     "jaxgen.training": set(),
     "jaxgen.data": {"training"},  # for its progress: what takes long shows how far it is

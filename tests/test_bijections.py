@@ -102,6 +102,14 @@ def test_steep_and_flat_bins_are_undone_as_far_as_their_slope_allows():
     assert error.max() < 1e-5
 
 
+def test_steep_knots_between_even_bins_are_undone():
+    """Where the quadratic's middle term is large and negative, its root is no small difference."""
+    y = jnp.linspace(-2.9, 2.9, 101)
+    p = [jnp.zeros((101, n)) for n in (4, 4)] + [jnp.full((101, 3), 1e3)]
+    again, _ = rational_quadratic(inverse_rational_quadratic(y, *p), *p)
+    np.testing.assert_allclose(again, y, atol=1e-3)
+
+
 def test_a_spline_has_two_bins_at_least():
     with pytest.raises(ValueError, match="bins, not 1"):
         spline(1)

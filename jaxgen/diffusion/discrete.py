@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from jaxgen.decoding import everything
+
 NEVER = -1e30  # the logarithm of what cannot be
 
 Denoiser = Callable[[Array, Array], Array]
@@ -139,11 +141,6 @@ def knowing(denoise: Denoiser, known: Array, x_0: Array) -> Denoiser:
 
 
 # --- samplers -----------------------------------------------------------------------------------
-
-
-def everything(log_p: Array) -> Array:
-    """Log-probabilities ``[..., V]`` as they are."""
-    return log_p
 
 
 def ancestral(pi: Array, alpha: Alpha = linear, kept: Kept = everything) -> Step:

@@ -29,6 +29,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.dtypes import promote_dtype
 from jax import Array, lax
 from jax.custom_derivatives import SymbolicZero
 
@@ -120,7 +121,7 @@ class Doubling(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         kernel = self.param("kernel", self.kernel_init, (4, 4, x.shape[-1], self.features))
-        out = doubled(x, kernel)
+        out = doubled(*promote_dtype(x, kernel))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros_init(), (self.features,))
             out = out + bias[None, None, None]

@@ -304,7 +304,7 @@ class Dequantizer(nn.Module):
 
     def setup(self) -> None:
         network = lambda outputs: ConvNet(outputs, self.width)  # noqa: E731
-        self.features = ConvNet(self.width // 2, self.width, nn.initializers.lecun_normal())
+        self.features = ConvNet(max(self.width // 2, 1), self.width, nn.initializers.lecun_normal())
         self.flow = Squeezed(Chain(steps(self.count, affine(), network)))
 
     def __call__(self, eps: Array, x: Array) -> tuple[Array, Array]:

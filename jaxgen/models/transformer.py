@@ -90,7 +90,9 @@ def with_cache(cache: Cache, at: Array | int, first: Array, block: int = 1) -> A
 
     def attention(q: Array, k: Array, v: Array) -> tuple[Array, Cache]:
         k, v = (
-            jax.lax.dynamic_update_slice_in_dim(old, new.swapaxes(1, 2), at, axis=2)
+            jax.lax.dynamic_update_slice_in_dim(
+                old, new.swapaxes(1, 2).astype(old.dtype), at, axis=2
+            )
             for old, new in zip(cache, (k, v), strict=True)
         )
         slots, rows = jnp.arange(k.shape[2]), at + jnp.arange(q.shape[1])
@@ -131,10 +133,10 @@ class Transformer(nn.Module):
     dropout: float = 0.0
 
     def setup(self) -> None:
-        if self.width % self.heads or self.heads % self.shared:
-            raise ValueError(
-                f"{self.heads} heads of {self.shared} keys do not divide a width of {self.width}."
-            )
+        if self.width % self.heads:
+            raise ValueError(f"{self.heads} heads do not divide a width of {self.width}.")
+        if self.heads % self.shared:
+            raise ValueError(f"{self.shared} key heads do not divide {self.heads} heads.")
         if self.rotary and self.width // self.heads % 2:
             size = self.width // self.heads
             raise ValueError(f"heads of {size} have no pairs to turn: use another width.")
@@ -277,6 +279,8 @@ class TokenDenoiser(nn.Module):
         width = self.transformer.width
         if self.timed and self.block is not None:
             raise ValueError("clean tokens beside noisy ones have no time: use no block, or masks.")
+        if self.timed and width < 2:
+            raise ValueError("a time is told by two numbers or more: use a larger width.")
         if self.timed:
             self.time = nn.Sequential([nn.Dense(width), nn.silu, nn.Dense(width)])
         if self.classes is not None:

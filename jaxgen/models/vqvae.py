@@ -16,7 +16,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.Conv(self.width // 2, (3, 3))(nn.relu(x))
+        h = nn.Conv(max(self.width // 2, 1), (3, 3))(nn.relu(x))
         return x + nn.Conv(self.width, (1, 1))(nn.relu(h))
 
 
@@ -55,7 +55,7 @@ class CodeDecoder(nn.Module):
             x = Residual(self.width)(x)
         for i in range(self.ups):
             last = i == self.ups - 1
-            features = channels if last else self.width // 2
+            features = channels if last else max(self.width // 2, 1)
             x = Doubling(features)(nn.relu(x))
         if not self.ups:
             x = nn.Conv(channels, (3, 3))(nn.relu(x))

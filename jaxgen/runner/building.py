@@ -94,9 +94,10 @@ def stage_of(system: System, start: int, config: Any) -> Stage:
         key, averaged, moving = key_and_weights
         state = players(system, system.grow(key, averaged))
         moved = players(system, system.grow(key, moving))
+        before = start if system.carries else 0  # the steps that averages are of
         times = {turn.player: turn.times for turn in system.turns()}
         of = {
-            k: dataclasses.replace(s, params=moved[k].params, step=s.step + times[k] * start)
+            k: dataclasses.replace(s, params=moved[k].params, step=s.step + times[k] * before)
             for k, s in state.of.items()
         }
         return Players(state.step + start, of)

@@ -159,6 +159,7 @@ class Option(NamedTuple):
     value: Any
     range: Range | None
     measuring: bool  # it changes nothing in training
+    several: bool  # it has one value at least
 
 
 def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
@@ -169,7 +170,8 @@ def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
         if dataclasses.is_dataclass(value):
             yield from options_of(value, looked_at)
         else:
-            yield Option(f.name, value, range_in(hints[f.name]), looked_at)
+            several = isinstance(f.default, tuple) and f.default != ()
+            yield Option(f.name, value, range_in(hints[f.name]), looked_at, several)
 
 
 def range_in(hint: Any) -> Range | None:
@@ -190,11 +192,14 @@ def check_ranges(config: Any) -> None:
     Raises:
       Mistake: naming the option and its range.
     """
-    for name, value, allowed, _ in options_of(config):
+    for name, value, allowed, _, several in options_of(config):
+        flag = f"--{name.replace('_', '-')}"
+        if several and value == ():
+            raise Mistake(f"{flag} takes one value or more: name them, or leave it out.")
         for x in value if isinstance(value, tuple) else (value,):
             if not isinstance(x, int | float):
                 continue
-            flag, (low, high) = f"--{name.replace('_', '-')}", allowed or Range(-math.inf)
+            low, high = allowed or Range(-math.inf)
             if not math.isfinite(x):
                 raise Mistake(f"{flag} is a finite number, not {x:g}.")
             if not low <= x <= high:

@@ -106,6 +106,11 @@ class System:
         """The systems that are trained one after the other, each from its first step on."""
         return ((0, self),)
 
+    @property
+    def carries(self) -> bool:
+        """Whether a network that :meth:`grow` answers goes on with what was averaged before."""
+        return True
+
     def grow(self, key: Array, weights: Any) -> Any:
         """The variables that a later stage begins with, from the weights of the one before.
 

@@ -76,11 +76,12 @@ class Autoregressive(runner.System):
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """-log p(x); in training of one order, which changes from step to step."""
-        x, labels = prepared(self.data, self.binary, key, batch["x"]), batch["label"]
+        key_x, key = jax.random.split(key)
+        x, labels = prepared(self.data, self.binary, key_x, batch["x"]), batch["label"]
         if not now.train:
             return -self.log_prob(params, x, labels), {}
         order = jnp.asarray(now.step) % self.orders if self.orders else 0
-        p = self.density(params, labels, order, dropout=jax.random.fold_in(key, 1))
+        p = self.density(params, labels, order, dropout=key)
         return -sum_event(p.log_prob(x)), {}
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:

@@ -20,7 +20,7 @@ from jax import Array
 from jax.scipy.stats import norm
 
 from jaxgen import runner
-from jaxgen.data.records import Batch, Image, Points, some
+from jaxgen.data.records import Batch, DataSet, Image, Points, some
 from jaxgen.distributions import Normal, kl_normal, standard_normal
 from jaxgen.evaluation.annealing import adapted_sizes, anneal, sigmoid_temperatures
 from jaxgen.evaluation.latents import active_units, spherical_path
@@ -31,7 +31,16 @@ from jaxgen.losses.latents import information_by_latent, kl_parts
 from jaxgen.plotting import save_grid, save_pairs, save_rows, save_together
 from jaxgen.runner.system import CHUNK, END, SCORED
 from jaxgen.systems.autoencoder import FITTED, some_of
-from jaxgen.systems.bounds import Model, NegativeElbo, Objective, binarized, center, prepared, shown
+from jaxgen.systems.bounds import (
+    Model,
+    NegativeElbo,
+    Objective,
+    binarized,
+    center,
+    in_bits,
+    prepared,
+    shown,
+)
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
@@ -134,6 +143,9 @@ class Vae(runner.System):
             return p_x.sample(key_x)
         return self.shown(self.seen(key_x, p_x))
 
+    def likened(self) -> DataSet:
+        return in_bits(self.data, self.binary and not self.likelihood.independent)
+
     def score(self, weights: Any, step: Any = END) -> float:
         """The bound in validation; latents that are not used are told."""
         batch = some(self.data.validation, SCORED)
@@ -164,10 +176,10 @@ class Vae(runner.System):
 
 def reconstruct(system: Vae, weights: Any, key: Array, batch: Any) -> tuple[Array, Array]:
     """Examples and what is seen of p(x|mean of z), at the scale of the likelihood."""
-    key_x, key_z = jax.random.split(key)
+    key_x, key_z, key = jax.random.split(key, 3)
     x, model = system.prepare(key_x, batch["x"]), system.model(weights.params, batch["label"])
     p_x = model.decode(center(key_z, model.encode(x)))
-    return x, system.seen(jax.random.fold_in(key_z, 1), p_x)
+    return x, system.seen(key, p_x)
 
 
 def codes(system: Vae, weights: Any, key: Array, batch: Any) -> Array:
@@ -279,7 +291,7 @@ def use_of_latents(trained: runner.Trained[Vae]) -> list[Number]:
     used = lambda: float(active_units(means).sum())  # noqa: E731
     found = measured("active_units", used, f"{how} examples, {trained.ema}")
     few = trained.test(500)
-    key_x, key_z = jax.random.split(trained.key)
+    key_x, key_z = jax.random.split(jax.random.fold_in(trained.key, 8))
     model = system.model(trained.weights.params, few["label"])
     q: Any = model.encode(system.prepare(key_x, few["x"]))
     if not isinstance(q, Normal):
@@ -370,7 +382,7 @@ def latents(trained: runner.Trained[Vae]) -> list[Path]:
     Of diagonal normals q(z|x), over test examples.
     """
     system, batch = trained.system, trained.test(500)
-    key_x, key_z = jax.random.split(trained.key)
+    key_x, key_z = jax.random.split(jax.random.fold_in(trained.key, 8))
     q = system.model(trained.weights.params, batch["label"]).encode(
         system.prepare(key_x, batch["x"])
     )

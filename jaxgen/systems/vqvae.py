@@ -298,6 +298,10 @@ class CodePrior(runner.System):
         nats = -self.log_prob(params, code, batch["label"], **how).mean(axis=1)
         return nats, {"bits_per_code": nats / math.log(2)}
 
+    @property
+    def carries(self) -> bool:
+        return False
+
     def score(self, weights: Any, step: Any = END) -> float:
         """Less than that of even codes, so that it is below the error of every first stage."""
         return super().score(weights, step) - float(np.log(self.sizes).mean())

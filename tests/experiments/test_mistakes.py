@@ -74,6 +74,17 @@ CASES = {
         "--attention 5",
         "no feature map is 5 pixels high: give --attention one of 8",
     ),
+    "cycles": ("vae", "--kl-cycles 99999", "a step or more each: use fewer, or more --steps"),
+    "std": ("vae", "--std 0", "--std is at least 1e-06, not 0"),
+    "one": (
+        "vae",
+        "--objective mmd --batch 1 --devices 1",
+        "a batch of 2 to .* examples: change --batch",
+    ),
+    "draws": ("vae", "--objective tc --latent-samples 3", "are of --objective elbo, not of tc"),
+    "told nobody": ("vqvae", "--steps 4 --conditional", "is of the prior: use more --steps"),
+    "nothing": ("vqvae", "--quantizer scalar --levels", "--levels takes one value or more"),
+    "nobody": ("likelihoods", "--families", "--families takes one value or more"),
     "prior": ("score_sde", "--shift 9", r"begins with noise alone, .* keeps 0\.22 of the data"),
     "levels": (
         "ddpm",

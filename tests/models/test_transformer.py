@@ -150,9 +150,12 @@ def test_more_tokens_than_there_are_places_for_are_refused(key, randomized, name
         net.apply(variables, tokens[:, :2], net.empty(3), 8, none, method="extend")
 
 
-def test_a_cache_takes_keys_of_single_precision_where_numbers_are_double(key, randomized):
-    net, variables, tokens = build(key, randomized)
+@pytest.mark.parametrize("rotary", [True, False])
+def test_a_cache_takes_keys_of_any_precision_where_numbers_are_double(key, randomized, rotary):
+    net, variables, tokens = build(key, randomized, rotary=rotary)
     with jax.enable_x64(True):
+        if not rotary:  # its table is of double precision there, as a parameter begins
+            variables = jax.tree.map(lambda p: p.astype(jnp.float64), variables)
         how = {"at": 0, "first": jnp.zeros(3, jnp.int32), "method": "extend"}
         logits, _ = net.apply(variables, tokens, net.empty(3), **how)
         np.testing.assert_allclose(logits, net.apply(variables, tokens), atol=2e-5, rtol=1e-4)

@@ -172,3 +172,11 @@ def test_a_decoder_in_order_that_does_without_z_has_the_exact_likelihood(key):
     assert np.std(found[0]) > 0.05
     one, other = (losses(params, k)[1] for k in jax.random.split(key))  # with z it is a bound
     assert not np.allclose(one, other, rtol=1e-3)
+
+
+def test_draws_of_bits_are_likened_to_bits(key):
+    """Of a decoder that draws entry by entry; means of independent bits are grey as data are."""
+    for model, levels in (("mlp", None), ("made", 2)):
+        seen = build(replace(DIGITS, model=model, hidden=8), DATA).likened().train.fetch(range(50))
+        assert levels is None or len(np.unique(seen["x"])) == levels
+        assert levels or len(np.unique(seen["x"])) > 2

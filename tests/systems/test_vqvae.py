@@ -12,7 +12,7 @@ from experiments.vqvae import DIGITS, EXPERIMENT, build
 from jaxgen import runner
 from jaxgen.data.records import Arrays, DataSet, Image
 from jaxgen.data.sources import load
-from jaxgen.runner.building import begin, players
+from jaxgen.runner.building import begin, players, stage_of
 from jaxgen.runner.system import Mistake, Weights, weights_of
 from jaxgen.training.step import Now, make_turns
 
@@ -77,7 +77,7 @@ def test_samples_are_images_of_codes(trained):
 def test_what_does_not_fit_is_refused_before_the_first_stage():
     for options, advice in (
         ({"quantizer": "scalar", "depth": 2}, "--quantizer vector"),
-        ({"code_steps": 10, "prior_heads": 3}, "3 heads of 3 keys do not divide"),
+        ({"code_steps": 10, "prior_heads": 3}, "3 heads do not divide a width of"),
     ):
         with pytest.raises(Mistake, match=advice):
             runner.building.build(EXPERIMENT, replace(SMALL, **options), DATA)
@@ -155,6 +155,10 @@ def test_the_prior_learns_how_often_codes_are_and_the_first_stage_does_not_move(
     fast = replace(TINY.train, learning_rate=1e-2)
     system = build(replace(TINY, quantizer="scalar", train=fast), data)
     before = state = second_stage(system, key)
+    start, prior = system.stages()[1]
+    begun = stage_of(prior, start, replace(TINY, train=fast)).begin
+    told = weights_of(begin(system.autoencoder, key))
+    assert begun((key, told, told))["model"].step == 0  # it is averaged anew
     step, batch = jax.jit(make_turns(system.turns(), 0.9)), data.train.fetch(np.arange(4))
     code = system.autoencoder.codes(system.frozen(weights_of(state).memory), key, batch)
     assert (code[2] != code[3]).any()
