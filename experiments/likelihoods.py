@@ -9,9 +9,9 @@ What is lacking is trained first. `likelihoods.md` is the table as a page, `trad
 picture, and `samples.png` a row of samples of each. All see the same test images; a likelihood is
 exact, a bound, or an estimate, and which it is stands beside it.
 
-Expect, on digits with seed 0: 40 minutes on two CPU cores beside other work. On binarized MNIST: four
-and a half hours of one core to train them all (two of these for the gated PixelCNN), one and a half
-to measure. README has both tables.
+Expect, on digits with seed 0: 40 minutes on two CPU cores beside other work. On binarized MNIST:
+four and a half hours of one core to train them all (two of these for the gated PixelCNN), one and a
+half to measure. README has both tables.
 """
 
 from __future__ import annotations
