@@ -30,7 +30,7 @@ def test_score_sde_in_one_command(command):
     numbers = report("run")
     assert all(np.isfinite(n["value"]) for n in numbers.values())
     assert "4 steps, 8 network evaluations" in numbers["frechet_distance"]["protocol"]  # guided
-    assert "upper bound" in numbers["continuous_bound_bits_per_dimension"]["protocol"]
+    assert "bound: continuous time" in numbers["continuous_bound_bits_per_dimension"]["protocol"]
     assert "probability-flow ODE" in numbers["ode_bits_per_dimension"]["protocol"]
     # an untrained network knows no more than which values pixels take, and a little less
     assert 1 < numbers["continuous_bound_bits_per_dimension"]["value"] < 12

@@ -478,7 +478,7 @@ def test_what_does_not_go_together_is_refused(key):
         BIG.init(key, z, train=False)
     with pytest.raises(ValueError, match="labels are given if and only if classes is set"):
         BIG.clone(classes=None).init(key, z, labels, train=False)
-    with pytest.raises(ValueError, match="7 latents cannot be cut into 3 chunks"):
+    with pytest.raises(ValueError, match="cut into 3 chunks, not 7: use 6 or 9"):
         BIG.init(key, jnp.zeros((1, 7)), labels, train=False)
     # chunks alone, without classes, are conditions too
     model = BIG.clone(classes=None, shared_embedding=None)
