@@ -69,7 +69,11 @@ if __name__ == "__main__":
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--out", type=Path, default=Path("runs"), help="the folder to write to")
     folder = parser.parse_args().out
-    if folder.exists() and not folder.is_dir():
-        parser.error(f"{folder} is a file: name a folder after --out.")
+    from jaxgen.runner.folders import Mistake, check_out  # which takes longer than the help
+
+    try:
+        check_out(folder)
+    except Mistake as mistake:
+        parser.error(str(mistake))
     folder.mkdir(parents=True, exist_ok=True)
     print(draw(folder))

@@ -149,7 +149,7 @@ class Config:
 def build(config: Config, data: DataSet) -> Gan:
     """The GAN of the options."""
     points = isinstance(data.kind, Points)
-    equalized = config.architecture in ("progressive", "style") and not points
+    of_images = None if points else config.architecture  # points have perceptrons
     if config.train.accumulate > 1 and not points:
         raise runner.Mistake(
             "batch norm and what tells how a batch differs need all of it: leave out --accumulate."
@@ -162,15 +162,16 @@ def build(config: Config, data: DataSet) -> Gan:
             "a pool knows no classes, and not the parts of a batch: leave out --condition and "
             "--accumulate, or --pool."
         )
-    if config.architecture == "progressive" and config.train.decay != "none" and not points:
+    if of_images == "progressive" and config.train.decay != "none":
         raise runner.Mistake("every stage begins with a new optimizer: leave out --decay.")
     if config.condition != "none" and data.classes < 2:
         raise runner.Mistake(f"--condition needs classes, and {data.name} has none of them.")
-    if equalized and (config.spectral_norm != "none" or config.orthogonality):
+    scaled = config.spectral_norm != "none" or config.orthogonality
+    if scaled and of_images in ("progressive", "style"):
         raise runner.Mistake(
             "equalized layers have their own scale: leave out --spectral-norm and --orthogonality."
         )
-    if (config.path_length or config.mixing) and (config.architecture != "style" or points):
+    if (config.path_length or config.mixing) and of_images != "style":
         raise runner.Mistake(
             "--path-length and --mixing are of images by --architecture style: leave them out."
         )

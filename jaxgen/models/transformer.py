@@ -98,7 +98,8 @@ def with_cache(cache: Cache, at: Array | int, first: Array, block: int = 1) -> A
         slots, rows = jnp.arange(k.shape[2]), at + jnp.arange(q.shape[1])
         causal = slots[None, None] // block <= rows[None, :, None] // block
         mask = causal & (slots[None, None] >= first[:, None, None])  # [B, T, length]
-        return attend(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask[:, None]), Cache(k, v)
+        keys, values = (x.swapaxes(1, 2).astype(q.dtype) for x in (k, v))
+        return attend(q, keys, values, mask[:, None]), Cache(k, v)
 
     return attention
 

@@ -9,6 +9,11 @@ from jax import Array
 from jaxgen.models.convolution import Doubling
 
 
+def half(width: int) -> int:
+    """Half as many channels, and one at least."""
+    return max(width // 2, 1)
+
+
 class Residual(nn.Module):
     """x + conv1x1(relu(conv3x3(relu(x)))), ``[B, H, W, width]``."""
 
@@ -16,7 +21,7 @@ class Residual(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        h = nn.Conv(max(self.width // 2, 1), (3, 3))(nn.relu(x))
+        h = nn.Conv(half(self.width), (3, 3))(nn.relu(x))
         return x + nn.Conv(self.width, (1, 1))(nn.relu(h))
 
 
@@ -31,7 +36,8 @@ class CodeEncoder(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         for i in range(self.downs):
-            x = nn.Conv(self.width // (2 if i < self.downs - 1 else 1), (4, 4), strides=2)(x)
+            features = self.width if i == self.downs - 1 else half(self.width)
+            x = nn.Conv(features, (4, 4), strides=2)(x)
             x = nn.relu(x)
         x = nn.Conv(self.width, (3, 3))(x)
         for _ in range(self.blocks):
@@ -55,7 +61,7 @@ class CodeDecoder(nn.Module):
             x = Residual(self.width)(x)
         for i in range(self.ups):
             last = i == self.ups - 1
-            features = channels if last else max(self.width // 2, 1)
+            features = channels if last else half(self.width)
             x = Doubling(features)(nn.relu(x))
         if not self.ups:
             x = nn.Conv(channels, (3, 3))(nn.relu(x))

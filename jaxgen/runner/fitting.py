@@ -39,7 +39,8 @@ def stages_together(
 ) -> list[Stage]:
     """The stages of a sweep: states, batches and keys have a first axis of members."""
     each = sweeps.each_member(experiment.build, members, data)
-    alone: dict[str, Any] = {}  # those that differ in their seed alone are scored by one system
+    # those that differ in their seed alone are scored by the same systems
+    alone: dict[str, tuple[tuple[int, System], ...]] = {}
     for member in members:
         shared = str(member.settings)
         alone[shared] = alone.get(shared) or build(experiment, member.config, data).stages()

@@ -188,7 +188,9 @@ def imported(module: str) -> Any:
 
 def check_out(out: Path | None) -> None:
     """Refuses a file as the folder of results, before anything is drawn."""
-    if out and out.exists() and not out.is_dir():
+    while out and not out.exists():
+        out = out.parent
+    if out and not out.is_dir():
         raise Mistake(f"--out {out} is a file: name a folder.")
 
 

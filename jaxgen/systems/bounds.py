@@ -99,12 +99,14 @@ def binarized(data: DataSet, binary: bool) -> str:
     return ", binarized at random" if binary and data.levels > 2 else ""
 
 
-def likelihoods(name: str, nats: float, data: DataSet, how: str) -> list[Number]:
+def likelihoods(
+    name: str, nats: float, data: DataSet, how: str, label: str = "bits_per_dimension"
+) -> list[Number]:
     """A mean log p(x) of images, or a bound on it, in nats and in bits a dimension."""
     bits = float(bits_per_dimension(jnp.asarray(-nats), math.prod(data.shape)))
     return [
         Number(name, nats, f"nats an example, {how}"),
-        Number("bits_per_dimension", bits, how),
+        Number(label, bits, how),
     ]
 
 

@@ -27,6 +27,7 @@ from jaxgen.losses import dequantization
 from jaxgen.models.flow import Chain
 from jaxgen.plotting import save_grid, save_points, save_points_film, save_rows
 from jaxgen.runner.pictures import densities
+from jaxgen.systems.bounds import likelihoods
 from jaxgen.training.step import Metrics, Now
 
 SEEN = 256  # training examples that actnorms are initialized by
@@ -214,12 +215,9 @@ def likelihood(trained: runner.Trained[NormalizingFlow]) -> list[Number]:
     if not system.images:
         return [Number("log_likelihood", mean_of(1), f"nats a point, exact, {how}")]
     kind = "uniform" if system.dequantizer is None else "variational"
-    size, found = math.prod(trained.data.shape), []
+    found = []
     for name, samples in (("elbo", 1), ("log_likelihood", options.bound_samples)):
-        nats = mean_of(samples)
-        noise = f"{kind} dequantization, {samples} samples an image, {how}"
-        bits = float(bits_per_dimension(jnp.asarray(-nats), size))
+        about = f"bound, {kind} dequantization, {samples} samples an image, {how}"
         label = "bits_per_dimension" + ("_elbo" if samples == 1 else "")
-        found.append(Number(name, nats, f"nats an example, bound, {noise}"))
-        found.append(Number(label, bits, f"bound, {noise}"))
+        found += likelihoods(name, mean_of(samples), trained.data, about, label)
     return found

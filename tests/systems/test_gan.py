@@ -210,7 +210,7 @@ def test_a_discriminator_that_is_sure_or_steep_is_told():
     assert steep.startswith("D is steep (penalty 2e+04, weight 10): see --penalty-weight")
     assert "--augment" not in told  # which is of images
     # while noise carries samples out of the middle, D is not sure of them
-    noisy = replace(system_of("points", penalty="r1", instance_noise=50.0, steps=4))
+    noisy = system_of("points", penalty="r1", instance_noise=50.0, steps=4)
     noisy = replace(noisy, discriminator=Radius(), generator=Middle())
     assert len(noisy.out_of_balance(weights, 0)) == 1
     assert len(noisy.out_of_balance(weights, 4)) == 2
