@@ -31,7 +31,15 @@ from jaxgen.models.flow import (
     steps,
 )
 from jaxgen.systems.autoregressive import time_to_draw
-from jaxgen.systems.flow import Drawing, NormalizingFlow, density, interpolations, likelihood, warp
+from jaxgen.systems.flow import (
+    Drawing,
+    NormalizingFlow,
+    density,
+    interpolations,
+    likelihood,
+    temperatures,
+    warp,
+)
 
 MODELS = ("realnvp", "glow", "spline")
 DEQUANTIZATIONS = ("uniform", "variational")
@@ -49,8 +57,8 @@ class Config:
     layers: runner.Count = 8  # Couplings of each level.
     levels: runner.Count = 2  # Scales of images.
     width: runner.Count = 64  # Of the networks of the couplings.
-    depth: runner.Count = 2  # Of these, hidden layers (points).
-    bins: runner.Count = 8  # Of a spline.
+    depth: runner.Count = 2  # Hidden layers of these networks (points).
+    bins: runner.Count = 8  # Of a spline (spline).
     dequantization: str = "uniform"  # Of images: uniform or variational.
 
 
@@ -122,7 +130,7 @@ EXPERIMENT = runner.Experiment(
     __doc__,
     PRESETS,
     build,
-    pictures=(runner.samples, density, warp, interpolations),
+    pictures=(runner.samples, density, warp, interpolations, temperatures),
     measures=(likelihood, time_to_draw, runner.quality),
     kinds=(Image, Points),
 )

@@ -112,16 +112,21 @@ class Config:
     # or cutout.
     augment: str = "none"
     adaptive: bool = False  # By a chance that rises while the discriminator overfits (ADA).
-    # Of saying the same of images and of these augmented; it takes the augmentation for itself.
+    # Weight of saying the same of images and of these augmented, for which it takes the
+    # augmentation.
     consistency: runner.NonNegative = 0.0
     # Std of the noise in all that the discriminator sees, which falls to 0 at the last step.
     instance_noise: runner.NonNegative = 0.0
     minibatch: bool = False  # Let the discriminator see how alike the examples of a batch are.
     pool: runner.Natural = 0  # Samples of before to keep, of which half a batch is shown.
-    averaging: runner.NonNegative = 0.0  # Of both players' distance to the mean of their past.
-    orthogonality: runner.NonNegative = 0.0  # Of both players' filters that are not orthogonal.
-    matching: runner.NonNegative = 0.0  # Of the distance of mean features, for the generator.
-    seeking: runner.NonNegative = 0.0  # Of making the same of two latents, for the generator.
+    # Weight of both players' distance to the mean of their past.
+    averaging: runner.NonNegative = 0.0
+    # Weight of both players' filters that are not orthogonal.
+    orthogonality: runner.NonNegative = 0.0
+    # Weight of the distance of mean features, for the generator.
+    matching: runner.NonNegative = 0.0
+    # Weight of making the same of two latents, for the generator.
+    seeking: runner.NonNegative = 0.0
     # How both are told the class: none, concatenation, projection (the discriminator by products of
     # features) or auxiliary (it says the class).
     condition: str = "none"
@@ -132,17 +137,17 @@ class Config:
     # Of images: dcgan, sngan and biggan (of 32x32), sagan (of 128x128), small_biggan (with
     # attention), progressive (which grows) or style (StyleGAN2). Points have perceptrons.
     architecture: str = "dcgan"
-    latents: runner.Count = 100  # Of z.
+    latents: runner.Count = 100  # Size of z.
     # Halvings of the image in the discriminator, doublings in the generator (dcgan, began).
     stages: runner.Count = 2
-    # Of the largest feature maps, of which smaller ones have more; units of a perceptron.
+    # Channels of the largest feature maps, of which smaller ones have more; units of a perceptron.
     channels: runner.Count = 64
     widest: runner.Count = 512  # Feature maps there are at most (progressive, style).
     # Steps from one doubling of the image to the next, half of which fade it in (progressive).
     grow_every: runner.Count = 2000
     mixing: runner.Share = 0.0  # Of samples in training that mix two w, in the paper 0.9 (style).
-    # Of steps in w that change images unevenly, every fourth step, for the generator (style); in
-    # the paper 0.5 for images of 8x8, 0.11 for 1024x1024.
+    # Weight of steps in w that change images unevenly, every fourth step, for the generator
+    # (style); in the paper 0.5 for images of 8x8, 0.11 for 1024x1024.
     path_length: runner.NonNegative = 0.0
 
 

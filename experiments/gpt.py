@@ -53,9 +53,8 @@ class Config:
     width: runner.Count = 128  # Of the vectors at each place.
     layers: runner.Count = 4  # Blocks of attention and a perceptron.
     heads: runner.Count = 4  # Of every attention.
-    key_heads: Annotated[int | None, runner.Range(1)] = (
-        None  # Of keys and values, fewer than heads.
-    )
+    # Heads of keys and values, which groups of the others share (default: as many as --heads).
+    key_heads: Annotated[int | None, runner.Range(1)] = None
     positions: str = "rotary"  # rotary or learned.
     pixels: str = "levels"  # What tokens of images are: levels, or bits drawn at random.
     swiglu: bool = False  # A gated perceptron.

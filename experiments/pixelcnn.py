@@ -45,7 +45,7 @@ class Config:
     sampling: runner.Sampling = runner.measuring(runner.Sampling)
     model: str = "gated"  # gated, plain, rnn or plusplus.
     width: runner.Count = 32  # Channels of the features.
-    layers: runner.Count = 5  # Of them; of plusplus at each resolution, down and up.
+    layers: runner.Count = 5  # Layers; of plusplus at each resolution, down and up.
     kernel: runner.Count = 3  # Side of the convolutions, an odd number (gated).
     places: bool = False  # Learn what is usual at each place of the image (gated).
     resolutions: runner.Count = 2  # Each half of the one before (plusplus).

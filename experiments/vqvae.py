@@ -55,13 +55,15 @@ class Config:
     downs: runner.Natural = 2  # Halvings of the image, down to the map of codes.
     blocks: runner.Count = 2  # Residual blocks on either side.
     quantizer: str = "vector"  # vector (codebooks), scalar (a grid) or gumbel (categories).
-    codes: runner.Count = 512  # Of a codebook, or categories.
-    latents: runner.Count = 32  # Entries of a codebook's vector.
+    codes: runner.Count = 512  # Of a codebook, or categories (vector, gumbel).
+    latents: runner.Count = 32  # Entries of a codebook's vector (vector).
     depth: runner.Count = 1  # Codebooks one after the other, each for what is left (vector).
-    commitment: runner.NonNegative = 0.25  # Weight of the encoder's distance to its vector.
-    codebook_decay: runner.Share = 0.99  # Of the averages that the vectors are.
-    levels: Annotated[tuple[int, ...], runner.Range(2)] = (8, 8, 8)  # Of each scalar.
-    gumbel_kl: runner.NonNegative = 1e-3  # Weight of the categories' KL to even ones.
+    commitment: runner.NonNegative = (
+        0.25  # Weight of the encoder's distance to its vector (vector).
+    )
+    codebook_decay: runner.Share = 0.99  # Of the averages that the vectors are (vector).
+    levels: Annotated[tuple[int, ...], runner.Range(2)] = (8, 8, 8)  # Of each scalar (scalar).
+    gumbel_kl: runner.NonNegative = 1e-3  # Weight of the categories' KL to even ones (gumbel).
     code_steps: runner.Count = 2000  # Of --steps; the rest train the prior.
     prior_width: runner.Count = 128  # Of the transformer.
     prior_layers: runner.Count = 4  # Blocks of attention and a perceptron.

@@ -18,6 +18,8 @@ def pytest_configure(config):
     """What runs a few times is compiled fast; slow tests measure, and are compiled well."""
     if config.option.markexpr == "not slow":
         os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0"
+        if jax.__version_info__ < (0, 11):  # later versions compile fast by themselves
+            os.environ["XLA_FLAGS"] += " --xla_cpu_use_fusion_emitters=false"
 
 
 @pytest.fixture(scope="session", autouse=True)

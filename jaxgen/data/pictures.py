@@ -210,7 +210,7 @@ def common_shape(headers: Iterable[Header], image_size: int | None) -> Shape:
         channels = channels if header.grey else 3
         if header.size != first.size and not image_size:
             sizes = [f"{h.name} is {h.size[0]}x{h.size[1]}" for h in (header, first)]
-            raise DataError(f"{' but '.join(sizes)}: give an image size to resize to.")
+            raise DataError(f"{' but '.join(sizes)}: resize them with --image-size.")
     assert first is not None, "no pictures"
     w, h = (image_size, image_size) if image_size else first.size
     return h, w, channels

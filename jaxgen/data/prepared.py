@@ -84,7 +84,7 @@ def of_tensorflow(
     if image_size:
         shape = (image_size, image_size, 1 if shape[-1] == 1 else 3)
     if None in shape:
-        raise DataError(f"the images of '{name}' differ in size: give an image size to resize to.")
+        raise DataError(f"the images of '{name}' differ in size: resize them with --image-size.")
 
     def source(split: str) -> Source:
         records = builder.as_data_source(split=split)
@@ -112,7 +112,7 @@ def _prepare(tfds: Any, builder: Any, manual_dir: str | None) -> Any:
         import tensorflow  # noqa: F401  # pyright: ignore[reportMissingImports]
     except ImportError as error:
         files = (images.ORIGINALS | text.ORIGINALS).get(builder.name)
-        without = f", or give a manual_dir that holds {files}" if files else ""
+        without = f", or name with --manual-dir a folder that holds {files}" if files else ""
         raise DataError(
             f"'{builder.name}' is not prepared in {directory}: "
             f"pip install 'jaxgen[prepare]' to prepare it{without}."

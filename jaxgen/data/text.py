@@ -37,14 +37,18 @@ def text(name: str, path: Path, length: int) -> DataSet:
     """
     files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
     if not files:
-        raise DataError(f"{path} holds no *.txt files.")
+        raise DataError(f"{path} holds no *.txt files: name another folder, or a file.")
     contents = []
     for file in files:
         try:
             contents.append(file.read_bytes())
             contents[-1].decode()
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{file} cannot be read as UTF-8 text ({error}).") from error
+        except OSError as error:
+            raise DataError(
+                f"{file} cannot be read ({error.strerror}): name a file or a folder of *.txt files."
+            ) from error
+        except UnicodeDecodeError as error:
+            raise DataError(f"{file} is no UTF-8 text ({error}): save it as such.") from error
     return _known(name, {"train": b"\n".join(contents)}, length)
 
 

@@ -220,7 +220,7 @@ class PixelCNNpp(nn.Module):
         if any(side % 2**halvings for side in sides):
             raise ValueError(
                 f"images of {sides[0]}x{sides[1]} pixels cannot be halved {halvings} times: "
-                "use fewer resolutions."
+                "use fewer --resolutions, of which 1 halves none."
             )
         block = partial(BothStreams, width, channels, self.dropout)
 

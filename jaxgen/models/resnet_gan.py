@@ -164,6 +164,11 @@ class ResNetGenerator(nn.Module):
         height, width, channels = self.shape
         scales = [2**s for s in reversed(range(len(self.widths)))]
         (h, w), *sizes = [(math.ceil(height / s), math.ceil(width / s)) for s in scales]
+        if lacking := set(self.attention) - {height for height, _ in sizes}:
+            raise ValueError(
+                f"images of {height} pixels a side have no maps of {min(lacking)}, where attention "
+                "is: use another architecture, or --image-size."
+            )
         first = nn.Dense(h * w * self.widths[0], kernel_init=self.kernel_init, dtype=self.dtype)
         x = first(z).reshape(len(z), h, w, -1)
         for features, size, condition in zip(self.widths[1:], sizes, conditions, strict=True):
@@ -181,7 +186,9 @@ class ResNetGenerator(nn.Module):
         if self.skip_z and z.shape[1] % parts:
             less = z.shape[1] // parts * parts
             near = f"{less} or {less + parts}" if less else parts
-            raise ValueError(f"latents are cut into {parts} chunks, not {z.shape[1]}: use {near}.")
+            raise ValueError(
+                f"latents are cut into {parts} chunks, not {z.shape[1]}: use {near} --latents."
+            )
         first, *chunks = jnp.split(z, parts if self.skip_z else 1, axis=1)
         told: list[Any] = chunks or [None] * (parts - 1)
         if labels is None or self.classes is None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import logging
 import math
 import os
@@ -123,6 +124,7 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     check_ranges(config)
     check_ranges(run)
     folders.check_out(run.out)
+    folders.check_checkpoint(run.checkpoint)
     prepare_jax()
     if run.coordinator is not None:
         join(run, verbs)
@@ -241,16 +243,15 @@ def fitting_options(experiment: Experiment, argv: list[str], config: Any, data: 
     named = early(argv, "--preset")[0].preset or config.data.data in experiment.presets
     if named or not isinstance(data.kind, Image):
         return config
-    first, *larger = carried(experiment.presets, data)
-    for name in reversed(larger):
-        _, found, _ = parse(experiment, argv, name)
+    name = ""
+    for name in reversed(carried(experiment.presets, data)):
+        _, config, _ = parse(experiment, argv, name)
         try:
-            build(experiment, found, data)
-        except Mistake:  # for networks of other sizes
+            build(experiment, config, data)
+            break
+        except Mistake:  # for networks of other sizes; the last of them is told by the training
             continue
-        first, config = name, found
-        break
-    console.print(f"options: those for {first}, by the size and number of images, or --preset")
+    console.print(f"options: those for {name}, by the size and number of images, or --preset")
     return config
 
 
@@ -280,11 +281,18 @@ def parse(
         f"{experiment.about}\n\n"
         f"Usage: [{'|'.join(VERBS + ALONE)}] [options]; without a verb, the first three in order. "
         f"--preset NAME starts from the options for {', '.join(experiment.presets)} (default: the "
-        "one named as --data)."
+        f"one named as --data).\n\n{drawn_by(experiment.pictures)}"
     )
     prog = folders.command_of(folders.module_of(experiment.build))
     config, run = read_options(default, Run(), argv, prog, description)
     return verbs, config, run
+
+
+def drawn_by(pictures: Sequence[Callable[..., Any]]) -> str:
+    """What is drawn, a line a picture: the first sentences of what each says of itself."""
+    told = [inspect.getdoc(getattr(picture, "func", picture)) or "" for picture in pictures]
+    lines = [" ".join(text.split("\n\n")[0].split()).replace("`", "") for text in told]
+    return "\n".join(["It draws:", *(f"    {line}" for line in lines if line)])
 
 
 def read_options(
@@ -312,6 +320,8 @@ def take_verb(
         return verbs, argv
     if argv[0] not in verbs + alone:
         raise Mistake(f"unknown verb '{argv[0]}'{did_you_mean(argv[0], verbs + alone)}")
+    if argv[1:2] and argv[1] in verbs + alone:
+        raise Mistake(f"a command has one verb, or none for all: leave out {argv[0]} or {argv[1]}.")
     return (argv[0],), argv[1:]
 
 

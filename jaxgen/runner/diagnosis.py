@@ -36,12 +36,14 @@ def diagnose(trained: Trained) -> list[Number]:
         for name, w in weights.items()
     }
     one = jax.tree.map(lambda x: x[:1], batches[0])
-    numbers = []
+    numbers, shown = [], set()
     for turn in system.turns():
         now = Now(END, states[turn.player].memory, states, train=False)
         loss = partial(turn.loss, batch=one, key=jax.random.key(0), now=now)
         for name, network in called_networks(loss, states[turn.player].params).items():
-            print(f"{name}, for one example{network_table(network)}\n")
+            if name not in shown:  # by the turn of another player
+                print(f"{name}, for one example{network_table(network)}\n")
+            shown.add(name)
         numbers += noise(trained, turn, states, batches)
     return numbers + over_time(trained, batches)
 

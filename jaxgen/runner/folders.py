@@ -194,6 +194,12 @@ def check_out(out: Path | None) -> None:
         raise Mistake(f"--out {out} is a file: name a folder.")
 
 
+def check_checkpoint(which: str) -> None:
+    """Refuses what names no checkpoint."""
+    if which not in ("last", "best") and not which.isdigit():
+        raise Mistake(f"--checkpoint is last, best or a step, not '{which}'.")
+
+
 def check_directory(directory: Path, experiment: Experiment, config: Any, run: Run) -> None:
     """Refuses to train over another run, before anything is compiled or overwritten."""
     if not is_run(directory):
@@ -211,20 +217,31 @@ def check_directory(directory: Path, experiment: Experiment, config: Any, run: R
 
 
 def data_changed(directory: Path, data: DataSet) -> str | None:
-    """How the data differ from those that the run was begun with, by their contents."""
+    """How the data differ from those that the run was begun with, by their contents.
+
+    Raises:
+      Mistake: if they are of another shape, which no network of the run takes.
+    """
     path = directory / "data.json"
     if not path.exists() or data.digest is None:
         return None
     then = json.loads(path.read_text())
     if then["digest"] == data.digest:
         return None
+    shape = "x".join(map(str, data.shape))
+    if then.get("shape", shape) != shape:
+        raise Mistake(
+            f"{directory} was trained on examples of {then['shape']}, and those of {data.name} are "
+            f"of {shape}: name the data that it was trained on, or such, with --data."
+        )
     return f"{data.name} does not hold what {directory} was trained on"
 
 
 def write_data(directory: Path, data: DataSet) -> None:
     """Writes what was read of the data, by whose contents they are known again."""
     reading = dataclasses.asdict(data.reading) if data.reading else None
-    about = {"name": data.name, "digest": data.digest, "reading": reading}
+    shape = "x".join(map(str, data.shape))
+    about = {"name": data.name, "shape": shape, "digest": data.digest, "reading": reading}
     write_json(directory / "data.json", about)
 
 

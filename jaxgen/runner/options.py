@@ -63,8 +63,8 @@ class Train:
     steps: Count = 2000  # Updates in all.
     batch: Count = 64  # Examples a step, over all devices.
     learning_rate: NonNegative = 1e-3  # Of Adam.
-    b1: Share = 0.9  # Of Adam, and
-    b2: Share = 0.999  # of its squares.
+    b1: Share = 0.9  # Adam's decay of the mean gradient.
+    b2: Share = 0.999  # Adam's decay of the mean square.
     warmup: Natural = 0  # Steps of linear warm-up.
     # Of the learning rate after the warm-up: none, or cosine or linear down to 0 at the last step.
     decay: str = "none"
@@ -119,7 +119,8 @@ class Run:
     resume: bool = False  # Go on with the run in the directory, from its last checkpoint.
     checkpoint: str = "last"  # Which checkpoint to sample from and evaluate: last, best or a step.
     debug_nans: bool = False  # Stop at the first operation that answers NaN, and name it (slow).
-    profile: bool = False  # Write a trace of ten steps that TensorBoard and Perfetto open.
+    # Write a trace of ten dispatches that TensorBoard and Perfetto open.
+    profile: bool = False
     # HOST:PORT of the first of several processes that train together, or auto where the cluster
     # says it (SLURM, TPU pods, Kubernetes, MPI).
     coordinator: str | None = None
@@ -138,12 +139,14 @@ def by_data(**configs: T) -> dict[str, T]:
 
 
 def carried(presets: Mapping[str, Any], data: DataSet) -> list[str]:
-    """The names of the first preset, and of the larger ones that a set of images carries, rising.
+    """The names of the first preset of images, and of the larger ones that a set of images carries,
+    rising.
 
     Those are the ones whose own images have at most twice as many values, and are at most ten times
     as many.
     """
-    first, values, count = next(iter(presets)), math.prod(data.shape), len(data.train)
+    values, count = math.prod(data.shape), len(data.train)
+    first = next((name for name in presets if name in SIZES), next(iter(presets)))
     return [first] + [
         name
         for name, (own_values, own_count) in SIZES.items()

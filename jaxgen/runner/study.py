@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jaxgen.runner.building import check_kind, load_data
 from jaxgen.runner.commands import (
     VERBS,
     draw_pictures,
+    drawn_by,
     early,
     fitting_options,
     parse,
@@ -27,7 +28,7 @@ from jaxgen.runner.commands import (
     take_verb,
 )
 from jaxgen.runner.fitting import open_checkpoints, train
-from jaxgen.runner.options import Data, Run, check_ranges, options_of, values_of
+from jaxgen.runner.options import Data, Run, Train, check_ranges, options_of, values_of
 from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
 from jaxgen.training.checkpoints import NoCheckpoint
@@ -35,6 +36,7 @@ from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
 Load = Callable[[Experiment, Any], DataSet]
+TRAINING = {f"--{name.replace('_', '-')}" for name in values_of(Train())}
 LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
@@ -85,13 +87,18 @@ class Study:
         first, _ = early(argv, "--data")
         default = preset_for(self.presets, first.data)
         about = (
-            f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order."
+            f"{self.about}\n\nUsage: [{'|'.join(VERBS)}] [options]; without a verb, all in order. "
+            "Runs that are lacking are trained first, whatever the verb: those that were trained "
+            "with other options than a preset's are found again by the same --train.\n\n"
+            f"{drawn_by(self.pictures)}"
         )
         prog = folders.command_of(folders.module_of(self.needs))
+        check_words(argv)
         config, which = read_options(default, Which(), argv, prog, about)
         check_ranges(config)
         prepare_jax()
         folders.check_out(which.out)
+        folders.check_checkpoint(which.checkpoint)
         needs = self.needs(config)
         if which.dir and len(which.dir) != len(needs):
             raise Mistake(
@@ -123,15 +130,20 @@ class Study:
     def find(self, config: Any, which: Which, load: Load) -> dict[str, tuple[Path, Any]]:
         """The directory of each run or sweep, and how it is measured where its own options do not
         say; those that are lacking are trained."""
+        needs = self.needs(config)
+        words = training_words(which.train, list(needs.values()))
         found = {}
-        for i, (name, need) in enumerate(needs := [*self.needs(config).items()]):
+        for i, (name, need) in enumerate(needs.items()):
+            if which.dir:
+                data: Any = folders.read_config(which.dir[i], need.experiment).data
+            else:
+                data = need.data or config.data
+            check_kind(self.name, self.kinds, load(need.experiment, data))
             if which.dir:
                 found[name] = which.dir[i], None
             else:
-                need = replace(need, data=need.data or config.data)
-                found[name] = ready(need, which.train, load, f"{name}, {i + 1} of {len(needs)}")
-            own = folders.read_config(found[name][0], need.experiment).data
-            check_kind(self.name, self.kinds, load(need.experiment, own))
+                need = replace(need, data=data)
+                found[name] = ready(need, words, load, f"{name}, {i + 1} of {len(needs)}")
         return found
 
     def open(
@@ -171,17 +183,71 @@ def together(names: list[str]) -> str:
     return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
-def ready(need: Need, words: str, load: Load, which: str) -> tuple[Path, Any]:
-    """The directory of the newest run that fits the need, trained to its end, and its options.
+def check_words(argv: list[str]) -> None:
+    """Refuses options of the runs that are not given as those.
 
-    ``words`` are options for a training, which is announced as that of ``which`` run.
+    Raises:
+      Mistake: saying how they are given.
+    """
+    for i, word in enumerate(argv):
+        if word.partition("=")[0] in TRAINING:
+            raise Mistake(f"{word} is for the runs of a study: write --train='{word} ...'.")
+        if word == "--train" and argv[i + 1 : i + 2] and argv[i + 1].startswith("-"):
+            raise Mistake(f"options after --train need a sign: write --train='{argv[i + 1]}'.")
+
+
+def training_words(words: str, needs: Sequence[Need]) -> list[str]:
+    """What ``--train`` says, word by word.
+
+    Raises:
+      Mistake: if it cannot be read, or says what a study or the options of its runs say.
     """
     try:
         given = shlex.split(words)
     except ValueError as error:
-        raise Mistake(f"--train {words} cannot be read ({error}).") from error
+        raise Mistake(f"--train='{words}' cannot be read ({error}).") from error
+    own = {"--data", "--data-dir", "--manual-dir", "--image-size", "--length", "--dir", "--out"}
+    own |= {"--resume", "--preset", "--checkpoint"}
+    for flag in option_words(words):
+        if flag in own:
+            raise Mistake(f"--train='{words}' has {flag}, which is an option of the study itself.")
+        if flag in telling_apart(needs):
+            raise Mistake(
+                f"--train='{words}' has {flag}, which tells the runs apart: leave it out."
+            )
+    return given
+
+
+def telling_apart(needs: Sequence[Need]) -> set[str]:
+    """The options that two runs of one experiment differ in, but for how they are trained."""
+    values: dict[str, dict[str, set[str | None]]] = {}
+    for experiment in {need.experiment.name for need in needs}:
+        told = [option_words(need.options) for need in needs if need.experiment.name == experiment]
+        values[experiment] = {flag: {o.get(flag) for o in told} for t in told for flag in t}
+    apart = {flag for of in values.values() for flag, found in of.items() if len(found) > 1}
+    return apart - (TRAINING - {"--seed"})
+
+
+def option_words(words: str) -> dict[str, str]:
+    """The options in a line, each with what it is set to."""
+    options: dict[str, str] = {}
+    flag = ""
+    for word in shlex.split(words):
+        if word.startswith("--"):
+            flag, _, value = word.partition("=")
+            options[flag] = value
+        elif flag:
+            options[flag] += f" {word}"
+    return options
+
+
+def ready(need: Need, words: list[str], load: Load, which: str) -> tuple[Path, Any]:
+    """The directory of the newest run that fits the need, trained to its end, and its options.
+
+    ``words`` are options for a training, which is announced as that of ``which`` run.
+    """
     data: Any = need.data
-    argv = ["train", "--data", data.data, *shlex.split(need.options), *given]
+    argv = ["train", "--data", data.data, *shlex.split(need.options), *words]
     _, config, _ = parse(need.experiment, argv)
     check_ranges(config)
     if data.data not in need.experiment.presets:

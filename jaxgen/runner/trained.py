@@ -17,9 +17,9 @@ from jax import Array
 from jaxgen.data.records import Batch, DataSet, some
 from jaxgen.evaluation.features import FeatureSpace, feature_space
 from jaxgen.runner.building import beginning, build, load_data, stage_at, stages_of
-from jaxgen.runner.folders import experiment_in, read_config, results_name
+from jaxgen.runner.folders import check_checkpoint, experiment_in, read_config, results_name
 from jaxgen.runner.options import Sampling, options_of, values_of
-from jaxgen.runner.system import Experiment, Mistake, System, weights_of
+from jaxgen.runner.system import Experiment, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.devices import Sharded
 from jaxgen.training.rows import OverRows
@@ -207,9 +207,7 @@ def open_run(
     config = config or own
     data = data or load_data(experiment, config.data)
     whole = build(experiment, config, data)
-    which = str(checkpoint)
-    if which not in ("last", "best") and not which.isdigit():
-        raise Mistake(f"--checkpoint is last, best or a step, not '{which}'.")
+    check_checkpoint(which := str(checkpoint))
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
         wanted = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
         stages, alone = stages_of(whole, config), Sharded((jax.local_devices()[0],))
@@ -220,7 +218,8 @@ def open_run(
     sampling = getattr(config, "sampling", None) or Sampling()
     system = whole.stages()[stage_at([stage.start for stage in stages], step)][1]
     weights = system.settled(weights_of(state))
-    usual = values_of(experiment.preset(config.data.data)) | {"seed": own.train.seed}
-    looks = [o for o in options_of(config) if o.measuring or o.name == "seed"]
+    trained = {"seed": own.train.seed, "data": own.data.data}
+    usual = values_of(experiment.preset(config.data.data)) | trained
+    looks = [o for o in options_of(config) if o.measuring or o.name in trained]
     place = (out or directory) / results_name(step, looks, usual)
     return Trained(system, weights, config, directory, place, step, key, sampling)

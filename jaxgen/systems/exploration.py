@@ -24,6 +24,7 @@ Trained = runner.Trained[Gan]
 LIMITS = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0)  # of truncation
 SHARES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)  # of what w differs from its mean by
 MEASURED = 500  # samples for each of them
+NEAREST = 3  # neighbours by which a set is known, of more examples than those
 
 
 def drawn(trained: Trained, z: Array | np.ndarray, labels: Array | np.ndarray) -> np.ndarray:
@@ -115,19 +116,22 @@ def truncation(trained: Trained) -> list[Path]:
 
     Numbers of z that exceed it are drawn again (Brock et al. 2019, section 3.1); where there is a w
     it is moved towards its mean instead (Karras et al. 2019, appendix B). Precision and recall
-    (Kynkaanniemi et al. 2019) are of 500 samples and as many images of the training set.
+    (Kynkaanniemi et al. 2019) are of 500 samples and as many images of the training set; where it
+    has three or fewer there is no picture.
     """
     data = trained.data
     if not isinstance(data.kind, Image):
         return []
     real = features_of(data, trained.features, data.train, MEASURED)
+    if len(real) <= NEAREST:
+        return []
     within, limits, label = within_limit(trained), LIMITS, "|z| at most"
     if has_styles(trained.system):
         within, limits, label = towards_mean(trained), SHARES, "psi"
     found = []
     for limit in limits:
         fake = trained.features.features(within(limit))
-        found.append((*precision_recall(real, fake), frechet_distance(fake, real)))
+        found.append((*precision_recall(real, fake, NEAREST), frechet_distance(fake, real)))
     precision, recall, distance = np.array(found).T
     lines = {"precision": precision, "recall": recall, "Fréchet distance": distance}
     return [save_lines(trained.results / "truncation.png", np.array(limits), lines, label)]

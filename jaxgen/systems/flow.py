@@ -146,8 +146,7 @@ def decoded(trained: runner.Trained[NormalizingFlow], z: Any) -> np.ndarray:
 
 
 def interpolations(trained: runner.Trained[NormalizingFlow]) -> list[Path]:
-    """``interpolations.png``: arcs between z of test images. ``temperatures.png``: the same draws
-    of N(0, I) from their middle outwards."""
+    """``interpolations.png``: arcs between z of test images."""
     if not trained.system.images:
         return []
     z = codes(trained, 20).reshape(-1, math.prod(trained.data.shape))
@@ -156,14 +155,18 @@ def interpolations(trained: runner.Trained[NormalizingFlow]) -> list[Path]:
         return []
     arcs = spherical_path(jnp.asarray(z[:half]), jnp.asarray(z[half : 2 * half]), 10)
     between = decoded(trained, arcs.swapaxes(0, 1).reshape(-1, *trained.data.shape))
+    return [save_grid(trained.results / "interpolations.png", between, 10)]
+
+
+def temperatures(trained: runner.Trained[NormalizingFlow]) -> list[Path]:
+    """``temperatures.png``: the same draws of N(0, I) from their middle outwards."""
+    if not trained.system.images:
+        return []
     z = jax.random.normal(jax.random.fold_in(trained.key, 3), (10, *trained.data.shape))
     rows = decoded(trained, np.concatenate([t * z for t in TEMPERATURES]))
     named = [f"temperature {t:g}" for t in TEMPERATURES]
     rows = dict(zip(named, np.split(rows, len(named)), strict=True))
-    return [
-        save_grid(trained.results / "interpolations.png", between, 10),
-        save_rows(trained.results / "temperatures.png", rows),
-    ]
+    return [save_rows(trained.results / "temperatures.png", rows)]
 
 
 def density(trained: runner.Trained[NormalizingFlow]) -> list[Path]:

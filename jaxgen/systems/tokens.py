@@ -297,7 +297,8 @@ def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
     system, data = trained.system, trained.data
     measured = lambda w, key, batch: system.nats(w.params, key, batch)  # noqa: E731
     nats = trained.over("bound", measured, trained.test(), key=4, size=50)
-    tested = f"{len(nats)} test {data.kind.noun}{binarized(data, system.binary)}"
+    noun = "images" if isinstance(data.kind, Image) else "windows of text"
+    tested = f"{len(nats)} test {noun}{binarized(data, system.binary)}"
     about = f"bound, {tested}, {system.draws} draws each, {trained.ema}"
     if not isinstance(data.kind, Image):
         value = float(nats.mean()) / system.length / math.log(2)

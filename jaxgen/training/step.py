@@ -393,7 +393,10 @@ def adam(
     if decay != "none":
         left = (steps or 0) - warmup
         if left <= 0:
-            raise ValueError(f"a decay needs more steps ({steps}) than the warm-up has ({warmup}).")
+            raise ValueError(
+                f"a decay needs more steps ({steps}) than the warm-up has ({warmup}): "
+                "lower the warm-up (--warmup), or leave out the decay (--decay none)."
+            )
         schedule = curves[decay](learning_rate, left)
     if warmup:
         rise = optax.linear_schedule(0.0, learning_rate, warmup)

@@ -177,7 +177,7 @@ def test_bad_folders_are_named(tmp_path):
         load(f"folder:{tmp_path}")
     (tmp_path / "cats" / "3.png").unlink()
     folder_of_images(tmp_path, sizes=((6, 5),) * 3 + ((7, 5),) * 2)
-    with pytest.raises(DataError, match=r"give an image size"):
+    with pytest.raises(DataError, match=r"resize them with --image-size"):
         load(f"folder:{tmp_path}")
 
 

@@ -112,7 +112,9 @@ def test_bad_pairs_are_named(tmp_path):
     two_folders(tmp_path, train=3)
     two_folders(tmp_path, test=2)
     write(tmp_path / "testB" / "1.png", np.zeros((5, 6, 3), np.uint8))
-    with pytest.raises(DataError, match=r"testB/1\.png is 6x5 but .* is 6x4: give an image size"):
+    with pytest.raises(
+        DataError, match=r"testB/1\.png is 6x5 but .* is 6x4: resize them with --image-size"
+    ):
         load(f"pairs:{tmp_path}")
     for file in (tmp_path / "testB").iterdir():
         file.unlink()

@@ -142,7 +142,9 @@ def test_prepared_sets_that_cannot_be_taken_say_why(prepare):
 
 def test_images_that_differ_in_size_need_one(prepare):
     where = prepare(height=None, train=range(20))
-    with pytest.raises(DataError, match="the images of 'tiny_set' differ in size: give an image s"):
+    with pytest.raises(
+        DataError, match="the images of 'tiny_set' differ in size: resize them with --im"
+    ):
         load("tiny_set", **where)
     assert load("tiny_set", **where, image_size=4).shape == (4, 4, 3)
 
@@ -153,7 +155,9 @@ def test_images_that_differ_in_size_need_one(prepare):
 )
 def test_unprepared_sets_say_how_to_prepare_them(tmp_path, name, files, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow", None)
-    with pytest.raises(DataError, match=rf"jaxgen\[prepare\].*manual_dir that holds {files}"):
+    with pytest.raises(
+        DataError, match=rf"jaxgen\[prepare\].*--manual-dir a folder that holds {files}"
+    ):
         load(name, data_dir=str(tmp_path))
 
 
@@ -274,7 +278,9 @@ def test_bad_names_and_data_of_the_library_are_named(hf, tmp_path, monkeypatch):
     for i, size in enumerate((4, 4, 5)):
         (tmp_path / "sizes" / "train").mkdir(parents=True, exist_ok=True)
         Image.new("L", (size, 4)).save(tmp_path / "sizes" / "train" / f"{i}.png")
-    with pytest.raises(DataError, match=r"image 2 of 'train' is 5x4 but .* give an image size"):
+    with pytest.raises(
+        DataError, match=r"image 2 of 'train' is 5x4 but .* resize them with --image-size"
+    ):
         load(f"hf:{tmp_path / 'sizes'}")
     assert load(f"hf:{tmp_path / 'sizes'}", image_size=4).shape == (4, 4, 1)
     (tmp_path / "sizes" / "train" / "1.png").write_bytes(b"not an image")
