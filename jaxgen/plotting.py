@@ -449,14 +449,44 @@ def save_named_points(
     points: Mapping[str, tuple[float, float, float]],
     labels: tuple[str, str, str],
 ) -> Path:
-    """Draws ``points`` (x, y, colour) with their names; y and colour on logarithmic scales."""
-    figure, (axis,) = _panels(1, 1, 7, 4.5)
-    x, y, colour = np.array([*points.values()]).T
-    dots = axis.scatter(x, y, s=40, c=colour, norm="log", cmap="viridis")
-    for name, (at, height, _) in points.items():
-        axis.annotate(name, (at, height), (5, 4), textcoords="offset points", fontsize=8)
+    """Draws ``points`` (x, y, colour) with their names; y and colour on logarithmic scales.
+
+    The names are in a column at the right, where none lies over another, each with a line to its
+    point.
+    """
+    figure, (axis,) = _panels(1, 1, 9, 4.5)
+    figure.subplots_adjust(left=0.09, right=0.6)
+    bar = figure.add_axes((0.88, figure.subplotpars.bottom, 0.02, axis.get_position().height))
+    names = sorted(points, key=lambda name: points[name][1])
+    x, y, colour = np.array([points[name] for name in names]).T
+    dots = axis.scatter(x, y, s=40, c=colour, norm="log", cmap="viridis", zorder=2)
     axis.set(xlabel=labels[0], ylabel=labels[1], yscale="log")
-    axis.margins(x=0.25, y=0.1)
-    _widen(figure, 1.0)
-    figure.colorbar(dots, ax=axis, label=labels[2], fraction=0.04, pad=0.02)
+    axis.margins(x=0.06, y=0.06)
+    axis.autoscale_view()
+    heights = axis.transAxes.inverted().transform(axis.transData.transform(np.stack([x, y], 1)))
+    places = apart(heights[:, 1], 1 / max(len(names), 18))
+    for name, at, place in zip(names, zip(x, y, strict=True), places, strict=True):
+        line = {"arrowstyle": "-", "color": "0.75", "linewidth": 0.7, "relpos": (0, 0.5)}
+        axis.annotate(
+            name,
+            at,
+            (1.04, place),
+            textcoords="axes fraction",
+            va="center",
+            fontsize=8,
+            arrowprops=line,
+            zorder=1,
+        )
+    figure.colorbar(dots, cax=bar, label=labels[2])
     return _save(path, figure)
+
+
+def apart(places: np.ndarray, gap: float) -> np.ndarray:
+    """Rising places in 0..1, moved until there are gaps between all: up, and at the top down."""
+    moved = np.array(places)
+    for i in range(1, len(moved)):
+        moved[i] = max(moved[i], moved[i - 1] + gap)
+    moved[-1] = min(moved[-1], 1)
+    for i in reversed(range(len(moved) - 1)):
+        moved[i] = min(moved[i], moved[i + 1] - gap)
+    return moved

@@ -3,6 +3,7 @@ import time
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from jaxgen.plotting import (
@@ -300,17 +301,22 @@ def test_lines_have_a_panel_each_over_one_axis(tmp_path, figures):
 
 
 def test_named_points_stand_where_they_belong(tmp_path, figures):
-    points = {"a": (1.0, 0.1, 10.0), "b": (2.0, 5.0, 0.01)}
+    points = {"a": (1.0, 0.1, 10.0), "b": (2.0, 5.0, 0.01), "of nearly the same": (1.9, 4.9, 0.02)}
+    points |= {"again": (1.9, 4.95, 0.02)}
     save_named_points(tmp_path / "points.png", points, ("x", "y", "seconds"))
-    axis = panels(figures[0])[0]
+    axis, bar = panels(figures[0])
     (drawn,) = axis.collections
-    np.testing.assert_allclose(drawn.get_offsets(), [p[:2] for p in points.values()])
-    np.testing.assert_allclose(drawn.get_array(), [10.0, 0.01])
+    rising = sorted(points.values(), key=lambda p: p[1])
+    np.testing.assert_allclose(drawn.get_offsets(), [p[:2] for p in rising])
+    np.testing.assert_allclose(drawn.get_array(), [p[2] for p in rising])
     assert {text.get_text(): text.xy for text in axis.texts} == {
         n: p[:2] for n, p in points.items()
     }
-    for text in axis.texts:  # inside of the panel
-        assert text.get_window_extent().x1 <= axis.get_window_extent().x1
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without its line
+    for i, box in enumerate(boxes):  # between panel and bar, none over another
+        assert axis.get_window_extent().x1 <= box.x0
+        assert box.x1 <= bar.get_window_extent().x0
+        assert not any(box.overlaps(other) for other in boxes[:i])
 
 
 def test_bars_have_their_heights(tmp_path, figures):

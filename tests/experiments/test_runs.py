@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from processes import COMMON, TINY, arrays, finish, mismatches, report, results, start
 
-from experiments import ddpm
+from experiments import ddpm, gpt
 from jaxgen.data.images import SIZES, image_set
 from jaxgen.data.records import Arrays
 from jaxgen.runner.commands import fitting_options, parse
@@ -246,6 +246,7 @@ def test_the_preset_follows_from_size_and_number_of_images(shape, count, want):
     data = image_set("folder:x", {"train": arrays, "validation": arrays, "test": arrays}, shape)
     assert carried(ddpm.PRESETS, data)[-1] == want
     assert carried({"own": ddpm.Config()}, data) == ["own"]
+    assert carried(gpt.PRESETS, data)[0] == "digits"  # not the first, which is for text
     there = {"digits": ddpm.Config(), "cifar10": ddpm.Config()}  # an experiment without the others
     assert carried(there, data) == ["digits", "cifar10"][: 1 + (want == "cifar10")]
 
@@ -344,3 +345,8 @@ def test_a_folder_that_moved_is_known_again_and_one_that_changed_is_told(command
     status, out, err = command("vae", "sample --dir run", tiny=False)
     assert status == 0, err
     assert "warning: folder:there does not hold what run was trained on" in out
+    for path in Path("there").iterdir():
+        Image.fromarray(np.zeros((6, 4), np.uint8)).save(path)
+    status, _, err = command("vae", "sample --dir run", tiny=False)
+    assert status == 2
+    assert "run was trained on examples of 8x8x1, and those of folder:there are of 6x4x1" in err
