@@ -548,7 +548,8 @@ def test_the_likelihood_of_every_continuous_schedule():
         found = ode_log_likelihood(exact(schedule), schedule, x, t_0=t_0, t_1=t_1)
         return found.log_prob, schedule(t_0), schedule(t_1)
 
-    found, first, last = jax.jit(jax.vmap(measure))(together(False), firsts, ends)
+    measured = jax.jit(jax.vmap(measure), compiler_options=WELL)
+    found, first, last = measured(together(False), firsts, ends)
     for i, name in enumerate(CONTINUOUS):
         (a_0, s_0), (a_1, s_1) = ([float(v[i]) for v in level] for level in (first, last))
         std_0, std_1 = (np.sqrt(a**2 * S2 + s**2) for a, s in ((a_0, s_0), (a_1, s_1)))

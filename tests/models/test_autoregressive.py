@@ -103,7 +103,7 @@ def test_dropout_is_on_where_a_key_is_given_and_shows_nothing_of_what_comes_afte
 @pytest.mark.parametrize("side", [(6, 4), (4, 6)])
 def test_sides_that_do_not_halve_are_refused_in_a_sentence(key, side):
     network = PixelCNNpp(1, width=2, blocks=1, resolutions=3)
-    with pytest.raises(ValueError, match="cannot be halved 2 times: use fewer resolutions"):
+    with pytest.raises(ValueError, match="cannot be halved 2 times: use fewer --resolutions"):
         jax.eval_shape(network.init, key, jnp.zeros((1, *side, 1)))
 
 
