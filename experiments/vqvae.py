@@ -58,9 +58,8 @@ class Config:
     codes: runner.Count = 512  # Of a codebook, or categories (vector, gumbel).
     latents: runner.Count = 32  # Entries of a codebook's vector (vector).
     depth: runner.Count = 1  # Codebooks one after the other, each for what is left (vector).
-    commitment: runner.NonNegative = (
-        0.25  # Weight of the encoder's distance to its vector (vector).
-    )
+    # Weight of the encoder's distance to its vector (vector).
+    commitment: runner.NonNegative = 0.25
     codebook_decay: runner.Share = 0.99  # Of the averages that the vectors are (vector).
     levels: Annotated[tuple[int, ...], runner.Range(2)] = (8, 8, 8)  # Of each scalar (scalar).
     gumbel_kl: runner.NonNegative = 1e-3  # Weight of the categories' KL to even ones (gumbel).

@@ -78,8 +78,8 @@ def squeeze(x: Array) -> Array:
     b, h, w, c = x.shape
     if h % 2 or w % 2:
         raise ValueError(
-            f"{h} x {w} pixels have no squares of 2x2: use another --image-size, fewer --levels, "
-            "or a flow that does not squeeze (--model realnvp)."
+            f"{h} x {w} pixels have no squares of 2x2: use another --image-size, or fewer --levels "
+            "(--model realnvp squeezes nothing at one)."
         )
     x = x.reshape(b, h // 2, 2, w // 2, 2, c).transpose(0, 1, 3, 2, 4, 5)
     return x.reshape(b, h // 2, w // 2, 4 * c)

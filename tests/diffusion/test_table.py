@@ -555,7 +555,9 @@ def test_the_likelihood_of_every_continuous_schedule():
         std_0, std_1 = (np.sqrt(a**2 * S2 + s**2) for a, s in ((a_0, s_0), (a_1, s_1)))
         latent = a_1 * M + std_1 / std_0 * a_0 * (np.asarray(x_0[:, 0], np.float64) - M)
         want = -0.5 * (latent / s_1) ** 2 - 0.5 * np.log(2 * np.pi * s_1**2) + np.log(std_1 / std_0)
-        np.testing.assert_allclose(found[i], want, atol=3e-3, err_msg=name)
+        # A table has a kink at each of its steps, which the solver's own steps meet by chance.
+        atol = 6e-3 if "interpolated" in name else 1e-3
+        np.testing.assert_allclose(found[i], want, atol=atol, err_msg=name)
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)

@@ -113,7 +113,7 @@ CASES = {
     "apart": ("critics", "--train='--penalty r1'", "--penalty, which tells the runs apart"),
     "warm-up": ("vae", "--decay cosine --warmup 9 --steps 9", r"\(--warmup\), .*--decay none"),
     "maps": ("gan", "--architecture sagan", "8 pixels a side have no maps of 32"),
-    "squares": ("flow", "--levels 5", "fewer --levels, .*--model realnvp"),
+    "squares": ("flow", "--levels 5", "fewer --levels .*--model realnvp"),
     "no words": ("gpt", "--data text:none.txt", "name a file or a folder of"),
     "quotes": ("solvers", "--train='--steps \"4'", "cannot be read"),
     "resume": ("ddpm", "--resume", "there is no run of ddpm"),
