@@ -243,14 +243,16 @@ def fitting_options(experiment: Experiment, argv: list[str], config: Any, data: 
     named = early(argv, "--preset")[0].preset or config.data.data in experiment.presets
     if named or not isinstance(data.kind, Image):
         return config
-    name = ""
-    for name in reversed(carried(experiment.presets, data)):
+    first, *larger = carried(experiment.presets, data)
+    for name in reversed(larger):
         _, config, _ = parse(experiment, argv, name)
         try:
             build(experiment, config, data)
             break
-        except Mistake:  # for networks of other sizes; the last of them is told by the training
+        except Mistake:  # for networks of other sizes
             continue
+    else:
+        name, (_, config, _) = first, parse(experiment, argv, first)
     console.print(f"options: those for {name}, by the size and number of images, or --preset")
     return config
 

@@ -228,7 +228,7 @@ def data_changed(directory: Path, data: DataSet) -> str | None:
     then = json.loads(path.read_text())
     if then["digest"] == data.digest:
         return None
-    shape = "x".join(map(str, data.shape))
+    shape = shape_of(data)
     if then.get("shape", shape) != shape:
         raise Mistake(
             f"{directory} was trained on examples of {then['shape']}, and those of {data.name} are "
@@ -237,11 +237,15 @@ def data_changed(directory: Path, data: DataSet) -> str | None:
     return f"{data.name} does not hold what {directory} was trained on"
 
 
+def shape_of(data: DataSet) -> str:
+    """The shape of an example, as it is kept and told."""
+    return "x".join(map(str, data.shape))
+
+
 def write_data(directory: Path, data: DataSet) -> None:
     """Writes what was read of the data, by whose contents they are known again."""
     reading = dataclasses.asdict(data.reading) if data.reading else None
-    shape = "x".join(map(str, data.shape))
-    about = {"name": data.name, "shape": shape, "digest": data.digest, "reading": reading}
+    about = {"name": data.name, "shape": shape_of(data), "digest": data.digest, "reading": reading}
     write_json(directory / "data.json", about)
 
 

@@ -189,6 +189,11 @@ def values_of(config: Any) -> dict[str, Any]:
     return {option.name: option.value for option in options_of(config)}
 
 
+def flag_of(name: str) -> str:
+    """An option's name on the command line."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_ranges(config: Any) -> None:
     """Holds every option to the range in its type.
 
@@ -196,7 +201,7 @@ def check_ranges(config: Any) -> None:
       Mistake: naming the option and its range.
     """
     for name, value, allowed, _, several in options_of(config):
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if several and value == ():
             raise Mistake(f"{flag} takes one value or more: name them, or leave it out.")
         for x in value if isinstance(value, tuple) else (value,):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -28,7 +29,15 @@ from jaxgen.runner.commands import (
     take_verb,
 )
 from jaxgen.runner.fitting import open_checkpoints, train
-from jaxgen.runner.options import Data, Run, Train, check_ranges, options_of, values_of
+from jaxgen.runner.options import (
+    Data,
+    Run,
+    Train,
+    check_ranges,
+    flag_of,
+    options_of,
+    values_of,
+)
 from jaxgen.runner.system import Experiment, Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
 from jaxgen.training.checkpoints import NoCheckpoint
@@ -36,7 +45,7 @@ from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
 Load = Callable[[Experiment, Any], DataSet]
-TRAINING = {f"--{name.replace('_', '-')}" for name in values_of(Train())}
+TRAINING = {flag_of(name) for name in values_of(Train())}
 LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
@@ -134,10 +143,9 @@ class Study:
         words = training_words(which.train, list(needs.values()))
         found = {}
         for i, (name, need) in enumerate(needs.items()):
+            data: Any = need.data or config.data
             if which.dir:
-                data: Any = folders.read_config(which.dir[i], need.experiment).data
-            else:
-                data = need.data or config.data
+                data = folders.read_config(which.dir[i], need.experiment).data
             check_kind(self.name, self.kinds, load(need.experiment, data))
             if which.dir:
                 found[name] = which.dir[i], None
@@ -206,12 +214,13 @@ def training_words(words: str, needs: Sequence[Need]) -> list[str]:
         given = shlex.split(words)
     except ValueError as error:
         raise Mistake(f"--train='{words}' cannot be read ({error}).") from error
-    own = {"--data", "--data-dir", "--manual-dir", "--image-size", "--length", "--dir", "--out"}
-    own |= {"--resume", "--preset", "--checkpoint"}
-    for flag in option_words(words):
+    own = {flag_of(name) for name in values_of(Data()) | values_of(Which())}
+    own |= {"--resume", "--preset"}
+    apart = telling_apart(needs)
+    for flag in options_in(given):
         if flag in own:
             raise Mistake(f"--train='{words}' has {flag}, which is an option of the study itself.")
-        if flag in telling_apart(needs):
+        if flag in apart:
             raise Mistake(
                 f"--train='{words}' has {flag}, which tells the runs apart: leave it out."
             )
@@ -220,19 +229,17 @@ def training_words(words: str, needs: Sequence[Need]) -> list[str]:
 
 def telling_apart(needs: Sequence[Need]) -> set[str]:
     """The options that two runs of one experiment differ in, but for how they are trained."""
-    values: dict[str, dict[str, set[str | None]]] = {}
-    for experiment in {need.experiment.name for need in needs}:
-        told = [option_words(need.options) for need in needs if need.experiment.name == experiment]
-        values[experiment] = {flag: {o.get(flag) for o in told} for t in told for flag in t}
-    apart = {flag for of in values.values() for flag, found in of.items() if len(found) > 1}
+    told = [(need.experiment.name, options_in(shlex.split(need.options))) for need in needs]
+    pairs = [(a, b) for (name, a), (other, b) in itertools.product(told, told) if name == other]
+    apart = {flag for ours, theirs in pairs for flag in ours if ours[flag] != theirs.get(flag)}
     return apart - (TRAINING - {"--seed"})
 
 
-def option_words(words: str) -> dict[str, str]:
-    """The options in a line, each with what it is set to."""
+def options_in(words: Sequence[str]) -> dict[str, str]:
+    """The options among words, each with what it is set to."""
     options: dict[str, str] = {}
     flag = ""
-    for word in shlex.split(words):
+    for word in words:
         if word.startswith("--"):
             flag, _, value = word.partition("=")
             options[flag] = value

@@ -297,10 +297,11 @@ def bits(trained: runner.Trained[TokenDiffusion]) -> list[Number]:
     system, data = trained.system, trained.data
     measured = lambda w, key, batch: system.nats(w.params, key, batch)  # noqa: E731
     nats = trained.over("bound", measured, trained.test(), key=4, size=50)
-    noun = "images" if isinstance(data.kind, Image) else "windows of text"
+    images = isinstance(data.kind, Image)
+    noun = "images" if images else "windows of text"
     tested = f"{len(nats)} test {noun}{binarized(data, system.binary)}"
     about = f"bound, {tested}, {system.draws} draws each, {trained.ema}"
-    if not isinstance(data.kind, Image):
+    if not images:
         value = float(nats.mean()) / system.length / math.log(2)
         return [Number("bits_per_token", value, f"bits a token, {about}")]
     return likelihoods("elbo", -float(nats.mean()), data, about)

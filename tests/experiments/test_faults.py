@@ -119,8 +119,8 @@ def test_a_run_told_to_stop_saves_and_says_so_by_its_status(whole, how, ends_wit
 
 
 def test_random_moments_of_every_verb(tmp_path):
-    """Ten, in a process that may be left in any state."""
-    words = [sys.executable, moments.__file__, "10"]
+    """Twenty, in a process that may be left in any state."""
+    words = [sys.executable, moments.__file__, "20"]
     env = {
         **os.environ,
         "PYTHONPATH": str(ROOT),
