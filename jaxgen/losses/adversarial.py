@@ -1,9 +1,10 @@
 """What the two players of a GAN minimize, from logits.
 
-The critic answers a logit a for each example; with D = sigmoid(a), log D = -softplus(-a) and
-log(1 - D) = -softplus(a). Nothing here forms D itself, so values and gradients stay exact where D
-rounds to 0 or 1. All losses are ``[B]`` (those from log D in nats), and are minimized by their
-player. Terms that are added to them, and the divergences of f-GAN, have files of their own:
+The discriminator answers a logit a for each example, ``[B]``, or for each patch of it,
+``[B, H, W]`` (PatchGAN: Isola et al. 2017, section 3.2.2), over which losses are averaged. With
+D = sigmoid(a), log D = -softplus(-a) and log(1 - D) = -softplus(a). Nothing here forms D itself, so
+values and gradients stay exact where D rounds to 0 or 1. All losses are ``[B]`` (those from log D
+in nats), and are minimized by their player. Terms that are added to them, and the divergences of f-GAN, have files of their own:
 :mod:`~jaxgen.losses.f_divergences`, :mod:`~jaxgen.losses.penalties`, and
 :mod:`~jaxgen.losses.began`, whose critic is no classifier.
 """
@@ -18,11 +19,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Loss = Callable[[Array, Array], Array]  # (real_logits [B], fake_logits [B]) -> [B]
+Loss = Callable[[Array, Array], Array]  # (real_logits, fake_logits [B, ...]) -> [B]
 
 
 class Objective(NamedTuple):
-    """What each player minimizes, ``(real_logits [B], fake_logits [B]) -> [B]``.
+    """What each player minimizes, ``(real_logits, fake_logits [B, ...]) -> [B]``.
 
     The generator is told the logits of data too, which relativistic objectives compare with.
     """
@@ -33,9 +34,14 @@ class Objective(NamedTuple):
 
 
 def check_logits(real_logits: Array, fake_logits: Array) -> None:
-    """As many logits ``[B]`` of data as of samples."""
-    chex.assert_rank([real_logits, fake_logits], 1)
+    """As many logits ``[B, ...]`` of data as of samples."""
     chex.assert_equal_shape([real_logits, fake_logits])
+
+
+def over_patches(values: Array) -> Array:
+    """The mean ``[B]`` of values ``[B, ...]``, one for each patch of an example."""
+    chex.assert_axis_dimension_gt(values, 0, 0)
+    return values.reshape(values.shape[0], -1).mean(axis=1)
 
 
 def of_fakes(loss: Callable[[Array], Array]) -> Loss:
@@ -47,9 +53,9 @@ def of_fakes(loss: Callable[[Array], Array]) -> Loss:
 
 
 def discriminator_loss(real_logits: Array, fake_logits: Array) -> Array:
-    """-[log D(x) + log(1 - D(G(z)))], both ``[B]`` (Goodfellow et al. 2014, eq. 1, minimized)."""
+    """-[log D(x) + log(1 - D(G(z)))], ``[B]`` (Goodfellow et al. 2014, eq. 1, minimized)."""
     check_logits(real_logits, fake_logits)
-    return jax.nn.softplus(-real_logits) + jax.nn.softplus(fake_logits)
+    return over_patches(jax.nn.softplus(-real_logits) + jax.nn.softplus(fake_logits))
 
 
 def smoothed_discriminator_loss(target: float) -> Loss:
@@ -61,21 +67,20 @@ def smoothed_discriminator_loss(target: float) -> Loss:
 
     def loss(real_logits: Array, fake_logits: Array) -> Array:
         # (1 - target)(log D - log(1 - D)) = (1 - target) a: what the label takes off log D.
-        return discriminator_loss(real_logits, fake_logits) + (1 - target) * real_logits
+        own = discriminator_loss(real_logits, fake_logits)
+        return own + (1 - target) * over_patches(real_logits)
 
     return loss
 
 
 def minimax_generator_loss(fake_logits: Array) -> Array:
     """log(1 - D(G(z))) ``[B]``: the generator's side of eq. 1. Its gradient fades as D wins."""
-    chex.assert_rank(fake_logits, 1)
-    return -jax.nn.softplus(fake_logits)
+    return over_patches(-jax.nn.softplus(fake_logits))
 
 
 def non_saturating_generator_loss(fake_logits: Array) -> Array:
     """-log D(G(z)) ``[B]``, the "log D trick" of section 3: strong gradients while D wins."""
-    chex.assert_rank(fake_logits, 1)
-    return jax.nn.softplus(-fake_logits)
+    return over_patches(jax.nn.softplus(-fake_logits))
 
 
 MINIMAX = Objective(discriminator_loss, of_fakes(minimax_generator_loss), jax.nn.sigmoid)
@@ -97,9 +102,9 @@ def least_squares(fake: float = 0.0, real: float = 1.0, wanted: float = 1.0) -> 
 
     def critic(real_logits: Array, fake_logits: Array) -> Array:
         check_logits(real_logits, fake_logits)
-        return 0.5 * (real_logits - real) ** 2 + 0.5 * (fake_logits - fake) ** 2
+        return over_patches(0.5 * (real_logits - real) ** 2 + 0.5 * (fake_logits - fake) ** 2)
 
-    return Objective(critic, of_fakes(lambda logits: 0.5 * (logits - wanted) ** 2))
+    return Objective(critic, of_fakes(lambda logits: over_patches(0.5 * (logits - wanted) ** 2)))
 
 
 def wasserstein_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
@@ -109,17 +114,17 @@ def wasserstein_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
     penalty, spectral norms, or clipped weights.
     """
     check_logits(real_logits, fake_logits)
-    return fake_logits - real_logits
+    return over_patches(fake_logits - real_logits)
 
 
 def hinge_critic_loss(real_logits: Array, fake_logits: Array) -> Array:
     """max(0, 1 - f(x)) + max(0, 1 + f(G(z))) ``[B]`` (Lim & Ye 2017; Miyato et al. 2018, 16)."""
     check_logits(real_logits, fake_logits)
-    return jax.nn.relu(1 - real_logits) + jax.nn.relu(1 + fake_logits)
+    return over_patches(jax.nn.relu(1 - real_logits) + jax.nn.relu(1 + fake_logits))
 
 
-WASSERSTEIN = Objective(wasserstein_critic_loss, of_fakes(jnp.negative))
-HINGE = Objective(hinge_critic_loss, of_fakes(jnp.negative))  # Miyato et al. 2018, eq. 17
+WASSERSTEIN = Objective(wasserstein_critic_loss, of_fakes(lambda logits: -over_patches(logits)))
+HINGE = Objective(hinge_critic_loss, WASSERSTEIN.generator)  # Miyato et al. 2018, eq. 17
 
 
 # --- relativistic ------------------------------------------------------------------------------
@@ -129,8 +134,8 @@ def relativistic_average(critic: Loss) -> Objective:
     """Whether data look more real than the average fake does, and fakes than the average datum.
 
     The critic's loss of f(x) - E f(G(z)) and f(G(z)) - E f(x), and the generator's with the two
-    changed about (Jolicoeur-Martineau 2019, eq. 8 and 9), the means being those of the logits that
-    are given: under ``pmap`` of a device's share of the batch. Of ``discriminator_loss`` it is
+    changed about (Jolicoeur-Martineau 2019, eq. 8 and 9), the means being those of all logits that
+    are given (of all patches too): under ``pmap`` of a device's share of the batch. Of ``discriminator_loss`` it is
     RaSGAN, of ``hinge_critic_loss`` RaHingeGAN, and of ``least_squares(-1, 1).critic`` RaLSGAN (its
     appendix; here with the halves of LSGAN).
     """

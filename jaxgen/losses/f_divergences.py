@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from jaxgen.losses.adversarial import Objective, check_logits
+from jaxgen.losses.adversarial import Objective, check_logits, of_fakes, over_patches
 
 LARGEST = 30.0  # of logits that are exponentiated as they are
 
@@ -87,6 +87,6 @@ def f_gan(divergence: FDivergence) -> Objective:
 
     def critic(real_logits: Array, fake_logits: Array) -> Array:
         check_logits(real_logits, fake_logits)
-        return divergence.fake(fake_logits) - divergence.activation(real_logits)
+        return over_patches(divergence.fake(fake_logits) - divergence.activation(real_logits))
 
-    return Objective(critic, lambda real_logits, fake_logits: -divergence.fake(fake_logits))
+    return Objective(critic, of_fakes(lambda logits: -over_patches(divergence.fake(logits))))

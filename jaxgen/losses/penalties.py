@@ -1,6 +1,6 @@
 """Penalties ``[B]`` on how steep a critic is, as functions of ``critic(x [B, ...]) -> [B]``.
 
-Each is a :data:`Penalty`, ``(key, critic, real, fake) -> [B]``, to be weighed by who adds it to the
+Of a critic of patches, ``[B, ...]``, it is the slope of the mean over patches. Each is a :data:`Penalty`, ``(key, critic, real, fake) -> [B]``, to be weighed by who adds it to the
 critic's loss. Slopes are taken of each example by itself: in a critic with batch norm the examples
 would share them. A penalty that is added at every n-th step alone weighs n times as much (Karras
 et al. 2020, StyleGAN2, appendix B: "lazy").
@@ -15,13 +15,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-Critic = Callable[[Array], Array]  # x [B, ...] -> [B]
+from jaxgen.losses.adversarial import over_patches
+
+Critic = Callable[[Array], Array]  # x [B, ...] -> [B], or [B, ...] of patches
 Penalty = Callable[[Array, Critic, Array, Array], Array]  # (key, critic, real, fake) -> [B]
 
 
 def slopes_squared(critic: Critic, x: Array) -> Array:
     """||grad f(x)||^2 ``[B]``."""
-    slope = jax.grad(lambda x: critic(x).sum())(x)
+    slope = jax.grad(lambda x: over_patches(critic(x)).sum())(x)
     return jnp.sum(slope.reshape(len(x), -1) ** 2, axis=-1)
 
 
@@ -80,6 +82,5 @@ def consistency(logits: Array, augmented_logits: Array) -> Array:
 
     Zhang et al. 2020 (CR-GAN), eq. 3. Of samples too it is bCR (Zhao et al. 2021).
     """
-    chex.assert_rank([logits, augmented_logits], 1)
     chex.assert_equal_shape([logits, augmented_logits])
-    return (logits - augmented_logits) ** 2
+    return over_patches((logits - augmented_logits) ** 2)

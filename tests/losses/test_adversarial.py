@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.losses import began
+from jaxgen.losses import began, f_divergences
 from jaxgen.losses.adversarial import (
     HINGE,
     MINIMAX,
     NON_SATURATING,
     WASSERSTEIN,
+    Objective,
     discriminator_loss,
     feature_matching,
     hinge_critic_loss,
@@ -21,6 +22,9 @@ from jaxgen.losses.adversarial import (
     relativistic_average,
     smoothed_discriminator_loss,
 )
+from jaxgen.losses.f_divergences import f_gan
+
+DIVERGENCES = ["KL", "REVERSE_KL", "PEARSON", "SQUARED_HELLINGER", "JENSEN_SHANNON"]
 
 LOGITS = np.array([-100.0, -20.0, -1.5, 0.0, 0.7, 20.0, 100.0])
 REAL = np.array([-100.0, -1.5, 0.25, 0.0, 100.0, 30.0])
@@ -226,11 +230,38 @@ def test_the_equilibrium_variable_rests_where_errors_have_their_ratio():
     close([began.convergence(real, fake, 0.5), began.convergence(real, fake, 0.75)], 2, 2.5)
 
 
-def test_ranks_are_checked():
-    for loss in (MINIMAX.critic, HINGE.critic, WASSERSTEIN.critic, least_squares().critic):
+OBJECTIVES = (
+    {name: row[0] for name, row in (APART | RELATIVISTIC).items()}
+    | {name: f_gan(getattr(f_divergences, name)) for name in DIVERGENCES}
+    | {"smoothed": Objective(smoothed_discriminator_loss(0.9), MINIMAX.generator)}
+)
+
+
+def test_logits_of_patches_are_averaged_over_each_example():
+    """Every objective of logits [B, H, W, C] is, for every example, the mean of its patches', each
+    of which it sees as it sees an example's; so are its gradients. PatchGAN (Isola et al. 2017)."""
+    real, fake = np.random.default_rng(0).normal(size=(2, 3, 2, 4, 1)).astype(np.float32)
+
+    @jax.jit
+    def both(real, fake):
+        return {
+            name: [evaluated(loss, real, fake) for loss in (critic, generator)]
+            for name, (critic, generator, *_) in OBJECTIVES.items()
+        }
+
+    patches, alone = both(real, fake), both(real.reshape(-1), fake.reshape(-1))
+    for name in OBJECTIVES:
+        for (values, *slopes), (each, *apart) in zip(patches[name], alone[name], strict=True):
+            assert values.shape == (3,)
+            close([values], each.reshape(3, 8).mean(1))
+            close(slopes, *[slope.reshape(real.shape) / 8 for slope in apart])
+
+
+def test_shapes_are_checked():
+    for critic, generator, *_ in OBJECTIVES.values():
         with pytest.raises(AssertionError):
-            loss(jnp.zeros((4, 1)), jnp.zeros((4, 1)))
+            critic(jnp.zeros((4, 1)), jnp.zeros(4))
         with pytest.raises(AssertionError):
-            loss(jnp.zeros(4), jnp.zeros(3))
-    with pytest.raises(AssertionError):
-        minimax_generator_loss(jnp.zeros((4, 1)))
+            critic(jnp.zeros(4), jnp.zeros(3))
+        with pytest.raises(AssertionError):
+            generator(jnp.zeros(()), jnp.zeros(()))

@@ -110,6 +110,19 @@ def test_a_flat_critic_has_finite_gradients_of_its_parameters():
         np.testing.assert_array_equal(slope, np.zeros(4))
 
 
+def test_penalties_of_a_patch_critic_are_of_its_mean_over_patches():
+    """A critic whose patches are w_p . x has the gradient mean_p w_p."""
+    w = jnp.arange(12.0).reshape(4, 3) / 8  # 3 patches
+    patches = lambda x: x.reshape(-1, 4) @ w
+    alone = lambda x: patches(x).mean(axis=1)
+    for p in PENALTIES.values():
+        found, want = (p(jax.random.key(0), critic, REAL, FAKE) for critic in (patches, alone))
+        assert found.shape == (len(REAL),)
+        np.testing.assert_allclose(found, want, rtol=1e-6)
+    logits = jnp.array([[1.0, 2.0], [0.0, 4.0]])
+    np.testing.assert_allclose(penalties.consistency(logits, jnp.zeros((2, 2))), [2.5, 8.0])
+
+
 def test_consistency_is_the_square_of_what_the_augmentation_changes():
     found = penalties.consistency(jnp.array([1.0, -2.0]), jnp.array([1.0, 1.0]))
     np.testing.assert_allclose(found, [0, 9])
