@@ -25,7 +25,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser, map_x_0, with_x_0, x_0_in, x_0_of
-from jaxgen.diffusion.process import Level, Schedule, diffuse, expand
+from jaxgen.diffusion.process import Level, Noise, Schedule, diffuse, expand, standard_normal
 from jaxgen.diffusion.samplers import Solver, sample
 
 Weight = float | Array | Callable[[Array], Array]  # a value, scalar or [B], or t [B] -> [B]
@@ -208,6 +208,7 @@ def image_to_image(
     x: Array,
     times: Array | np.ndarray,
     solver: Solver,
+    noise: Noise = standard_normal,
 ) -> Array:
     """SDEdit: diffuses ``x [B, ...]`` to the first of ``times``, and samples from there.
 
@@ -215,9 +216,8 @@ def image_to_image(
     the result, ``[B, ...]``, is like the data.
     """
     key_diffuse, key_sample = jax.random.split(key)
-    eps = jax.random.normal(key_diffuse, x.shape, x.dtype)
-    x_t = diffuse(x, eps, schedule(jnp.asarray(times)[0]))
-    return sample(key_sample, denoise, schedule, x_t, times, solver)
+    x_t = diffuse(x, noise(key_diffuse, x), schedule(jnp.asarray(times)[0]))
+    return sample(key_sample, denoise, schedule, x_t, times, solver, noise)
 
 
 def _is_zero(value: object) -> bool:

@@ -13,6 +13,7 @@ whose drift and diffusion are derivatives of the schedule, taken by autodiff.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import chex
@@ -34,6 +35,16 @@ def safe_sqrt(x: Array) -> Array:
 def _safe_log(x: Array) -> Array:
     positive = x > 0
     return jnp.where(positive, jnp.log(jnp.where(positive, x, 1.0)), -jnp.inf)
+
+
+# (key, x [B, ...]) -> eps of the shape and dtype of x; in a loss x is x_0, in a sampler x_t
+Noise = Callable[[Array, Array], Array]
+
+
+def standard_normal(key: Array, x: Array) -> Array:
+    """eps ~ N(0, I) ``[B, ...]``: the noise of every loss, starting point and solver unless another
+    is given, such as one that is 0 where a mask is, or has no centre of mass."""
+    return jax.random.normal(key, x.shape, x.dtype)
 
 
 class Level(NamedTuple):

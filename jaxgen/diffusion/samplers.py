@@ -29,6 +29,7 @@ from jax.extend.core import jaxpr_as_fun
 from jaxgen.diffusion.parameterization import Denoiser, x_0_of
 from jaxgen.diffusion.process import (
     Level,
+    Noise,
     Schedule,
     diffuse,
     expand,
@@ -37,7 +38,7 @@ from jaxgen.diffusion.process import (
     posterior_mean,
     posterior_variance,
     safe_sqrt,
-    transition,
+    standard_normal,
     transition_variance,
 )
 
@@ -49,7 +50,10 @@ VARIANCES: dict[str, Variance] = {
 
 
 class Step(Protocol):
-    """Moves x_t ``[B, ...]`` from time t to s (scalars): (x_s, the estimate of x_0, memory)."""
+    """Moves x_t ``[B, ...]`` from time t to s (scalars): (x_s, the estimate of x_0, memory).
+
+    What it draws is ``noise(key, x_t)``.
+    """
 
     def __call__(
         self,
@@ -60,6 +64,7 @@ class Step(Protocol):
         t: Array,
         s: Array,
         memory: Any,
+        noise: Noise,
     ) -> tuple[Array, Array, Any]: ...
 
 
@@ -136,6 +141,7 @@ def sample(
     x_T: Array,
     times: Array | np.ndarray,
     solver: Solver,
+    noise: Noise = standard_normal,
 ) -> Array:
     """Runs the reverse process from ``x_T [B, ...]`` through ``times`` (falling, ``[n + 1]``).
 
@@ -143,6 +149,7 @@ def sample(
     differentiable, and every value that the solver or the denoiser closes over may be traced, so
     that it can be vmapped or changed without a new compilation. The path is kept in float32 where
     x_T is of less precision; the denoiser always sees, and the result has, the dtype of x_T.
+    ``noise`` is what a stochastic solver adds, as x_T was made of it too.
 
     Called outside of ``jit``, it traces each time and compiles once a program: other values, of
     the parameters too, compile nothing.
@@ -152,7 +159,7 @@ def sample(
         times and schedule are known while tracing.
       TypeError: for integer times of a continuous schedule, or real ones of a discrete one.
     """
-    return _run(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: None)[0]
+    return _run(key, denoise, schedule, x_T, times, solver, noise, lambda x_s, x_0: None)[0]
 
 
 def sample_path(
@@ -162,15 +169,19 @@ def sample_path(
     x_T: Array,
     times: Array | np.ndarray,
     solver: Solver,
+    noise: Noise = standard_normal,
 ) -> tuple[Array, tuple[Array, Array]]:
     """:func:`sample` with its path: every x_s and the x_0 estimated for it, ``[n, B, ...]``."""
-    return _run(key, denoise, schedule, x_T, times, solver, lambda x_s, x_0: (x_s, x_0))
+    return _run(key, denoise, schedule, x_T, times, solver, noise, lambda x_s, x_0: (x_s, x_0))
 
 
-def _run(key, denoise, schedule, x_T, times, solver, keep):
+def _run(key, denoise, schedule, x_T, times, solver, noise, keep):
     x_T = jnp.asarray(x_T)
     check_sampling(solver, denoise, schedule, x_T, times)
-    run = lambda key, x_T, times: _scan(key, denoise, schedule, x_T, times, solver, keep)  # noqa: E731
+
+    def run(key: Array, x_T: Array, times: Array) -> Any:
+        return _scan(key, denoise, schedule, x_T, times, solver, noise, keep)
+
     return _compiled_once(run, key, x_T, jnp.asarray(times))
 
 
@@ -195,7 +206,7 @@ def check_start(denoise: Denoiser, schedule: Schedule, x: Array, t: Any) -> None
     jax.eval_shape(lambda x: denoise(x, times), x)
 
 
-def _scan(key, denoise, schedule, x_T, times, solver, keep):
+def _scan(key, denoise, schedule, x_T, times, solver, noise, keep):
     denoise = denoise if solver.pair else x_0_of(denoise)
     dtype = jnp.promote_types(x_T.dtype, jnp.float32)  # of the path
     if jnp.issubdtype(times.dtype, jnp.floating):
@@ -207,7 +218,7 @@ def _scan(key, denoise, schedule, x_T, times, solver, keep):
 
     def body(carry, row):
         t, s, key = row
-        x_s, x_0, memory = solver.step(key, at, schedule, carry[0], t, s, carry[1])
+        x_s, x_0, memory = solver.step(key, at, schedule, carry[0], t, s, carry[1], noise)
         # A schedule of another precision does not change that of the path.
         new = jax.tree.map(lambda new, old: new.astype(old.dtype), (x_s, memory), carry)
         return new, jax.tree.map(lambda x: x.astype(x_T.dtype), keep(new[0], x_0))
@@ -274,12 +285,20 @@ def unless_clean(schedule: Schedule, s: Array, x_s: Array, x_0: Array) -> Array:
     return jnp.where(ends_clean(schedule, s), schedule(s).alpha * x_0, x_s)
 
 
-def from_estimate(update: Callable[[Array, Array, Array, Level, Level], Array]) -> Solver:
-    """The solver of an ``update(key, x_t, x_0, level of t, level of s) -> x_s``: one evaluation."""
+# (what draws z, x_t, x_0, level of t, level of s) -> x_s
+UpdateRule = Callable[[Callable[[], Array], Array, Array, Level, Level], Array]
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+
+def from_estimate(update: UpdateRule) -> Solver:
+    """The solver of an ``update(draw, x_t, x_0, level of t, level of s) -> x_s``: one evaluation.
+
+    ``draw()`` is the noise z of the step.
+    """
+
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         x_0 = denoise(x_t, t)
-        return update(key, x_t, x_0, schedule(t), schedule(s)), x_0, memory
+        draw = lambda: noise(key, x_t)  # noqa: E731
+        return update(draw, x_t, x_0, schedule(t), schedule(s)), x_0, memory
 
     return Solver(step)
 
@@ -297,9 +316,9 @@ def ancestral(variance: Variance = posterior_variance) -> Solver:
     beta-tilde_t, :func:`~.process.transition_variance` for beta_t. No noise enters clean data.
     """
 
-    def update(key: Array, x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
-        z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        return posterior_mean(x_t, x_0, t, s) + expand(noise_std(variance(t, s), s), x_t) * z
+    def update(draw: Callable[[], Array], x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
+        std = expand(noise_std(variance(t, s), s), x_t)
+        return posterior_mean(x_t, x_0, t, s) + std * draw()
 
     return from_estimate(update)
 
@@ -314,7 +333,7 @@ def learned_ancestral() -> Solver:
       ValueError: if it returns x_0 alone.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         estimate = denoise(x_t, t)
         if not isinstance(estimate, tuple):
             raise ValueError(
@@ -326,7 +345,7 @@ def learned_ancestral() -> Solver:
         log_variance = interpolated_log_variance(
             nu, transition_variance(at, to), posterior_variance(at, to)
         )
-        z = jnp.where(to.sigma > 0, jax.random.normal(key, x_t.shape, x_t.dtype), 0.0)
+        z = jnp.where(to.sigma > 0, noise(key, x_t), 0.0)
         return posterior_mean(x_t, x_0, at, to) + jnp.exp(0.5 * log_variance) * z, x_0, memory
 
     return Solver(step, pair=True)
@@ -349,15 +368,14 @@ def ddim(eta: Array | float = 0.0) -> Solver:
     """
     deterministic = isinstance(eta, (int, float)) and eta == 0
 
-    def update(key: Array, x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
+    def update(draw: Callable[[], Array], x_t: Array, x_0: Array, t: Level, s: Level) -> Array:
         if deterministic:
             return ddim_step(x_t, x_0, t, s)
         # std = eta sigma_s sqrt(share), with share 1 - SNR_t/SNR_s of the variance at s
         share = jnp.where(s.sigma > 0, transition_variance(t, s) / t.sigma**2, 0.0)
         direction = Level(s.alpha, s.sigma * safe_sqrt(1 - eta**2 * share))
-        z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        std = eta * s.sigma * noise_std(share, s)
-        return ddim_step(x_t, x_0, t, direction) + expand(std, z) * z
+        std = expand(eta * s.sigma * noise_std(share, s), x_t)
+        return ddim_step(x_t, x_0, t, direction) + std * draw()
 
     return from_estimate(update)
 
@@ -371,12 +389,11 @@ def consistency(first: float = 0.0) -> Solver:
     std^2 = sigma_s^2 - (alpha_s/alpha_first)^2 sigma_first^2, their tau^2 - epsilon^2.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         least = schedule(jnp.asarray(first, jnp.result_type(t)))
         x_0, to = denoise(x_t, t), schedule(s)
         std = safe_sqrt(to.sigma**2 - (to.alpha / least.alpha * least.sigma) ** 2)
-        z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        return diffuse(x_0, z, Level(to.alpha, std)), x_0, memory
+        return diffuse(x_0, noise(key, x_t), Level(to.alpha, std)), x_0, memory
 
     return Solver(step)
 
@@ -439,12 +456,14 @@ def resampling(solver: Solver) -> Solver:
     With :func:`resampling_times` and an inpainting denoiser it is RePaint (Lugmayr et al. 2022).
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         def up(memory):
-            return transition(x_t, schedule(s), schedule(t)).sample(key), x_t, solver.init(x_t)
+            at, to = schedule(t), schedule(s)
+            std = safe_sqrt(transition_variance(to, at))
+            return to.alpha / at.alpha * x_t + std * noise(key, x_t), x_t, solver.init(x_t)
 
         def down(memory):
-            return solver.step(key, denoise, schedule, x_t, t, s, memory)
+            return solver.step(key, denoise, schedule, x_t, t, s, memory, noise)
 
         return jax.lax.cond(s > t, up, down, memory)
 

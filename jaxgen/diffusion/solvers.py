@@ -73,7 +73,7 @@ def check_continuous(schedule: Schedule, times: np.ndarray) -> None:
 def euler() -> Solver:
     """x_s = x_t + (s - t) dx/dt of the probability-flow ODE: order 1."""
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         x_0 = denoise(x_t, t)
         x_s = x_t + (s - t) * from_x_0(x_0, x_t, schedule, t, "velocity")
         return unless_clean(schedule, s, x_s, x_0), x_0, memory
@@ -88,7 +88,7 @@ def heun() -> Solver:
     Karras et al. 2022, algorithm 1; a step into clean data is :func:`euler`'s.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         x_0 = denoise(x_t, t)
         slope = from_x_0(x_0, x_t, schedule, t, "velocity")
         x_s = unless_clean(schedule, s, x_t + (s - t) * slope, x_0).astype(x_t.dtype)
@@ -110,14 +110,13 @@ def euler_maruyama() -> Solver:
     Song et al. 2021, eq. 6 and section 4.1. It cannot begin at pure noise, where g is infinite.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         x_0 = denoise(x_t, t)
         g2 = diffusion_squared(schedule, t)
         # f x - g^2 score = (f x - g^2/2 score) - g^2/2 score
         flow = from_x_0(x_0, x_t, schedule, t, "velocity")
         slope = flow - 0.5 * g2 * from_x_0(x_0, x_t, schedule, t, "score")
-        z = jax.random.normal(key, x_t.shape, x_t.dtype)
-        x_s = x_t + (s - t) * slope + noise_std(g2 * (t - s), schedule(s)) * z
+        x_s = x_t + (s - t) * slope + noise_std(g2 * (t - s), schedule(s)) * noise(key, x_t)
         return unless_clean(schedule, s, x_s, x_0), x_0, memory
 
     def check(schedule: Schedule, times: np.ndarray) -> None:
@@ -244,7 +243,7 @@ def dpm_solver_2m(eta: Array | float = 0.0) -> Solver:
     step.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory: History):
+    def step(key, denoise, schedule, x_t, t, s, memory: History, noise):
         x_0, at, to = denoise(x_t, t), schedule(t), schedule(s)
         lam = _lam(schedule, t)
         h = _lam(schedule, s) - lam
@@ -255,7 +254,7 @@ def dpm_solver_2m(eta: Array | float = 0.0) -> Solver:
         x_s = to.sigma / at.sigma * jnp.exp(-eta * h) * x_t + to.alpha * weight * middle
         if not (isinstance(eta, (int, float)) and eta == 0):
             std = to.sigma * safe_sqrt(-jnp.expm1(-2 * eta * h))
-            x_s += std * jax.random.normal(key, x_t.shape, x_t.dtype)
+            x_s += std * noise(key, x_t)
         return x_s, x_0, memory.push(x_0, lam)
 
     return Solver(step, _no_history(1))
@@ -269,7 +268,7 @@ def dpm_solver_3m() -> Solver:
     whose first steps are short keeps order 3 as a whole. One evaluation a step.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory: History):
+    def step(key, denoise, schedule, x_t, t, s, memory: History, noise):
         x_0, lam = denoise(x_t, t), _lam(schedule, t)
         points = (x_0, *memory.x_0), (lam, *memory.lam), memory.known + 1
         return _integrate(schedule, x_t, t, s, *points), x_0, memory.push(x_0, lam)
@@ -300,7 +299,7 @@ def unipc(order: int = 2) -> Solver:
         never = jnp.asarray(-1.0, x_T.dtype)
         return _Predicted(x_T, never, x_T, never, _no_history(order)(x_T))
 
-    def step(key, denoise, schedule, x_t, t, s, memory: _Predicted):
+    def step(key, denoise, schedule, x_t, t, s, memory: _Predicted, noise):
         x_0, lam, history = denoise(x_t, t), _lam(schedule, t), memory.history
         values, lams = (x_0, *history.x_0), (lam, *history.lam)
         known = history.known + 1
@@ -333,12 +332,12 @@ def churned(
     gamma: Array | float,
     low: float = 0.0,
     high: float = math.inf,
-    noise: float = 1.0,
+    s_noise: float = 1.0,
 ) -> Solver:
     """Raises the noise by a factor 1 + ``gamma`` before each step (Karras et al. 2022, alg. 2).
 
     ``gamma`` is the paper's min(S_churn/N, sqrt(2) - 1), ``low`` and ``high`` its S_tmin and
-    S_tmax (of sigma/alpha), ``noise`` its S_noise. The schedule must have its inverse ``time``.
+    S_tmax (of sigma/alpha), ``s_noise`` its S_noise. The schedule must have its inverse ``time``.
     Pure noise cannot be raised and stays. Where the noise hardly falls from one evaluation to the
     next, as it may near the end of a schedule, what differs between them is what was added, and the
     solver begins anew, without what it remembers.
@@ -347,7 +346,7 @@ def churned(
     def init(x_T: Array) -> _Churned:
         return _Churned(jnp.asarray(-jnp.inf, x_T.dtype), solver.init(x_T))
 
-    def step(key, denoise, schedule, x_t, t, s, memory: _Churned):
+    def step(key, denoise, schedule, x_t, t, s, memory: _Churned, noise):
         key_churn, key = jax.random.split(key)
         at = schedule(t)
         inside = (at.sigma >= low * at.alpha) & (at.sigma <= high * at.alpha)
@@ -356,15 +355,14 @@ def churned(
         raised = jnp.where(inside, schedule.time(log_snr), t).astype(t.dtype)
         to = schedule(raised)
         std = jnp.where(inside, safe_sqrt(transition_variance(to, at)), 0.0)
-        z = jax.random.normal(key_churn, x_t.shape, x_t.dtype)
         scale = jnp.where(inside, to.alpha / jnp.where(inside, at.alpha, 1.0), 1.0)
-        x_t = (scale * x_t + noise * std * z).astype(x_t.dtype)
+        x_t = (scale * x_t + s_noise * std * noise(key_churn, x_t)).astype(x_t.dtype)
         lam = _lam(schedule, raised)
         close = lam - memory.lam < 0.5 * (_lam(schedule, s) - lam)
         inner = jax.tree.map(
             lambda old, new: jnp.where(close, new, old), memory.inner, solver.init(x_t)
         )
-        x_s, x_0, inner = solver.step(key, denoise, schedule, x_t, raised, s, inner)
+        x_s, x_0, inner = solver.step(key, denoise, schedule, x_t, raised, s, inner, noise)
         return x_s, x_0, _Churned(lam.astype(x_t.dtype), inner)
 
     def check(schedule: Schedule, times: np.ndarray) -> None:
@@ -387,14 +385,14 @@ def corrected(solver: Solver, steps: int = 1, snr: float = 0.16) -> Solver:
     data.
     """
 
-    def step(key, denoise, schedule, x_t, t, s, memory):
+    def step(key, denoise, schedule, x_t, t, s, memory, noise):
         key, key_corrector = jax.random.split(key)
-        x_s, x_0, memory = solver.step(key, denoise, schedule, x_t, t, s, memory)
+        x_s, x_0, memory = solver.step(key, denoise, schedule, x_t, t, s, memory, noise)
         std = 2 * snr * schedule(s).sigma  # sqrt(2 e)
         grad_log_q = score(x_0_of(denoise), schedule)
 
         def langevin(i, x):
-            z = jax.random.normal(jax.random.fold_in(key_corrector, i), x.shape, x.dtype)
+            z = noise(jax.random.fold_in(key_corrector, i), x)
             return (x + 0.5 * std**2 * grad_log_q(x, s) + std * z).astype(x.dtype)
 
         def correct(x):

@@ -4,9 +4,9 @@ The discriminator answers a logit a for each example, ``[B]``, or for each patch
 ``[B, H, W]`` (PatchGAN: Isola et al. 2017, section 3.2.2), over which losses are averaged. With
 D = sigmoid(a), log D = -softplus(-a) and log(1 - D) = -softplus(a). Nothing here forms D itself, so
 values and gradients stay exact where D rounds to 0 or 1. All losses are ``[B]`` (those from log D
-in nats), and are minimized by their player. Terms that are added to them, and the divergences of f-GAN, have files of their own:
-:mod:`~jaxgen.losses.f_divergences`, :mod:`~jaxgen.losses.penalties`, and
-:mod:`~jaxgen.losses.began`, whose critic is no classifier.
+in nats), and are minimized by their player. Terms that are added to them, and the divergences of
+f-GAN, have files of their own: :mod:`~jaxgen.losses.f_divergences`,
+:mod:`~jaxgen.losses.penalties`, and :mod:`~jaxgen.losses.began`, whose critic is no classifier.
 """
 
 from __future__ import annotations
@@ -135,9 +135,9 @@ def relativistic_average(critic: Loss) -> Objective:
 
     The critic's loss of f(x) - E f(G(z)) and f(G(z)) - E f(x), and the generator's with the two
     changed about (Jolicoeur-Martineau 2019, eq. 8 and 9), the means being those of all logits that
-    are given (of all patches too): under ``pmap`` of a device's share of the batch. Of ``discriminator_loss`` it is
-    RaSGAN, of ``hinge_critic_loss`` RaHingeGAN, and of ``least_squares(-1, 1).critic`` RaLSGAN (its
-    appendix; here with the halves of LSGAN).
+    are given (of all patches too): under ``pmap`` of a device's share of the batch. Of
+    ``discriminator_loss`` it is RaSGAN, of ``hinge_critic_loss`` RaHingeGAN, and of
+    ``least_squares(-1, 1).critic`` RaLSGAN (its appendix; here with the halves of LSGAN).
     """
 
     def apart(real_logits: Array, fake_logits: Array) -> tuple[Array, Array]:

@@ -30,6 +30,7 @@ from jaxgen.diffusion.parameterization import (
 )
 from jaxgen.diffusion.process import (
     Level,
+    Noise,
     Schedule,
     after_clean,
     before_noise,
@@ -41,6 +42,7 @@ from jaxgen.diffusion.process import (
     marginal,
     posterior_mean,
     posterior_variance,
+    standard_normal,
     transition_variance,
 )
 from jaxgen.diffusion.samplers import check_start
@@ -65,7 +67,14 @@ def uniform_times(key: Array, batch: int, steps: int) -> Array:
     return jax.random.randint(key, (batch,), 1, steps + 1)
 
 
-def simple_loss(key: Array, network: Network, schedule: DiscreteSchedule, x_0: Array) -> Array:
+def simple_loss(
+    key: Array,
+    network: Network,
+    schedule: DiscreteSchedule,
+    x_0: Array,
+    *,
+    noise: Noise = standard_normal,
+) -> Array:
     """L_simple = |eps - eps_theta(alpha_t x_0 + sigma_t eps, t)|^2 with t uniform, ``[B]``.
 
     Ho et al. 2020, eq. 14 and Algorithm 1; the mean over entries in place of the sum, so that the
@@ -77,7 +86,7 @@ def simple_loss(key: Array, network: Network, schedule: DiscreteSchedule, x_0: A
     steps = steps_of(schedule, "use denoising_loss, with t from jaxgen.losses.times")
     key_t, key_eps = jax.random.split(key)
     t = uniform_times(key_t, x_0.shape[0], steps)
-    eps = jax.random.normal(key_eps, x_0.shape, x_0.dtype)
+    eps = noise(key_eps, x_0)
     return squared_error(network(diffuse(x_0, eps, schedule(t)), t), eps)
 
 
@@ -94,19 +103,21 @@ def denoising_loss(
     *,
     target: str | Target = "eps",
     weighting: Weighting | None = None,
+    noise: Noise = standard_normal,
 ) -> Array:
     """w(t) |eps - eps_hat|^2 for a network that predicts ``target``, ``[B]``.
 
     The mean over entries, of data ``x_0 [B, ...]`` at times ``t [B]``. Without a ``weighting`` the
     error is that of the target itself, with weight 1: L_simple for any target, denoising score
-    matching for ``score``, mu-matching for ``mu``, flow matching for ``velocity``.
+    matching for ``score``, mu-matching for ``mu``, flow matching for ``velocity``. ``noise`` draws
+    eps, which may depend on x_0 (a coupling), or on what it closes over (a mask).
 
     Raises:
       ValueError: for a weighting that is infinite for this target at the schedule's pure noise.
     """
     if weighting is not None:
         _refuse_infinite_weight(schedule, target, weighting)
-    eps = jax.random.normal(key, x_0.shape, x_0.dtype)
+    eps = noise(key, x_0)
     x_t = diffuse(x_0, eps, schedule(t))
     error = squared_error(network(x_t, t), target_of(x_0, eps, schedule, t, target))
     if weighting is None:

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen.diffusion.parameterization import Denoiser, Network, edm, from_x_0, x_0_of
-from jaxgen.diffusion.process import Schedule, diffuse, expand
+from jaxgen.diffusion.process import Noise, Schedule, diffuse, expand, standard_normal
 from jaxgen.diffusion.samplers import ddim_step
 from jaxgen.diffusion.schedules import ContinuousSchedule
 from jaxgen.losses.denoising import squared_error
@@ -53,6 +53,8 @@ def progressive_loss(
     schedule: ContinuousSchedule,
     x_0: Array,
     steps: Array | int,
+    *,
+    noise: Noise = standard_normal,
 ) -> Array:
     """:func:`truncated_error` of a student of ``steps`` steps at :func:`two_step_target`, ``[B]``.
 
@@ -63,7 +65,7 @@ def progressive_loss(
     key_t, key_eps = jax.random.split(key)
     each = schedule.end / steps
     t = each * jax.random.randint(key_t, x_0.shape[:1], 1, steps + 1)
-    x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
+    x_t = diffuse(x_0, noise(key_eps, x_0), schedule(t))
     target = two_step_target(teacher, schedule, x_t, t, jnp.maximum(t - each, 0.0))
     return truncated_error(student, schedule, x_t, t, jax.lax.stop_gradient(target))
 
@@ -97,6 +99,8 @@ def consistency_loss(
     x_0: Array,
     times: Array | np.ndarray,
     move: Callable[[Array, Array, Array], Array],
+    *,
+    noise: Noise = standard_normal,
 ) -> Array:
     """|f(x_t, t) - f^-(x_s, s)|^2 for neighbours s < t of falling ``times [n + 1]``: ``[B]``.
 
@@ -107,7 +111,7 @@ def consistency_loss(
     key_i, key_eps = jax.random.split(key)
     i = jax.random.randint(key_i, x_0.shape[:1], 0, len(times) - 1)
     t, s = jnp.asarray(times)[i], jnp.asarray(times)[i + 1]
-    x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape, x_0.dtype), schedule(t))
+    x_t = diffuse(x_0, noise(key_eps, x_0), schedule(t))
     x_s = move(x_t, t, s)
     student, target = x_0_of(student), x_0_of(target)
     return squared_error(student(x_t, t), jax.lax.stop_gradient(target(x_s, s)))

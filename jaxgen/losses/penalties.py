@@ -1,7 +1,8 @@
 """Penalties ``[B]`` on how steep a critic is, as functions of ``critic(x [B, ...]) -> [B]``.
 
-Of a critic of patches, ``[B, ...]``, it is the slope of the mean over patches. Each is a :data:`Penalty`, ``(key, critic, real, fake) -> [B]``, to be weighed by who adds it to the
-critic's loss. Slopes are taken of each example by itself: in a critic with batch norm the examples
+Of a critic of patches, ``[B, ...]``, it is the slope of the mean over patches. Each is a
+:data:`Penalty`, ``(key, critic, real, fake) -> [B]``, to be weighed by who adds it to the critic's
+loss. Slopes are taken of each example by itself: in a critic with batch norm the examples
 would share them. A penalty that is added at every n-th step alone weighs n times as much (Karras
 et al. 2020, StyleGAN2, appendix B: "lazy").
 """

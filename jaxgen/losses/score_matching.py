@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.diffusion.likelihood import Divergence, exact_divergence, hutchinson_divergence
-from jaxgen.diffusion.process import Level, diffuse, expand
+from jaxgen.diffusion.process import Level, Noise, diffuse, expand, standard_normal
 from jaxgen.distributions import sum_event
 
 Score = Callable[[Array], Array]  # x [B, ...] -> grad log p(x) [B, ...], each example by itself
@@ -52,7 +52,14 @@ def sliced_score_matching(
     return implicit_score_matching(score, x, hutchinson_divergence(key, projections, draw))
 
 
-def denoising_score_matching(key: Array, score: Score, x: Array, sigma: Array | float) -> Array:
+def denoising_score_matching(
+    key: Array,
+    score: Score,
+    x: Array,
+    sigma: Array | float,
+    *,
+    noise: Noise = standard_normal,
+) -> Array:
     """|s(x + sigma eps) + eps / sigma|^2 / 2 for data ``x [B, ...]``, ``[B]``.
 
     Vincent 2011, eq. 9; ``sigma`` is a scalar or ``[B]``. With p_sigma the data's density convolved
@@ -64,7 +71,7 @@ def denoising_score_matching(key: Array, score: Score, x: Array, sigma: Array | 
       AssertionError: if the score's shape is not that of ``x``, or sigma's is neither of the above.
     """
     sigma = jnp.asarray(sigma, x.dtype)
-    eps = jax.random.normal(key, x.shape, x.dtype)
+    eps = noise(key, x)
     s = score(diffuse(x, eps, Level(jnp.ones_like(sigma), sigma)))
     chex.assert_equal_shape([s, x])
     return 0.5 * sum_event((s + eps / expand(sigma, x)) ** 2)
