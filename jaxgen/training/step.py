@@ -9,7 +9,7 @@ answer anew by :class:`Aux`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeVar
@@ -20,6 +20,9 @@ import optax
 from flax import struct
 from jax import Array, lax
 
+from jaxgen.training import model_state
+from jaxgen.training.model_state import Rules
+
 T = TypeVar("T")
 Params = Any
 Batch = Any
@@ -29,19 +32,21 @@ Decay = float | Array | Callable[[Array], Array]  # of the EMA, or the decay aft
 Step = Callable[..., tuple[Any, Metrics]]  # (state, batch, key, axis_name=None)
 
 
+NO_RULES: Rules = MappingProxyType({})
+
 # The metrics of every step, beside those that its loss names.
 OWN_METRICS = frozenset({"loss", "grad_norm", "update_norm", "param_norm", "skipped"})
 
 
 class Aux(NamedTuple):
-    """What a loss with a memory returns beside its values: metrics, and the memory after.
+    """What a loss with model state returns beside its values: metrics, and that state after.
 
-    The mean of the memory is taken over the devices of pmap and the parts of a batch; None leaves
-    it as it was.
+    ``memory`` holds the collections that change, each as its rule asks (see
+    :mod:`~jaxgen.training.model_state`); None, and what it lacks, leave them as they were.
     """
 
     metrics: Metrics
-    memory: Any
+    memory: Mapping[str, Any] | None
 
 
 @struct.dataclass
@@ -76,12 +81,13 @@ AuxLoss = Callable[[Params, Batch, Array], tuple[Array, Aux]]
 
 
 def gradient(
-    loss: AuxLoss, params: Params, batch: Batch, key: Array, parts: int = 1
+    loss: AuxLoss, params: Params, batch: Batch, key: Array, parts: int = 1, rules: Rules = NO_RULES
 ) -> tuple[tuple[Array, Aux], Params]:
     """``((value, aux), gradient)`` of a batch, taken in ``parts`` one after the other and averaged.
 
     With parts (of :func:`divided`), the memory for activations is that of one part; part i draws
-    from ``fold_in(key, i)``. What is nonlinear in the batch (batch norm) sees its part alone.
+    from ``fold_in(key, i)``. What is nonlinear in the batch (batch norm) sees its part alone. Model
+    state that is stored is not averaged: its examples are those of the batch, in its order.
 
     Raises:
       ValueError: unless the parts divide the batch.
@@ -90,16 +96,21 @@ def gradient(
     if parts == 1:
         return compute(params, batch, key)
 
-    def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, None]:
-        i, batch = part
-        found = compute(params, batch, jax.random.fold_in(key, i))
-        return jax.tree.map(lambda a, b: a + b / parts, total, found), None
+    def one(i: Array, batch: Batch) -> tuple[Any, Any]:
+        (value, aux), grads = compute(params, batch, jax.random.fold_in(key, i))
+        averaged, seen = model_state.stored(rules, aux.memory or {})
+        return (value, aux.metrics, averaged, grads), seen
+
+    def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, Any]:
+        found, seen = one(*part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), seen
 
     xs = (jnp.arange(parts), divided(batch, parts))
-    shapes = jax.eval_shape(compute, params, jax.tree.map(lambda x: x[0], xs[1]), key)
+    shapes, _ = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
     # a count or a truth value has a mean too, but not of its own type
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, 1.0)), shapes)
-    return lax.scan(add, zeros, xs)[0]
+    (value, metrics, averaged, grads), seen = lax.scan(add, zeros, xs)
+    return (value, Aux(metrics, averaged | together(seen))), grads
 
 
 def divided(batch: Batch, parts: int) -> Batch:
@@ -118,6 +129,11 @@ def divided(batch: Batch, parts: int) -> Batch:
     )
 
 
+def together(parts: Batch) -> Batch:
+    """The batch ``[B, ...]`` that :func:`divided` took apart."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+
+
 def descend(
     state: TrainState,
     loss: AuxLoss,
@@ -128,18 +144,26 @@ def descend(
     ema_decay: Decay,
     accumulate: int = 1,
     axis_name: str | None = None,
+    rules: Rules = NO_RULES,
+    rule_key: Array | None = None,
 ) -> tuple[TrainState, Metrics]:
-    """One update: gradient, mean over devices, optimizer, EMA.
+    """One update: gradient, mean over devices, optimizer, EMA, model state by its ``rules``.
 
     Where the loss, the gradient or the update is not finite it is skipped: everything but the step
     count stays as it was, and the metric ``skipped`` is 1. Under ``pmap`` each device sees its
-    share of the batch: gradients, memory and metrics are averaged over ``axis_name``.
-    ``accumulate`` is the ``parts`` of :func:`gradient`.
+    share of the batch: gradients and metrics are averaged over ``axis_name``. ``accumulate`` is the
+    ``parts`` of :func:`gradient`; ``rule_key``, the same on all devices, is what rules draw from.
 
     Raises:
-      ValueError: for a metric that has the name of one of the step's own.
+      ValueError: for a metric that has the name of one of the step's own, or model state that
+        ``state`` does not hold.
     """
-    (value, aux), grads = gradient(loss, state.params, batch, key, accumulate)
+
+    def answered(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
+        value, aux = loss(params, batch, key)
+        return value, aux._replace(memory=model_state.told(rules, state.memory, aux.memory or {}))
+
+    (value, aux), grads = gradient(answered, state.params, batch, key, accumulate, rules)
     taken = sorted(aux.metrics.keys() & OWN_METRICS)
     if taken:
         raise ValueError(
@@ -147,10 +171,11 @@ def descend(
             "name."
         )
     metrics = {"loss": value, **aux.metrics}
-    memory = aux.memory
+    (averaged, seen), parts = model_state.stored(rules, aux.memory or {}), accumulate
     if axis_name is not None:
-        grads, memory, metrics = lax.pmean((grads, memory, metrics), axis_name)
-    memory = state.memory if memory is None else jax.tree.map(_as_before, memory, state.memory)
+        grads, averaged, metrics = lax.pmean((grads, averaged, metrics), axis_name)
+        seen, parts = model_state.gathered(seen, axis_name), parts * lax.axis_size(axis_name)
+    rule_key = jax.random.key(0) if rule_key is None else rule_key
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
     # Here for its norm, and once more where it is made, in place: XLA drops the rest of either.
     updates, _ = optimizer.update(grads, state.opt_state, state.params)
@@ -163,7 +188,7 @@ def descend(
             params=params,
             opt_state=optimizer.update(grads, state.opt_state, state.params)[1],
             ema=optax.incremental_update(params, state.ema, 1 - decay),
-            memory=memory,
+            memory=model_state.combined(rules, state.memory, averaged, seen, parts, rule_key),
         )
 
     finite = jnp.isfinite(jnp.stack([metrics["loss"], grad_norm, update_norm])).all()
@@ -194,16 +219,15 @@ def where(condition: Array, moved: Callable[[T], T], state: T) -> T:
     return lax.platform_dependent(condition, state, cpu=branched, default=chosen)
 
 
-def _as_before(new: Array, old: Array) -> Array:
-    """The mean over parts or devices of a counter is a counter."""
-    whole = jnp.issubdtype(old.dtype, jnp.integer)
-    return (jnp.round(new) if whole else new).astype(old.dtype)
-
-
 def step_key(key: Array, step: Array, axis_name: str | None = None) -> Array:
     """The key of one step on one device: a resumed run draws what the unbroken one would."""
     key = jax.random.fold_in(key, step)
     return key if axis_name is None else jax.random.fold_in(key, lax.axis_index(axis_name))
+
+
+def rule_key(key: Array, step: Array) -> Array:
+    """What rules of model state draw from at a step, the same on every device."""
+    return jax.random.fold_in(jax.random.fold_in(key, step), 2**31 - 1)
 
 
 def make_step(
@@ -258,6 +282,8 @@ class Turn:
     loss: TurnLoss
     optimizer: optax.GradientTransformation
     times: int = 1
+    # of its model state, where a collection is no statistic
+    rules: Rules = field(default_factory=dict)
 
 
 @struct.dataclass
@@ -291,9 +317,9 @@ def make_turns(turns: Sequence[Turn], ema_decay: Decay, accumulate: int = 1) -> 
     """
 
     def step(state: Players, batch: Batch, key: Array, axis_name: str | None = None):
-        keys = iter(
-            jax.random.split(step_key(key, state.step, axis_name), sum(t.times for t in turns))
-        )
+        count = sum(t.times for t in turns)
+        keys = iter(jax.random.split(step_key(key, state.step, axis_name), count))
+        rule_keys = iter(jax.random.split(rule_key(key, state.step), count))
         parts = divided(batch, batches_of(turns)) if batches_of(turns) > 1 else None
         metrics: Metrics = {}
         for turn in turns:
@@ -304,6 +330,7 @@ def make_turns(turns: Sequence[Turn], ema_decay: Decay, accumulate: int = 1) -> 
                     state,
                     batch if parts is None else jax.tree.map(lambda x: x[i], parts),  # noqa: B023
                     next(keys),
+                    rule_key=next(rule_keys),
                     ema_decay=ema_decay,
                     accumulate=accumulate,
                     axis_name=axis_name,
@@ -331,7 +358,8 @@ def move(
         metrics, memory = told if isinstance(told, Aux) else (told, None)
         return jnp.mean(values), Aux(jax.tree.map(jnp.mean, metrics), memory)
 
-    moved, metrics = descend(player, loss, batch, key, turn.optimizer, axis_name=axis_name, **how)
+    how |= {"axis_name": axis_name, "rules": turn.rules}
+    moved, metrics = descend(player, loss, batch, key, turn.optimizer, **how)
     return replace(state, of={**state.of, turn.player: moved}), metrics
 
 
