@@ -162,11 +162,8 @@ def build(config: Config, data: DataSet) -> Gan:
     half = config.train.batch // 2
     if 0 < config.pool < half:
         raise runner.Mistake(f"half a batch is drawn of --pool: use 0, or {half} or more.")
-    if config.pool and (config.condition != "none" or config.train.accumulate > 1):
-        raise runner.Mistake(
-            "a pool knows no classes, and not the parts of a batch: leave out --condition and "
-            "--accumulate, or --pool."
-        )
+    if config.pool and config.condition != "none":
+        raise runner.Mistake("a pool knows no classes: leave out --condition, or --pool.")
     if of_images == "progressive" and config.train.decay != "none":
         raise runner.Mistake("every stage begins with a new optimizer: leave out --decay.")
     if config.condition != "none" and data.classes < 2:

@@ -77,8 +77,6 @@ def build(config: Config, data: DataSet) -> VqVae | CodePrior:
     train = config.train
     first = min(config.code_steps, train.steps)  # for the codes
     quantizer = quantizer_of(config, first)
-    if train.accumulate > 1:
-        raise ValueError("codes that begin anew need the whole batch: leave out --accumulate.")
     width, blocks = config.width, config.blocks
     autoencoder = VqVae(
         data,

@@ -78,26 +78,20 @@ def assigned(
     *,
     decay: float = 0.99,
     least: float = 0.01,
-    axis_name: str | None = None,
 ) -> Codebook:
     """The codebook after ``z [..., Z]`` was assigned to ``code [...]``.
 
     A code of less than ``least`` of an even share of the batch is dead, and begins anew at one of
-    z, drawn at random, with an even share (Dhariwal et al. 2020, section 3.1). Devices of an axis
-    count together, and take the draws of one another in turn: the mean of their codebooks is each.
+    z, drawn at random, with an even share (Dhariwal et al. 2020, section 3.1).
     """
     z, code = jax.lax.stop_gradient(z).reshape(-1, z.shape[-1]), code.reshape(-1)
-    codes, seen = len(book.count), jnp.asarray(len(z), z.dtype)
+    codes = len(book.count)
     member = jax.nn.one_hot(code, codes, dtype=z.dtype)  # [N, K]
     used, of_used = member.sum(axis=0), member.T @ z
     drawn = z[jax.random.randint(key, (codes,), 0, len(z))]
-    if axis_name is not None:
-        used, of_used, seen = jax.lax.psum((used, of_used, seen), axis_name)
-        each = jax.lax.all_gather(drawn, axis_name)  # [devices, K, Z]
-        drawn = each[jnp.arange(codes) % len(each), jnp.arange(codes)]
     count = decay * book.count + (1 - decay) * used
     total = decay * book.total + (1 - decay) * of_used
-    share = seen / codes
+    share = len(z) / codes
     dead = count < least * share
     return Codebook(jnp.where(dead, share, count), jnp.where(dead[:, None], share * drawn, total))
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.data.records import DataSet, Image, did_you_mean, some
+from jaxgen.training.model_state import Rules
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Metrics, Now, Players, Turn
 
@@ -89,8 +90,9 @@ class System:
         """What the network descends: values ``[B]``, and metrics whose means are plotted.
 
         Images of a batch are bin numbers; ``self.data.kind.values`` makes of them what models see.
-        A network with a memory answers ``Aux(metrics, memory)``. Where ``now.train`` is false
-        the loss is measured, and the verb ``diagnose`` draws it over the metric ``t [B]``.
+        A network with model state answers ``Aux(metrics, state)``, by its :attr:`state_rules`.
+        Where ``now.train`` is false the loss is measured, and the verb ``diagnose`` draws it over
+        the metric ``t [B]``.
         """
         raise NotImplementedError
 
@@ -100,7 +102,13 @@ class System:
 
     def turns(self) -> tuple[Turn, ...]:
         """Who moves in a step, in order."""
-        return (Turn(ONLY, self.loss, self.optimizer),)
+        return (Turn(ONLY, self.loss, self.optimizer, rules=self.state_rules),)
+
+    @property
+    def state_rules(self) -> Rules:
+        """How collections of model state are put together from devices and parts of a batch, where
+        they are no statistics; see :mod:`jaxgen.training.model_state`."""
+        return {}
 
     def stages(self) -> tuple[tuple[int, System], ...]:
         """The systems that are trained one after the other, each from its first step on."""

@@ -37,6 +37,7 @@ from jaxgen.models.progressive import grown as carried
 from jaxgen.runner.system import END
 from jaxgen.systems.terms import Scene, Term, added, memories
 from jaxgen.training.logging import console
+from jaxgen.training.model_state import Storage
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Now, Turn
 
@@ -133,8 +134,7 @@ class Gan(runner.System):
         if self.pool:
             z = self.noise(key_pool, self.pool)
             g = public(variables["generator"])
-            samples: Any = self.generator.apply(g, z, None, train=False)
-            variables["discriminator"][POOL] = Pool(samples, jnp.zeros((), jnp.int32))
+            variables["discriminator"][POOL] = self.generator.apply(g, z, None, train=False)
         return variables
 
     def vectors(self, player: str, key: Array, params: Any) -> Any:
@@ -169,7 +169,7 @@ class Gan(runner.System):
     def turns(self) -> tuple[Turn, ...]:
         optimizer, times = self.discriminator_optimizer, self.discriminator_steps
         return (
-            Turn("discriminator", self.judging, optimizer, times),
+            Turn("discriminator", self.judging, optimizer, times, {POOL: Storage(renewed)}),
             Turn("generator", self.deceiving, self.optimizer),
         )
 
@@ -210,12 +210,12 @@ class Gan(runner.System):
         x, y = self.data.kind.values(batch["x"]), self.told(batch["label"])
         if self.growth is not None and self.stage > 0:
             x = faded(x, self.stage, self.growth.alpha(self.stage, now.step))
-        key_z, *keys = jax.random.split(key, 5)
+        key_z, *keys = jax.random.split(key, 6 if pool is not None else 5)
         z = self.noise(key_z, len(x))
         generate = lambda z: forward(self.generator, g, z, y, now, keys[3])  # noqa: E731
         critic = lambda x: forward(self.discriminator, d, x, y, now)[0]  # noqa: E731
         made, g_after = generate(z)
-        among = made if pool is None else from_pool(pool, made)
+        among = made if pool is None else from_pool(keys[4], pool, made)
         shown, fake = self.seen(keys[0], x, now), self.seen(keys[1], among, now)
         # Real and fake images are normalized apart: each by the statistics of its own batch.
         real, d_after = forward(self.discriminator, d, shown, y, now)
@@ -240,7 +240,7 @@ class Gan(runner.System):
         metrics = {f"real_{what}": told(real), f"fake_{what}": told(fake)}
         after = d.memory
         if self.pool:
-            after = {**after, POOL: renewed(before[POOL], scene.made, now.axis_name)}
+            after = {**after, POOL: scene.made}
         if self.adaptive:
             how = self.adaptive.target, self.adaptive.images
             chance = adapted_probability(before[CHANCE], real, self.batch, *how)
@@ -465,32 +465,22 @@ def settled_norms(params: Any, memory: Any) -> Any:
     return jax.lax.scan(turned, memory, length=30)[0]
 
 
-class Pool(NamedTuple):
-    """Samples of before, ``[P, ...]``, and how often they were renewed."""
-
-    samples: Array
-    times: Array
-
-
-def places(pool: Pool, count: int) -> Array:
-    """Where a move takes ``count`` samples of a pool, and puts others: alike on all devices."""
-    key = jax.random.fold_in(jax.random.key(0), pool.times)
-    return jax.random.permutation(key, len(pool.samples))[:count]
-
-
-def from_pool(pool: Pool, made: Array) -> Array:
-    """Samples ``[B, ...]`` of which half are of before (Shrivastava et al. 2017, section 2.3)."""
+def from_pool(key: Array, pool: Array, made: Array) -> Array:
+    """Samples ``[B, ...]`` of which half are of a pool ``[P, ...]`` (Shrivastava et al. 2017,
+    section 2.3)."""
     half = len(made) // 2
-    return jnp.concatenate([pool.samples[places(pool, half)], made[half:]])
+    return jnp.concatenate([pool[places(key, pool, half)], made[half:]])
 
 
-def renewed(pool: Pool, made: Array, axis_name: str | None = None) -> Pool:
-    """The pool with half a batch of new samples; all devices keep one pool."""
+def renewed(pool: Array, made: Array, key: Array) -> Array:
+    """The pool with half a batch of new samples in the place of others."""
     fresh = made[: len(made) // 2]
-    if axis_name is not None:
-        fresh = jax.lax.all_gather(fresh, axis_name)[0]
-    samples = pool.samples.at[places(pool, len(fresh))].set(fresh)
-    return Pool(samples, pool.times + 1)
+    return pool.at[places(key, pool, len(fresh))].set(fresh)
+
+
+def places(key: Array, pool: Array, count: int) -> Array:
+    """So many of a pool's, at random, each once."""
+    return jax.random.permutation(key, len(pool))[:count]
 
 
 def features(system: Gan, weights: Any, key: Array, batch: Any) -> Array:

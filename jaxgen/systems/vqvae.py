@@ -28,6 +28,7 @@ from jaxgen.plotting import save_pairs
 from jaxgen.runner.system import END
 from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.autoregressive import save_drawn
+from jaxgen.training.model_state import Rules, Storage
 from jaxgen.training.step import Aux, Metrics, Now
 
 
@@ -36,7 +37,7 @@ class Found(NamedTuple):
 
     quantized: Quantized
     loss: Array  # [B], beside the error of the reconstruction
-    memory: Any  # after the batch
+    seen: Any = ()  # [B, ...], what codebooks are moved by
 
 
 class Quantizer(Protocol):
@@ -57,6 +58,10 @@ class Quantizer(Protocol):
         ...
 
     def __call__(self, key: Array, memory: Any, z: Array, now: Now) -> Found: ...
+
+    def update(self, memory: Any, seen: Any, key: Array) -> Any:
+        """The codebooks after a batch was ``seen``."""
+        ...
 
     def vectors(self, memory: Any, code: Array) -> Array:
         """What codes are decoded as, ``[..., vectors' size]``."""
@@ -84,14 +89,19 @@ class Vectors:
     def __call__(self, key: Array, memory: Any, z: Array, now: Now) -> Found:
         books: tuple[Codebook, ...] = memory
         quantized = quantization.residual_quantize(z, [book.vectors for book in books])
-        rest, after = jax.lax.stop_gradient(z), []
+        rest, seen = jax.lax.stop_gradient(z), []
         for i, book in enumerate(books):
             code = quantized.code[..., i]
-            how: Any = {"decay": self.decay, "axis_name": now.axis_name}
-            after.append(quantization.assigned(jax.random.fold_in(key, i), book, rest, code, **how))
+            seen.append((rest, code))
             rest = rest - book.vectors[code]
         loss = self.commitment * quantization.commitment(z, quantized.z)
-        return Found(quantized, loss, tuple(after))
+        return Found(quantized, loss, tuple(seen))
+
+    def update(self, memory: Any, seen: Any, key: Array) -> Any:
+        return tuple(
+            quantization.assigned(jax.random.fold_in(key, i), book, z, code, decay=self.decay)
+            for i, (book, (z, code)) in enumerate(zip(memory, seen, strict=True))
+        )
 
     def vectors(self, memory: Any, code: Array) -> Array:
         found = [book.vectors[code[..., i]] for i, book in enumerate(memory)]
@@ -117,7 +127,10 @@ class Scalars:
 
     def __call__(self, key: Array, memory: Any, z: Array, now: Now) -> Found:
         found = quantization.finite_scalar(z, self.levels)
-        return Found(Quantized(found.z, found.code[..., None]), jnp.zeros(len(z)), memory)
+        return Found(Quantized(found.z, found.code[..., None]), jnp.zeros(len(z)))
+
+    def update(self, memory: Any, seen: Any, key: Array) -> Any:
+        return memory
 
     def vectors(self, memory: Any, code: Array) -> Array:
         return quantization.scalars_of(code[..., 0], self.levels)
@@ -156,7 +169,10 @@ class Categories:
         else:
             code = jnp.argmax(z, axis=-1).astype(jnp.int32)
             found = Quantized(jax.nn.one_hot(code, self.codes), code)
-        return Found(Quantized(found.z, found.code[..., None]), loss, memory)
+        return Found(Quantized(found.z, found.code[..., None]), loss)
+
+    def update(self, memory: Any, seen: Any, key: Array) -> Any:
+        return memory
 
     def vectors(self, memory: Any, code: Array) -> Array:
         return jax.nn.one_hot(code[..., 0], self.codes)
@@ -200,8 +216,12 @@ class VqVae(runner.System):
             for i, size in enumerate(self.quantizer.sizes)
         ]
         metrics = {"error": error, "beside": found.loss, "perplexity": jnp.stack(used).mean()}
-        after = {"books": found.memory} if now.train and now.memory else None
-        return error + found.loss, Aux(metrics, after)
+        seen = {"books": found.seen} if now.train and now.memory else None
+        return error + found.loss, Aux(metrics, seen)
+
+    @property
+    def state_rules(self) -> Rules:
+        return {"books": Storage(self.quantizer.update)}
 
     def codes(self, weights: Any, key: Array, batch: Any) -> Array:
         """The codes of examples, ``[B, h, w, depth]``."""

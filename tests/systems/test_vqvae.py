@@ -14,6 +14,7 @@ from jaxgen.data.records import Arrays, DataSet, Image
 from jaxgen.data.sources import load
 from jaxgen.runner.building import begin, players, stage_of
 from jaxgen.runner.system import Mistake, Weights, weights_of
+from jaxgen.training.devices import Pmapped, Sharded
 from jaxgen.training.step import Now, make_turns
 
 DATA = load("digits")
@@ -173,3 +174,23 @@ def test_the_prior_learns_how_often_codes_are_and_the_first_stage_does_not_move(
     old, new = before["model"], state["model"]
     jax.tree.map(np.testing.assert_array_equal, old.memory, new.memory)
     assert "autoencoder" in new.memory
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("kind", ["jit", "pmap"])
+def test_codebooks_are_those_of_the_whole_batch(kind, accumulate):
+    """On eight devices and in four parts as on one and at once; dead codes begin anew alike."""
+    system = build(replace(SMALL, **KINDS["vector"]), DATA)
+    batch = DATA.train.fetch(np.arange(64))
+
+    def after(placement, parts):
+        run = placement.compile(make_turns(system.turns(), 0.9, parts))
+        state = placement.put_state(begin(system, jax.random.key(0)))
+        state, _ = run(state, placement.put_batch(batch), jax.random.key(1))
+        return jax.device_get(placement.get_state(state))["model"].memory["books"]
+
+    devices = tuple(jax.devices())
+    want = after(Sharded(devices[:1]), 1)
+    many = Sharded(devices) if kind == "jit" else Pmapped(devices[:4])
+    found = after(many, accumulate)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), found, want)
