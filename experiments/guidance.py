@@ -32,7 +32,7 @@ class Config:
     weights: tuple[float, ...] = (-1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 4.0)
 
 
-def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, np.ndarray]:
+def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, runner.Samples]:
     """The samples of every weight: one program, the weight being an argument."""
     try:
         trained.system.network.check_guidance(1.0)
@@ -41,7 +41,7 @@ def rows(trained: runner.Trained[Diffusion], config: Config) -> dict[str, np.nda
     given, found = trained.data.given(config.sampling.samples), {}
     for w in config.weights:
         weight = np.full(len(given["label"]), w, np.float32)
-        found[f"{w:g}"] = trained.draw(given={**given, "guidance": weight})
+        found[f"{w:g}"] = trained.samples(given={**given, "guidance": weight})
     return found
 
 
@@ -63,7 +63,7 @@ def curve(
         for name in ("class_agreement", "frechet_distance")
     }
     label, at = "weight of guidance", np.array(config.weights)
-    shown = {w: x[:10] for w, x in runs["score_sde"].kept["rows"].items()}
+    shown = {w: drawn.x[:10] for w, drawn in runs["score_sde"].kept["rows"].items()}
     return [
         save_lines(directory / "guidance.png", at, lines, label),
         save_rows(directory / "weights.png", shown),

@@ -200,7 +200,7 @@ def measured(family: Family, run: Run) -> dict[str, Number]:
         value = nats if run.data.levels == 2 else -nats / (size * math.log(2))
         protocol = number.protocol.removeprefix("nats an example, ")
         row[kind] = replace(number, value=value, protocol=f"{unit(run)}, {protocol}")
-    compared = runner.compared(run, {run.directory.name: run.draw()}, run.how)
+    compared = runner.compared(run, {run.directory.name: run.samples()}, run.how)
     (distance,) = [n for n in compared if n.name.startswith("frechet_distance")]
     seconds, worked = run.seconds
     passes = family.passes(run)

@@ -121,13 +121,13 @@ def standard(trained: runner.Trained[ae.Autoencoder]) -> runner.Trained[ae.Autoe
     return trained.with_weights(trained.weights._replace(memory=memory))
 
 
-def drawn(runs: Runs) -> dict[str, np.ndarray]:
+def drawn(runs: Runs) -> dict[str, runner.Samples]:
     """Samples of three priors."""
     trained = comparable(runs)["autoencoder"]
     make = lambda: {  # noqa: E731
-        "autoencoder, N(0, I)": standard(trained).draw(),
-        "autoencoder, fitted normal": trained.draw(),
-        "VAE, p(z)": runs["vae"].draw(),
+        "autoencoder, N(0, I)": standard(trained).samples(),
+        "autoencoder, fitted normal": trained.samples(),
+        "VAE, p(z)": runs["vae"].samples(),
     }
     return trained.once("drawn", make)
 
@@ -142,7 +142,7 @@ def samples(runs: Runs, config: Any, directory: Path) -> Path:
     """``samples.png``: test images, and a row of samples for each prior."""
     test = runs["autoencoder"].test(SHOWN)["x"]
     rows = {"test": np.asarray(runs["autoencoder"].data.kind.values(test))}
-    rows |= {name: x[:SHOWN] for name, x in drawn(runs).items()}
+    rows |= {name: samples.x[:SHOWN] for name, samples in drawn(runs).items()}
     return save_rows(directory / "samples.png", rows)
 
 

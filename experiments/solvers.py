@@ -17,8 +17,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from jaxgen import runner
 from jaxgen.diffusion.samplers import Solver, ancestral, ddim, evaluations
 from jaxgen.diffusion.schedules import respaced_times
@@ -50,12 +48,12 @@ class Config:
     sampling: runner.Sampling = field(default_factory=lambda: runner.Sampling(2000, 250))
 
 
-def rows(trained: runner.Trained[Diffusion]) -> dict[str, np.ndarray]:
+def rows(trained: runner.Trained[Diffusion]) -> dict[str, runner.Samples]:
     """For each solver its name and cost, and samples."""
     schedule, found = trained.system.chain, {}
     for name, solver, power, steps in COMPARED:
         times = respaced_times(schedule.steps, steps, power=power)
-        drawn = trained.but(schedule=schedule, solver=solver, times=times).draw()
+        drawn = trained.but(schedule=schedule, solver=solver, times=times).samples()
         found[f"{name}, {evaluations(solver, schedule, times)}"] = drawn
     return found
 
@@ -63,7 +61,8 @@ def rows(trained: runner.Trained[Diffusion]) -> dict[str, np.ndarray]:
 def picture(runs: dict[str, runner.Trained[Diffusion]], config: Any, directory: Path) -> Path:
     """``solvers.png``: a row a solver, from the same ten noises."""
     trained = runs["ddpm"]
-    shown = {name: x[:10] for name, x in trained.once("rows", lambda: rows(trained)).items()}
+    drawn = trained.once("rows", lambda: rows(trained))
+    shown = {name: samples.x[:10] for name, samples in drawn.items()}
     return save_rows(directory / "solvers.png", shown)
 
 

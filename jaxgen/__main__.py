@@ -8,29 +8,18 @@ jaxgen --version
 from __future__ import annotations
 
 import ast
-import importlib.util
 import runpy
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import jaxgen
 from jaxgen import starting
 
 
-def folder() -> tuple[str, Path]:
-    """The package of the experiments: in jaxgen where it is installed, beside it in a checkout."""
-    for package in ("jaxgen.experiments", "experiments"):
-        spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return package, Path(spec.origin).parent
-    raise ModuleNotFoundError("the experiments are not installed: install jaxgen anew.")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs an experiment by its name; returns the exit status."""
     name, *words = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    package, place = folder()
+    package, place = starting.experiments_folder()
     files = {path.stem: path for path in sorted(place.glob("*.py")) if path.stem[0] != "_"}
     if name == "--version":
         print(f"jaxgen {jaxgen.__version__}")

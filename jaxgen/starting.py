@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import sys
+from pathlib import Path
 from types import FrameType
+
+PACKAGES = ("jaxgen.experiments", "experiments")  # jaxgen's, installed and in a checkout
+
+
+def experiments_folder() -> tuple[str, Path]:
+    """The package of the experiments: in jaxgen where it is installed, beside it in a checkout."""
+    for package in PACKAGES:
+        spec = importlib.util.find_spec(package)
+        if spec is not None and spec.origin is not None:
+            return package, Path(spec.origin).parent
+    raise ModuleNotFoundError("the experiments are not installed: install jaxgen anew.")
 
 
 def begin(name: str) -> None:

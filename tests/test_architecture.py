@@ -18,7 +18,7 @@ LAYERS = {  # what each may import of the project
     "jaxgen.data": {"training"},  # for its progress: what takes long shows how far it is
     "jaxgen.evaluation": {"data", "training", "models", "diffusion", "losses", "distributions"},
     "jaxgen.plotting": {"data"},
-    "jaxgen.runner": {"data", "training", "evaluation", "plotting"},
+    "jaxgen.runner": {"data", "training", "evaluation", "plotting", "starting"},
     "jaxgen.systems": {
         "runner",
         "data",

@@ -290,7 +290,7 @@ def told(
         animated=album.animated,
         noun=noun,
     )
-    return replace(data, reading=reading, digest=digest_of(album.known, captions))
+    return replace(data, reading=reading, contents=digest_of(album.known, captions))
 
 
 # --- folders of images -----------------------------------------------------------------------

@@ -82,6 +82,7 @@ class Lazy:
 
     size: int
     read: Callable[[np.ndarray], Batch]  # index [n] -> arrays [n, ...]
+    digest: str | None = None  # of the contents, where they are known without reading them all
 
     def __len__(self) -> int:
         return self.size

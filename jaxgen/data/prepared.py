@@ -180,7 +180,7 @@ def of_hugging_face(name: str, place: str, image_size: int | None, length: int) 
 
         width = others["text"].shape[-1] if column else 0
         digest = _digest(rows._fingerprint, image, label, column, shape, width)
-        return in_memory(Lazy(len(rows), read), f"hf-{digest}")
+        return in_memory(Lazy(len(rows), read, digest), f"hf-{digest}")
 
     sources = {split: source(split) for split in splits}
     classes = features[label].names if label else ()

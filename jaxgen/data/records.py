@@ -9,10 +9,11 @@ of differing size, or the product of two unpaired sets.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, Protocol
 
 import jax
@@ -21,6 +22,8 @@ import numpy as np
 from jax import Array
 
 VALIDATION_LIMIT = 5000  # examples that are held out of a training set
+HASHED = 2**32  # bytes of arrays that are hashed whole
+HASHED_EXAMPLES = 1000  # of a larger set, or of a source that does not know its contents
 
 Batch = dict[str, Any]  # of one example the arrays are [...], of a batch [B, ...]
 Gather = Callable[[Batch, Any], Batch]  # (arrays, index of any shape) -> arrays [*index.shape, ...]
@@ -84,6 +87,13 @@ class Arrays:
     def fetch(self, index: np.ndarray) -> Batch:
         return self.gather(self.arrays, index)
 
+    @cached_property
+    def digest(self) -> str:
+        """Of all contents."""
+        if self.nbytes > HASHED:
+            return hash_of(len(self), some(self, HASHED_EXAMPLES))
+        return hash_of(len(self), self.arrays)
+
 
 @dataclass(frozen=True, eq=False)
 class Part:
@@ -97,6 +107,27 @@ class Part:
 
     def fetch(self, index: np.ndarray) -> Batch:
         return self.source.fetch(self.index[index])
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the whole, and of which examples of it these are."""
+        return hash_of(len(self), {"index": self.index}, contents_of(self.source))
+
+
+def contents_of(source: Source) -> str:
+    """A digest of what a source holds: its own ``digest``, else that of examples spread over it."""
+    known = getattr(source, "digest", None)
+    return known or hash_of(len(source), some(source, HASHED_EXAMPLES))
+
+
+def hash_of(size: int, arrays: Batch, *more: str) -> str:
+    """SHA-256 of so many examples in arrays, by their names, types, shapes and values."""
+    digest = hashlib.sha256(" ".join([str(size), *more]).encode())
+    for name in sorted(arrays):
+        x = np.ascontiguousarray(arrays[name])
+        digest.update(f"\n{name} {x.dtype.str} {x.shape}\n".encode())
+        digest.update(x.view(np.uint8).reshape(-1).data if x.size else b"")
+    return digest.hexdigest()
 
 
 def _places(index: Any, count: int) -> np.ndarray:
@@ -335,7 +366,13 @@ class DataSet:
     modes: np.ndarray | None = None  # [K, D], where the density has such
     classes_named: tuple[str, ...] = ()
     reading: Reading | None = None  # what was read of a folder, where it is one
-    digest: str | None = None  # of the contents of files, wherever they lie
+    contents: str | None = None  # a digest of the files, wherever they lie
+
+    @cached_property
+    def digest(self) -> str:
+        """By which the contents are known again, whatever their name and wherever they lie."""
+        parts = (self.train, self.validation, self.test)
+        return self.contents or hash_of(0, {}, *(contents_of(source) for source in parts))
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -84,7 +84,7 @@ def python_topics(length: int) -> DataSet:
 def _known(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:
     """:func:`text_set`, known again by all of its bytes."""
     digest = hashlib.sha256(b"".join(splits.values())).hexdigest()
-    return replace(text_set(name, splits, length), digest=digest)
+    return replace(text_set(name, splits, length), contents=digest)
 
 
 def text_set(name: str, splits: Mapping[str, bytes], length: int) -> DataSet:

@@ -6,7 +6,6 @@ classes falls back on principal components of its pixels.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -70,7 +69,7 @@ def features_of(
 def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureSpace:
     """The feature space of an image set: trained at its first use, then read from the cache."""
     if data.classes < 2:
-        return _principal_components(data)
+        return principal_components(data)
     model = Classifier(data.classes)
     x = jnp.zeros((1, *data.shape))
     variables = model.init(jax.random.key(seed), x)
@@ -102,10 +101,8 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
 
 
 def _fingerprint(data: DataSet, steps: int, seed: int) -> str:
-    sample = some(data.train, 64)
-    digest = hashlib.sha256(sample["x"].tobytes() + sample["label"].tobytes()).hexdigest()[:12]
     name = "".join(c if c.isalnum() else "_" for c in data.name)[-40:]
-    return f"{name}-{len(data.train)}-{digest}-{steps}-{seed}"
+    return f"{name}-{len(data.train)}-{data.digest[:16]}-{steps}-{seed}"
 
 
 def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
@@ -126,7 +123,7 @@ def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
     return state.params
 
 
-def _principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
+def principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
     pixels = math.prod(data.shape)
     limit = min(10_000, max(4 * count, 4 * NUMBERS // pixels))
     x = signed(data, some(data.train, limit)["x"]).reshape(-1, pixels)

@@ -114,6 +114,67 @@ def mean_log_density(log_prob: Callable[[Array], Array], x: np.ndarray) -> tuple
     return (float(values[finite].mean()) if finite.any() else -np.inf), float(np.mean(~finite))
 
 
+def wasserstein_1(a: np.ndarray, b: np.ndarray) -> float:
+    """The 1-Wasserstein distance of numbers ``a [n]`` and ``b [m]``, in their units."""
+    from scipy.stats import wasserstein_distance
+
+    return float(wasserstein_distance(np.asarray(a, np.float64), np.asarray(b, np.float64)))
+
+
+def pairwise_distances(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The distances ``[pairs]`` between two points of one set, of all sets ``x [n, N, D]`` with
+    ``mask [n, N]``: the same however a set is turned or moved."""
+    x = np.asarray(x, np.float64)
+    i, j = np.triu_indices(x.shape[1], 1)
+    apart = np.linalg.norm(x[:, i] - x[:, j], axis=-1)
+    return apart[mask[:, i] & mask[:, j]]
+
+
+def point_set_numbers(
+    data: DataSet, samples: np.ndarray, mask: np.ndarray, how: str
+) -> list[Number]:
+    """Measures sets of points ``samples [n, N, D]`` with ``mask [n, N]`` by as many test sets.
+
+    Distances of all points taken together, and of the distances between two points of one set. The
+    numbers called ``..._of_test`` have validation sets in the place of samples.
+
+    Raises:
+      ValueError: if a point that is there is not finite.
+    """
+    if not np.isfinite(samples[mask]).all():
+        raise ValueError("points of samples are not finite.")
+    size = min(TEST_LIMIT, len(samples), len(data.test), len(data.validation))
+    picked = spread(len(samples), size)
+    sets = [(samples[picked], mask[picked])]
+    for source in (data.test, data.validation):
+        batch = some(source, size)
+        sets.append(
+            (batch["x"], np.asarray(batch.get("mask", np.ones(batch["x"].shape[:2])), bool))
+        )
+    drawn, test, other = sets
+
+    def points(of: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+        found = of[0][of[1]]
+        return found[spread(len(found), SLICED_LIMIT)]
+
+    measures = {
+        "sliced_wasserstein": (
+            lambda of: sliced_wasserstein(points(of), points(test)),
+            f"at most {SLICED_LIMIT} points of either taken together, 256 directions",
+        ),
+        "pairwise_distance_wasserstein": (
+            lambda of: wasserstein_1(pairwise_distances(*of), pairwise_distances(*test)),
+            "1-Wasserstein distance of the distances between two points of a set",
+        ),
+    }
+    numbers = []
+    for name, (measure, protocol) in measures.items():
+        against = f"against as many test sets, {protocol}, in the units of the data"
+        numbers.append(Number(name, measure(drawn), f"{size} samples ({how}) {against}"))
+        numbers.append(Number(f"{name}_of_test", measure(other), f"{size} validation {against}"))
+    return numbers
+
+
 def point_numbers(data: DataSet, samples: np.ndarray, how: str) -> list[Number]:
     """Measures ``samples [n, D]`` by the test points and by what is known of their density.
 

@@ -6,6 +6,9 @@ that is there is opened by :func:`open_run`.
 
 from jaxgen.evaluation.report import Number
 from jaxgen.runner.commands import main
+from jaxgen.runner.frozen import Frozen
+from jaxgen.runner.modalities import draw_samples, measure_samples
+from jaxgen.runner.needs import Need
 from jaxgen.runner.options import (
     Count,
     Data,
@@ -22,13 +25,15 @@ from jaxgen.runner.options import (
 )
 from jaxgen.runner.pictures import samples
 from jaxgen.runner.quality import compared, quality
-from jaxgen.runner.study import Need, Study
+from jaxgen.runner.references import RunReference
+from jaxgen.runner.study import Study
 from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose, classes_told
-from jaxgen.runner.trained import Trained, open_run
+from jaxgen.runner.trained import Samples, Trained, open_run
 
 __all__ = [
-    "Count", "Data", "Experiment", "Mistake", "Natural", "Need", "NonNegative", "Number", "Range",
-    "Sampling", "Share", "Study", "System", "Train", "Trained", "Weights", "by_data", "choose",
-    "classes_told", "compared", "main", "make_ema_decay", "make_optimizer", "measuring", "open_run",
-    "quality", "samples",
+    "Count", "Data", "Experiment", "Frozen", "Mistake", "Natural", "Need", "NonNegative", "Number",
+    "Range", "RunReference", "Samples", "Sampling", "Share", "Study", "System", "Train", "Trained",
+    "Weights", "by_data", "choose", "classes_told", "compared", "draw_samples", "main",
+    "make_ema_decay", "make_optimizer", "measure_samples", "measuring", "open_run", "quality",
+    "samples",
 ]  # fmt: skip

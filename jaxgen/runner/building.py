@@ -13,8 +13,19 @@ from jax import Array
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
+from jaxgen.evaluation.features import feature_space, principal_components
+from jaxgen.runner.frozen import frozen_in, with_frozen
 from jaxgen.runner.options import make_ema_decay
-from jaxgen.runner.system import END, ONLY, Experiment, Mistake, System, moving_of, weights_of
+from jaxgen.runner.system import (
+    END,
+    ONLY,
+    Experiment,
+    Mistake,
+    System,
+    choose,
+    moving_of,
+    weights_of,
+)
 from jaxgen.training.checkpoints import FULL, StorageError
 from jaxgen.training.logging import console
 from jaxgen.training.step import Players, Step, batches_of, init_players, make_turns
@@ -27,13 +38,27 @@ def build(experiment: Experiment, config: Any, data: DataSet) -> System:
       Mistake: in place of what its parts raise.
     """
     try:
-        system = experiment.build(config, data)
+        system = made(experiment, config, data)
         jax.eval_shape(*beginning(stages_of(system, config), END, jax.random.key(0)))  # and before
     except (ValueError, AssertionError) as error:
         raise Mistake(str(error)) from error
     if len(system.turns()) > 1 and type(system).score is System.score:
         raise Mistake(f"the players of {experiment.name} have no one loss: give it a score.")
     return system
+
+
+EXTRACTORS = {"classifier": feature_space, "pca": principal_components}
+
+
+def made(experiment: Experiment, config: Any, data: DataSet) -> System:
+    """The system of the options, with the feature extractor that ``--features`` names."""
+    system = experiment.build(config, data)
+    sampling = getattr(config, "sampling", None)
+    name = getattr(sampling, "features", "default")
+    if name == "default":
+        return system
+    extract = choose("feature extractor", name, {**EXTRACTORS, **experiment.features})
+    return dataclasses.replace(system, extractor=extract)
 
 
 def begin(system: System, key: Array) -> Players:
@@ -68,6 +93,23 @@ def load_data(experiment: Experiment, options: Any) -> DataSet:
     return data
 
 
+Load = Callable[[Experiment, Any], DataSet]
+
+
+def loading_once() -> Load:
+    """What loads data, each once: known by the options, and by what loads them."""
+    loaded: dict[Any, DataSet] = {}
+
+    def load(experiment: Experiment, options: Any) -> DataSet:
+        source = experiment.load, options
+        if source not in loaded:
+            loaded[source] = load_data(experiment, options)
+        check_kind(experiment.name, experiment.kinds, loaded[source])
+        return loaded[source]
+
+    return load
+
+
 def check_kind(name: str, kinds: tuple[type, ...], data: DataSet) -> None:
     """Refuses data of another kind than an experiment or a study takes."""
     if not isinstance(data.kind, kinds):
@@ -85,6 +127,7 @@ class Stage:
     step: Step
     score: Callable[[Players], Any]  # lower is better
     batches: int  # that a step takes
+    frozen: dict[str, Any]  # arrays that a step is given as ``frozen``
 
 
 def stage_of(system: System, start: int, config: Any) -> Stage:
@@ -102,12 +145,18 @@ def stage_of(system: System, start: int, config: Any) -> Stage:
         }
         return Players(state.step + start, of)
 
+    def step(state: Any, batch: Any, key: Array, axis_name: Any = None, frozen: Any = None) -> Any:
+        turns = with_frozen(system, frozen or {}).turns()
+        make = make_turns(turns, make_ema_decay(config.train), config.train.accumulate)
+        return make(state, batch, key, axis_name)
+
     return Stage(
         start,
         grown if start else lambda key: begin(system, key),
-        make_turns(system.turns(), make_ema_decay(config.train), config.train.accumulate),
+        step,
         lambda state: system.score(weights_of(state), state.step),
         batches_of(system.turns()),
+        frozen_in(system),
     )
 
 

@@ -7,13 +7,9 @@ its gradient was not finite; 74 a checkpoint or a log could not be written; 75 s
 
 from __future__ import annotations
 
-import argparse
-import dataclasses
-import inspect
 import logging
 import math
 import os
-import re
 import signal
 import sys
 import threading
@@ -21,24 +17,24 @@ import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import jax
-import tyro
 
 import jaxgen
 from jaxgen.data.cache import keep_compiled
-from jaxgen.data.records import DataError, DataSet, Image, did_you_mean
+from jaxgen.data.records import DataError, DataSet
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
 from jaxgen.runner import folders, sweeps
-from jaxgen.runner.building import build, load_data
+from jaxgen.runner.building import loading_once
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
-from jaxgen.runner.options import Run, carried, check_ranges
-from jaxgen.runner.system import Experiment, Mistake, choose
+from jaxgen.runner.needs import with_references
+from jaxgen.runner.options import Run, check_ranges
+from jaxgen.runner.parsing import fitting_options, parse
+from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.runner.trained import open_run
 from jaxgen.training.checkpoints import (
     DamagedCheckpoint,
@@ -51,9 +47,6 @@ from jaxgen.training.devices import OutOfMemory, tune_cpu
 from jaxgen.training.logging import console
 from jaxgen.training.loop import NonFiniteLoss, Preempted
 from jaxgen.training.signals import ENDINGS, Stopped, ended_by_signals, leave
-
-VERBS = ("train", "sample", "evaluate")
-ALONE = ("diagnose",)  # verbs that are only run when asked for
 
 
 def main(experiment: Any, argv: Sequence[str] | None = None) -> int:
@@ -137,9 +130,11 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
         folders.check_directory(directory, experiment, config, run)
     elif "train" not in verbs:
         folders.check_trained(directory, experiment, config)
-    data = load_data(experiment, config.data)
+    load = loading_once()
+    data = load(experiment, config.data)
+    config = with_references(config, load, find=fresh)
     if fresh:
-        config = fitting_options(experiment, argv, config, data)
+        config = with_references(fitting_options(experiment, argv, config, data), load)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):
@@ -233,103 +228,3 @@ def report(numbers: list[Number], path: Path) -> None:
             console.print(f"{number.name} is left out: it is {number.value}")
     write_report(path, numbers)
     print_report(numbers, path, console)
-
-
-# --- options ---------------------------------------------------------------------------------
-
-
-def fitting_options(experiment: Experiment, argv: list[str], config: Any, data: DataSet) -> Any:
-    """The options of the largest preset that images carry and that fits them, if none is named."""
-    named = early(argv, "--preset")[0].preset or config.data.data in experiment.presets
-    if named or not isinstance(data.kind, Image):
-        return config
-    first, *larger = carried(experiment.presets, data)
-    for name in reversed(larger):
-        _, config, _ = parse(experiment, argv, name)
-        try:
-            build(experiment, config, data)
-            break
-        except Mistake:  # for networks of other sizes
-            continue
-    else:
-        name, (_, config, _) = first, parse(experiment, argv, first)
-    console.print(f"options: those for {name}, by the size and number of images, or --preset")
-    return config
-
-
-def parse(
-    experiment: Experiment, argv: list[str], preset: str | None = None
-) -> tuple[tuple[str, ...], Any, Run]:
-    """Reads the verb, the preset and the options into (verbs, config, run).
-
-    The preset is ``--preset``, else that of the argument, else the one named as ``--data``, else
-    the first; where a run exists and is not begun anew, its own config takes the preset's place.
-    """
-    verbs, argv = take_verb(argv, VERBS, ALONE)
-    first, _ = early(argv, "--data", "--dir")
-    of, argv = early(argv, "--preset")
-    if first.dir == "":
-        raise Mistake("--dir is empty: name a directory, or leave it out.")
-    if of.preset is not None:
-        choose("preset", of.preset, experiment.presets)
-    name = of.preset or preset or first.data or experiment.default.data.data
-    default = experiment.preset(name)
-    if "train" not in verbs or "--resume" in argv:
-        known = folders.existing(experiment.name, first.data or default.data.data)
-        known = [Path(first.dir)] if first.dir else known
-        if known and folders.is_run(known[-1]):
-            default = folders.read_config(known[-1], experiment)
-    description = (
-        f"{experiment.about}\n\n"
-        f"Usage: [{'|'.join(VERBS + ALONE)}] [options]; without a verb, the first three in order. "
-        f"--preset NAME starts from the options for {', '.join(experiment.presets)} (default: the "
-        f"one named as --data).\n\n{drawn_by(experiment.pictures)}"
-    )
-    prog = folders.command_of(folders.module_of(experiment.build))
-    config, run = read_options(default, Run(), argv, prog, description)
-    return verbs, config, run
-
-
-def drawn_by(pictures: Sequence[Callable[..., Any]]) -> str:
-    """What is drawn, a line a picture: the first sentences of what each says of itself."""
-    told = [inspect.getdoc(getattr(picture, "func", picture)) or "" for picture in pictures]
-    lines = [" ".join(text.split("\n\n")[0].split()).replace("`", "") for text in told]
-    return "\n".join(["It draws:", *(f"    {line}" for line in lines if line)])
-
-
-def read_options(
-    default: Any, run: Any, argv: list[str], prog: str, description: str
-) -> tuple[Any, Any]:
-    """The config and what goes with it, each option by its own name, without its section's."""
-    options = dataclasses.make_dataclass(
-        "Options",
-        [
-            ("config", tyro.conf.OmitArgPrefixes[type(default)], field(default=default)),
-            ("run", tyro.conf.OmitArgPrefixes[type(run)], field(default=run)),
-        ],
-    )
-    # lines of examples stay lines
-    description = re.sub(r"^python ", "    python ", description, flags=re.MULTILINE)
-    chosen: Any = tyro.cli(options, args=argv, prog=prog, description=description)
-    return chosen.config, chosen.run
-
-
-def take_verb(
-    argv: list[str], verbs: tuple[str, ...], alone: tuple[str, ...] = ()
-) -> tuple[tuple[str, ...], list[str]]:
-    """The verbs to do, and the words after them; all of ``verbs`` where none is named."""
-    if not argv or argv[0].startswith("-"):
-        return verbs, argv
-    if argv[0] not in verbs + alone:
-        raise Mistake(f"unknown verb '{argv[0]}'{did_you_mean(argv[0], verbs + alone)}")
-    if argv[1:2] and argv[1] in verbs + alone:
-        raise Mistake(f"a command has one verb, or none for all: leave out {argv[0]} or {argv[1]}.")
-    return (argv[0],), argv[1:]
-
-
-def early(argv: list[str], *flags: str) -> tuple[argparse.Namespace, list[str]]:
-    """The values of options that decide the defaults of others, and the words without them."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for flag in flags:
-        parser.add_argument(flag, nargs="?", const="")
-    return parser.parse_known_args(argv)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ from jaxgen.data.pipeline import index_batches, prefetched, read_batches
 from jaxgen.data.records import Arrays, DataSet
 from jaxgen.plotting import save_curves
 from jaxgen.runner import folders, sweeps
-from jaxgen.runner.building import Stage, beginning, build, stage_of, stages_of
+from jaxgen.runner.building import Stage, beginning, build, made, stage_of, stages_of
+from jaxgen.runner.frozen import frozen_in
 from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, moving_of, weights_of
 from jaxgen.training import devices
@@ -29,7 +31,7 @@ from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_me
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit
 from jaxgen.training.signals import finishing_steps
 from jaxgen.training.stacked import StackedCheckpoints, StackedLogs, part
-from jaxgen.training.step import Players, Step, batches_of
+from jaxgen.training.step import Players, batches_of
 
 RESIDENT_LIMIT = 2**30  # bytes of training data that are kept on the devices
 
@@ -38,7 +40,8 @@ def stages_together(
     experiment: Experiment, members: tuple[sweeps.Member, ...], data: DataSet
 ) -> list[Stage]:
     """The stages of a sweep: states, batches and keys have a first axis of members."""
-    each = sweeps.each_member(experiment.build, members, data)
+    make = lambda config, data: made(experiment, config, data)  # noqa: E731
+    each = sweeps.each_member(make, members, data)
     # those that differ in their seed alone are scored by the same systems
     alone: dict[str, tuple[tuple[int, System], ...]] = {}
     for member in members:
@@ -50,9 +53,8 @@ def stages_together(
         def of(system: System, config: Any) -> Stage:
             return stage_of(system.stages()[i][1], start, config)
 
-        def step(state: Any, batch: Any, key: Array, axis_name: str | None = None) -> Any:
-            kwargs = {} if axis_name is None else {"axis_name": axis_name}
-            run = lambda s, c, *parts: of(s, c).step(*parts, **kwargs)  # noqa: E731
+        def step(state: Any, batch: Any, key: Array, **shared: Any) -> Any:
+            run = lambda s, c, *parts: of(s, c).step(*parts, **shared)  # noqa: E731
             return each(run, state, batch, key)
 
         def score(state: Players) -> np.ndarray:
@@ -63,8 +65,9 @@ def stages_together(
             return np.array(scored)
 
         start_of = lambda s, c, seed: of(s, c).begin(seed)  # noqa: E731
-        batches = batches_of(stages[0][i][1].turns())
-        return Stage(start, lambda seed: each(start_of, seed), step, score, batches)
+        first = stages[0][i][1]
+        begin = lambda seed: each(start_of, seed)  # noqa: E731
+        return Stage(start, begin, step, score, batches_of(first.turns()), frozen_in(first))
 
     return [stage(i, start) for i, (start, _) in enumerate(stages[0])]
 
@@ -219,8 +222,9 @@ class Fitting:
         whole = self.config.train.steps_per_call  # checkpoints lie between calls, also where these
         # are taken apart to find a NaN
         ready = Waiting(self.batches(stage.batches, start))
-        saved: Any = [folders.as_json(m.config) for m in self.members]
-        saved = saved or folders.as_json(self.config)
+        place = lambda m: self.directory / m.name  # noqa: E731
+        saved: Any = [folders.as_json(m.config, place(m)) for m in self.members]
+        saved = saved or folders.as_json(self.config, self.directory)
 
         def checkpoint(done: int, state: Any) -> None:
             stored = self.placement.get_state(state)
@@ -228,7 +232,7 @@ class Fitting:
             log.write(done, {"validation": score})
             self.checkpoints.save(done, stored, saved, score)
 
-        step = self.compile(stage.step, state, ready, key)
+        step = self.compile(stage, state, ready, key)
         self.write_configs()
         calls = -(-(stop - start) // options.steps_per_call)
         with finishing_steps() as stopping:
@@ -264,12 +268,15 @@ class Fitting:
                 folders.write_config(folder, self.experiment, member.config)
                 folders.write_data(folder, self.data)
 
-    def compile(self, step: Step, state: Any, ready: Waiting, key: Array) -> Callable:
+    def compile(self, stage: Stage, state: Any, ready: Waiting, key: Array) -> Callable:
         """The compiled step, once it is known to fit into the memory of a device."""
-        step = step if self.options.steps_per_call == 1 else devices.scan_steps(step)
+        step = stage.step if self.options.steps_per_call == 1 else devices.scan_steps(stage.step)
+        frozen = {"frozen": self.placement.put_state(stage.frozen)} if stage.frozen else {}
         if self.run.debug_nans:  # which runs a step again, operation by operation
-            return self.placement.compile(step, donate=False)
-        return devices.compile_to_fit(self.placement.compile(step), state, ready.first(), key)
+            return partial(self.placement.compile(step, donate=False), **frozen)
+        compiled = self.placement.compile(step)
+        program = devices.compile_to_fit(compiled, state, ready.first(), key, **frozen)
+        return partial(program, **frozen)
 
     def batches(self, count: int, start: int) -> Iterator[Any]:
         """Placed batches from step ``start`` on, ``count`` times ``--batch`` examples each.

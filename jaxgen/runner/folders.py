@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import json
 import re
-import sys
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +15,9 @@ import filelock
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import FILES
 from jaxgen.files import replacing
+from jaxgen.runner.identity import Identity, find_experiment, identity_of
 from jaxgen.runner.options import Option, Run, from_dict, options_of
+from jaxgen.runner.references import RunReference, declared, same_run
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint
 
@@ -68,32 +67,24 @@ def run_directory(name: str, config: Any, run: Run, fresh: bool) -> Path:
 # --- what a run is ---------------------------------------------------------------------------
 
 
-def module_of(function: Callable[..., Any]) -> str:
-    """Where a function is found again: its module's name, or the file of a script."""
-    module = function.__module__
-    if module == "__main__":
-        main = sys.modules["__main__"]
-        spec = getattr(main, "__spec__", None)
-        return spec.name if spec else str(Path(getattr(main, "__file__", "")).absolute())
-    return module
-
-
-def command_of(module: str) -> str:
-    """The words that run an experiment or a study by where it is found."""
-    if module.startswith("jaxgen.experiments."):
-        return f"jaxgen {module.rpartition('.')[2]}"
-    return f"python {module}" if module.endswith(".py") else f"python -m {module}"
-
-
 def write_config(directory: Path, experiment: Experiment, config: Any) -> None:
     """Writes the config and whose it is, at once or not at all."""
-    whose = {"experiment": experiment.name, "module": module_of(experiment.build)}
-    write_json(directory / "config.json", whose | dataclasses.asdict(config))
+    whose = {"experiment": experiment.name, **identity_of(experiment)._asdict()}
+    write_json(directory / "config.json", whose | as_json(config, directory))
 
 
-def as_json(config: Any) -> dict[str, Any]:
-    """A config as it is kept in files."""
-    return json.loads(json.dumps(dataclasses.asdict(config), default=str))
+def as_json(config: Any, home: Path) -> dict[str, Any]:
+    """A config as it is kept in a file of the folder ``home``."""
+    kept = {}
+    for f in dataclasses.fields(config):
+        value = getattr(config, f.name)
+        if isinstance(value, RunReference):
+            kept[f.name] = value.as_json(home)
+        elif dataclasses.is_dataclass(value):
+            kept[f.name] = as_json(value, home)
+        else:
+            kept[f.name] = json.loads(json.dumps(value, default=str))
+    return kept
 
 
 def write_json(path: Path, values: dict) -> None:
@@ -114,26 +105,41 @@ def is_run(directory: Path) -> bool:
 
 
 def read_config(directory: Path, experiment: Experiment) -> Any:
-    """The config of the run in a directory.
+    """The config of the run in a directory; the runs that it refers to are not opened yet.
 
     Raises:
       NoCheckpoint: where there is no run.
       Mistake: if it is a run of another experiment, or of a version with other options.
     """
     values = _read(directory)
-    name, module = values.pop("experiment"), values.pop("module")
+    name, where = values.pop("experiment"), _identity_in(values)
     if name != experiment.name:
         raise Mistake(
-            f"{directory} holds a run of {name}, not of {experiment.name}: use "
-            f"{command_of(module)}, or give another --dir."
+            f"{directory} holds a run of {name} ({where}), not of {experiment.name}: use that "
+            "experiment, or give another --dir."
         )
     try:
-        return from_dict(type(experiment.default), values)
+        config = from_dict(type(experiment.default), values, directory)
+        return declared(config, experiment.default)
     except KeyError as error:
         raise Mistake(
             f"{directory}/config.json was written by another version of {name}, with an option "
             f"{error.args[0]} there: train it anew with another --dir."
         ) from error
+    except (TypeError, ValueError) as error:
+        raise Mistake(
+            f"{directory}/config.json is not one of {name} ({error}): train anew with another "
+            "--dir."
+        ) from error
+
+
+def _identity_in(values: dict[str, Any]) -> Identity:
+    """Where the experiment of a run was; earlier versions kept the path of a script, and had one
+    name for its attribute."""
+    module, attribute = str(values.pop("module")), values.pop("attribute", "EXPERIMENT")
+    module = Path(module).stem if module.endswith(".py") else module
+    module = module.removeprefix("jaxgen.") if module.startswith("jaxgen.experiments.") else module
+    return Identity(module, None if attribute is None else str(attribute))
 
 
 def _read(directory: Path) -> dict[str, Any]:
@@ -142,45 +148,36 @@ def _read(directory: Path) -> dict[str, Any]:
         raise NoCheckpoint(f"no checkpoint in {directory}: train first, or give another --dir.")
     try:
         values = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise Mistake(f"{path} is not whole ({error}): train anew with another --dir.") from error
-    if not {"experiment", "module"} <= values.keys():
+    if not isinstance(values, dict) or not {"experiment", "module"} <= values.keys():
         raise Mistake(
             f"{directory} holds a run of an earlier version: train it anew with another --dir."
         )
     return values
 
 
-def experiment_in(directory: Path) -> Experiment:
-    """The experiment whose run is in a directory: ``EXPERIMENT`` of the module that trained it.
+def experiment_name_in(directory: Path) -> str:
+    """The name of the experiment whose run is in a directory.
 
     Raises:
       NoCheckpoint: where there is no run.
-      Mistake: where that module is not found.
     """
-    where = _read(directory)["module"]
-    try:
-        if not where.endswith(".py"):
-            return imported(where).EXPERIMENT
-        spec: Any = importlib.util.spec_from_file_location(Path(where).stem, where)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module  # dataclasses look their annotations up there
-        spec.loader.exec_module(module)
-        return module.EXPERIMENT
-    except (ImportError, FileNotFoundError, AttributeError) as error:
-        raise Mistake(
-            f"{directory} was trained by {where}, which has no EXPERIMENT here ({error}): give the "
-            "experiment to open_run."
-        ) from error
+    return str(_read(directory)["experiment"])
 
 
-def imported(module: str) -> Any:
-    """A module; the experiments are a part of jaxgen where that is installed."""
+def experiment_in(directory: Path) -> Experiment:
+    """The experiment whose run is in a directory, if it is one of jaxgen's or imported here.
+
+    Raises:
+      NoCheckpoint: where there is no run.
+      Mistake: where it is neither.
+    """
+    values = _read(directory)
     try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        other = module.removeprefix("jaxgen.")
-        return importlib.import_module(other if other != module else f"jaxgen.{module}")
+        return find_experiment(str(values["experiment"]), _identity_in(values))
+    except Mistake as error:
+        raise Mistake(f"{directory}: {error}") from error
 
 
 # --- who may write ---------------------------------------------------------------------------
@@ -223,10 +220,10 @@ def data_changed(directory: Path, data: DataSet) -> str | None:
       Mistake: if they are of another shape, which no network of the run takes.
     """
     path = directory / "data.json"
-    if not path.exists() or data.digest is None:
+    if not path.exists():
         return None
     then = json.loads(path.read_text())
-    if then["digest"] == data.digest:
+    if then.get("digest") in (None, data.digest):  # of an earlier version, or the same
         return None
     shape = shape_of(data)
     if then.get("shape", shape) != shape:
@@ -267,9 +264,15 @@ def differences(theirs: Any, ours: Any) -> list[str]:
     return sorted(
         f"{a.name} is {a.value}, not {b.value}"
         for a, b in pairs
-        if a.value != b.value
-        and not (a.measuring or a.name in free or (a.name == "data" and moved(a.value, b.value)))
+        if not (a.measuring or a.name in free or same_option(a, b))
     )
+
+
+def same_option(a: Option, b: Option) -> bool:
+    """Whether two values of an option may be of one run."""
+    if isinstance(a.value, RunReference):
+        return same_run(a.value, b.value)
+    return a.value == b.value or (a.name == "data" and moved(a.value, b.value))
 
 
 def moved(then: str, now: str) -> bool:

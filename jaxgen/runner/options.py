@@ -15,6 +15,7 @@ import optax
 from jaxgen.data.images import SIZES
 from jaxgen.data.records import DataSet
 from jaxgen.data.toy import DENSITIES
+from jaxgen.runner.references import RunReference, reference_in
 from jaxgen.runner.system import Mistake
 from jaxgen.training.step import Decay, adam, half_life_decay
 
@@ -105,6 +106,10 @@ class Sampling:
 
     samples: Count = 500  # Samples to measure.
     sample_batch: Count = 100  # Samples at a time on a device.
+    # Features of images that Fréchet distances are of: classifier (trained on the data set), pca,
+    # or one of the experiment's own (default: the system's, else classifier, or pca without
+    # classes).
+    features: str = "default"
 
 
 @dataclass(frozen=True)
@@ -170,7 +175,7 @@ def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
     hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
         value, looked_at = getattr(config, f.name), measuring or "measuring" in f.metadata
-        if dataclasses.is_dataclass(value):
+        if dataclasses.is_dataclass(value) and not isinstance(value, RunReference):
             yield from options_of(value, looked_at)
         else:
             several = isinstance(f.default, tuple) and f.default != ()
@@ -215,11 +220,14 @@ def check_ranges(config: Any) -> None:
                 raise Mistake(f"{flag} is {least}, not {x:g}.")
 
 
-def from_dict(kind: type, values: dict[str, Any]) -> Any:
+def from_dict(kind: type, values: dict[str, Any], home: Path) -> Any:
     """A (nested) config dataclass from its JSON form; options it lacks keep their defaults.
+
+    Runs that it refers to lie where they do relative to ``home``, the folder of the config.
 
     Raises:
       KeyError: for an option that ``kind`` does not have.
+      ValueError: for a value that is none of its option.
     """
     hints = typing.get_type_hints(kind)
     for name in values.keys() - hints.keys():
@@ -228,8 +236,12 @@ def from_dict(kind: type, values: dict[str, Any]) -> Any:
     for f in dataclasses.fields(kind):
         if f.name in values:
             value = values[f.name]
-            if dataclasses.is_dataclass(hints[f.name]):
-                value = from_dict(hints[f.name], value)
+            if hints[f.name] is RunReference:
+                value = reference_in(value, home)
+            elif dataclasses.is_dataclass(hints[f.name]):
+                if not isinstance(value, dict):
+                    raise ValueError(f"{f.name} is no section of options")
+                value = from_dict(hints[f.name], value, home)
             elif isinstance(value, list):
                 value = tuple(value)
             elif Path in (kind_of := hints[f.name], *typing.get_args(kind_of)) and value:

@@ -1,54 +1,43 @@
-"""Pictures of a run that any system has, by the kind of its data."""
+"""Pictures of a run that any system has, by the modality of its data."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.data.records import Image, Tokens, some, to_bytes
+from jaxgen.data.records import Image, to_bytes
 from jaxgen.files import replacing
-from jaxgen.plotting import save_density, save_grid, save_points
-from jaxgen.runner.trained import Trained
+from jaxgen.plotting import save_density
+from jaxgen.runner.modalities import draw_samples
+from jaxgen.runner.trained import Samples, Trained
 
-SHOWN = 2000  # points of a cloud
 HALF = 4.8  # of the square on which densities are drawn
-
-
-def columns(trained: Trained) -> int:
-    """Of a grid of samples: one a class, where samples are drawn for classes."""
-    return trained.data.classes if trained.system.labelled and trained.data.classes <= 20 else 10
 
 
 def samples(trained: Trained) -> list[Path]:
     """``samples.png``: a grid of images, or points beside those of the data; ``samples.txt``; and
     ``samples.npz`` with all that were drawn, ``x`` (images uint8 0..255), and their conditions."""
-    kind, x = trained.data.kind, trained.draw()
-    given = trained.data.given(len(x))
+    kind, drawn = trained.data.kind, trained.samples()
     table = trained.results / "samples.npz"
+    arrays: dict[str, Any] = arrays_of(kind, drawn)
     with replacing(table) as file:
-        np.savez_compressed(file, x=to_bytes(x) if isinstance(kind, Image) else x, **given)
+        np.savez_compressed(file, **arrays)
+    return [*draw_samples(kind, trained, drawn), table]
+
+
+def arrays_of(kind: Any, drawn: Samples) -> dict[str, np.ndarray]:
+    """Samples and conditions by their names; a condition with a name that is taken is told by
+    ``condition/``."""
+    x = dict(drawn.x) if isinstance(drawn.x, Mapping) else {"x": drawn.x}
     if isinstance(kind, Image):
-        wide = columns(trained)
-        return [save_grid(trained.results / "samples.png", x[: 10 * wide], wide), table]
-    if isinstance(kind, Tokens):
-        texts = [kind.decode(tokens) for tokens in np.asarray(x[:10])]
-        return [save_texts(trained.results / "samples.txt", texts), table]
-    x, real = x[:SHOWN], some(trained.data.test, SHOWN)
-    if x.ndim == 3:  # sets of points: all of them at once
-        x, real = x[given["mask"][:SHOWN]], {"x": real["x"][real["mask"]]}
-    clouds = {"data": real["x"], "samples": x}
-    return [save_points(trained.results / "samples.png", clouds), table]
-
-
-def save_texts(path: Path, texts: list[str]) -> Path:
-    """Writes texts with lines between them."""
-    with replacing(path) as file:
-        file.write((("\n\n" + "-" * 40 + "\n\n").join(texts) + "\n").encode())
-    return path
+        x["x"] = to_bytes(x["x"])
+    taken = x.keys() | {"file", "allow_pickle"}  # of what was drawn, and of NumPy's function
+    name_of = lambda name: f"condition/{name}" if name in taken else name  # noqa: E731
+    return x | {name_of(name): value for name, value in drawn.given.items()}
 
 
 def densities(trained: Trained, log_prob: Callable[[np.ndarray], Any]) -> list[Path]:

@@ -1,30 +1,22 @@
-"""What the samples of a run are worth, by the kind of its data."""
+"""What the samples of a run are worth, by the modality of its data."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-
-from jaxgen.data.records import Image, Points
-from jaxgen.evaluation.points import point_numbers
-from jaxgen.evaluation.report import Number, compare, sample_numbers
-from jaxgen.runner.trained import Trained
+from jaxgen.evaluation.report import Number, compare
+from jaxgen.runner.modalities import array_of, measure_samples
+from jaxgen.runner.trained import Samples, Trained
 
 
 def quality(trained: Trained) -> list[Number]:
     """Distances between samples and data, and the agreement with what was asked for."""
-    data, x = trained.system.likened(), trained.draw()
-    if isinstance(data.kind, Image):
-        labels = trained.labels(len(x)) if trained.system.labelled else None
-        return sample_numbers(data, trained.features, x, labels, trained.how)
-    if isinstance(data.kind, Points) and x.ndim == 2:
-        return point_numbers(data, x, trained.how)
-    return []
+    return measure_samples(trained.system.likened().kind, trained, trained.samples())
 
 
-def compared(trained: Trained, rows: Mapping[str, np.ndarray], how: str) -> list[Number]:
-    """A table of samplers: the Frechet distance and class agreement of each row's images."""
+def compared(trained: Trained, rows: Mapping[str, Samples], how: str) -> list[Number]:
+    """A table of samplers: the Frechet distance and class agreement of each row's images, with the
+    classes that these very samples were drawn for."""
     labelled = trained.system.labelled
-    drawn = {name: (x, trained.labels(len(x)) if labelled else None) for name, x in rows.items()}
+    drawn = {name: (array_of(s), s.labels if labelled else None) for name, s in rows.items()}
     return compare(trained.system.likened(), trained.features, drawn, how)

@@ -2,63 +2,31 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import itertools
 import shlex
+import string
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from jaxgen.data.records import DataSet, Image
+from jaxgen.data.records import Image
 from jaxgen.evaluation.report import Number
 from jaxgen.runner import folders, sweeps
-from jaxgen.runner.building import check_kind, load_data
-from jaxgen.runner.commands import (
-    VERBS,
-    draw_pictures,
-    drawn_by,
-    early,
-    fitting_options,
-    parse,
-    prepare_jax,
-    read_options,
-    report,
-    results_written_or_told,
-    take_verb,
-)
-from jaxgen.runner.fitting import open_checkpoints, train
-from jaxgen.runner.options import (
-    Data,
-    Run,
-    Train,
-    check_ranges,
-    flag_of,
-    options_of,
-    values_of,
-)
-from jaxgen.runner.system import Experiment, Mistake, preset_for
+from jaxgen.runner.building import Load, check_kind, loading_once
+from jaxgen.runner.commands import draw_pictures, prepare_jax, report, results_written_or_told
+from jaxgen.runner.identity import command_of, identity_of
+from jaxgen.runner.needs import Need, ready
+from jaxgen.runner.options import Data, Train, check_ranges, flag_of, options_of, values_of
+from jaxgen.runner.parsing import VERBS, drawn_by, early, read_options, take_verb
+from jaxgen.runner.system import Mistake, preset_for
 from jaxgen.runner.trained import Trained, open_run
-from jaxgen.training.checkpoints import NoCheckpoint
 from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
-Load = Callable[[Experiment, Any], DataSet]
 TRAINING = {flag_of(name) for name in values_of(Train())}
 LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
-
-
-@dataclass(frozen=True)
-class Need:
-    """A run that a study looks at: of which experiment, with what options, on which data.
-
-    With ``--sweep`` among the options it is several, NAME/MEMBER each.
-    """
-
-    experiment: Experiment
-    options: str = ""  # as on the command line, over the preset of the data
-    data: Data | None = None  # the study's where None
 
 
 @dataclass(frozen=True)
@@ -101,7 +69,7 @@ class Study:
             "with other options than a preset's are found again by the same --train.\n\n"
             f"{drawn_by(self.pictures)}"
         )
-        prog = folders.command_of(folders.module_of(self.needs))
+        prog = command_of(identity_of(self))
         check_words(argv)
         config, which = read_options(default, Which(), argv, prog, about)
         check_ranges(config)
@@ -129,7 +97,7 @@ class Study:
             out.mkdir(parents=True, exist_ok=True)
             console.print(f"results in {out}")
             about = {"runs": {name: str(run.directory) for name, run in runs.items()}}
-            folders.write_json(out / "study.json", about | dataclasses.asdict(config))
+            folders.write_json(out / "study.json", about | folders.as_json(config, out))
             if "sample" in verbs:
                 draw_pictures(self.pictures, runs, config, out)
             if "evaluate" in verbs:
@@ -141,8 +109,8 @@ class Study:
         say; those that are lacking are trained."""
         needs = self.needs(config)
         words = training_words(which.train, list(needs.values()))
-        found = {}
-        for i, (name, need) in enumerate(needs.items()):
+        found: dict[str, tuple[Path, Any]] = {}
+        for i, (name, need) in enumerate(in_order(needs).items()):
             data: Any = need.data or config.data
             if which.dir:
                 data = folders.read_config(which.dir[i], need.experiment).data
@@ -150,9 +118,10 @@ class Study:
             if which.dir:
                 found[name] = which.dir[i], None
             else:
-                need = replace(need, data=data)
+                places = {other: shlex.quote(str(place)) for other, (place, _) in found.items()}
+                need = replace(need, data=data, options=filled(need.options, places))
                 found[name] = ready(need, words, load, f"{name}, {i + 1} of {len(needs)}")
-        return found
+        return {name: found[name] for name in needs}
 
     def open(
         self, found: Mapping[str, tuple[Path, Any]], config: Any, which: Which, load: Load
@@ -167,20 +136,39 @@ class Study:
             for part in [f"/{member.name}" for member in sweeps.members(own)] or [""]:
                 options = None if part else measured  # a member has its own
                 place = f"{directory}{part}"
-                trained = open_run(place, which.checkpoint, config=options, **how)
+                trained = open_run(place, which.checkpoint, config=options, load=load, **how)
                 runs[name + part] = replace(trained, sampling=sampling) if sampling else trained
         return runs
 
 
-def loading_once() -> Load:
-    """What loads data, each once for all experiments."""
-    loaded: dict[Any, DataSet] = {}
+def in_order(needs: Mapping[str, Need]) -> dict[str, Need]:
+    """Needs, each after those that its options refer to, as ``--base {coarse}``.
 
-    def load(experiment: Experiment, options: Any) -> DataSet:
-        loaded[options] = loaded.get(options) or load_data(experiment, options)
-        return loaded[options]
+    Raises:
+      ValueError: for one that refers to itself, or to none.
+    """
+    ordered: dict[str, Need] = {}
+    while len(ordered) < len(needs):
+        free = {
+            name: need
+            for name, need in needs.items()
+            if name not in ordered and referred_to(need.options) <= ordered.keys()
+        }
+        if not free:
+            left = ", ".join(needs.keys() - ordered.keys())
+            raise ValueError(f"the needs {left} refer to each other, or to one that is not there.")
+        ordered |= free
+    return ordered
 
-    return load
+
+def referred_to(options: str) -> set[str]:
+    """The names in braces among options."""
+    return {name for _, name, _, _ in string.Formatter().parse(options) if name}
+
+
+def filled(options: str, places: Mapping[str, str]) -> str:
+    """Options with the directories of the runs that they refer to."""
+    return options.format_map(places) if referred_to(options) else options
 
 
 def together(names: list[str]) -> str:
@@ -246,34 +234,3 @@ def options_in(words: Sequence[str]) -> dict[str, str]:
         elif flag:
             options[flag] += f" {word}"
     return options
-
-
-def ready(need: Need, words: list[str], load: Load, which: str) -> tuple[Path, Any]:
-    """The directory of the newest run that fits the need, trained to its end, and its options.
-
-    ``words`` are options for a training, which is announced as that of ``which`` run.
-    """
-    data: Any = need.data
-    argv = ["train", "--data", data.data, *shlex.split(need.options), *words]
-    _, config, _ = parse(need.experiment, argv)
-    check_ranges(config)
-    if data.data not in need.experiment.presets:
-        config = fitting_options(need.experiment, argv, config, load(need.experiment, data))
-    config = replace(config, data=data)
-    for directory in reversed(folders.existing(need.experiment.name, data.data)):
-        try:
-            found = folders.read_config(directory, need.experiment)
-        except (Mistake, NoCheckpoint):  # of another version, or not begun
-            continue
-        same = found.train.steps == config.train.steps
-        if same and not folders.differences(found, config):
-            with open_checkpoints(directory, config, sweeps.members(config)) as checkpoints:
-                if checkpoints.steps()[-1:] >= [config.train.steps]:
-                    return directory, config
-            break
-    else:
-        directory = folders.new_directory(need.experiment.name, data.data)
-    console.print(f"{need.experiment.name} is trained first, in {directory} ({which})")
-    resume = folders.is_run(directory)
-    train(need.experiment, config, load(need.experiment, data), directory, Run(resume=resume))
-    return directory, config

@@ -19,6 +19,7 @@ from jax import Array
 
 from jaxgen.data.records import DataSet, did_you_mean
 from jaxgen.runner.options import check_ranges, options_of
+from jaxgen.runner.references import RunReference
 from jaxgen.runner.system import Mistake, System
 
 
@@ -86,7 +87,7 @@ def override(config: Any, values: dict[str, Any]) -> Any:
         value = getattr(config, f.name)
         if f.name in values:
             changed[f.name] = values[f.name]
-        elif dataclasses.is_dataclass(value):
+        elif dataclasses.is_dataclass(value) and not isinstance(value, RunReference):
             changed[f.name] = override(value, values)
     return replace(config, **changed)
 

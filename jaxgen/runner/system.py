@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from jaxgen.data.records import DataSet, Image, did_you_mean, some
+from jaxgen.evaluation.features import FeatureSpace, feature_space
+from jaxgen.runner.frozen import frozen_in, with_frozen
 from jaxgen.training.model_state import Rules
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Aux, Metrics, Now, Players, Turn
@@ -70,17 +72,24 @@ def by_player(found: dict[str, Weights]) -> Any:
     return found[ONLY] if list(found) == [ONLY] else found
 
 
+# (system, weights, key, rows [size, ...]) -> arrays [size, ...]
+SystemFunction = Callable[[Any, Any, Array, Any], Any]
+
+
 @dataclass(frozen=True, eq=False)
 class System:
     """A model with its data: the base of every system, whose further fields are its parts.
 
     A variation is ``dataclasses.replace``: another solver, another data set, a stage of growth.
+    A part that is :class:`~jaxgen.runner.frozen.Frozen`, or a run that was opened, is not trained.
     One network needs ``init``, ``loss`` and ``sample``; several players answer ``turns`` in place
     of ``loss``, and a system that grows answers ``stages`` and ``grow``.
     """
 
     data: DataSet
     optimizer: Any  # of optax
+    # What extracts the features that samples are compared with data by.
+    extractor: Callable[[DataSet], FeatureSpace] = field(default=feature_space, kw_only=True)
 
     def init(self, key: Array) -> Any:
         """The variables of the network, or a dict of those of each player."""
@@ -96,8 +105,9 @@ class System:
         """
         raise NotImplementedError
 
-    def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        """One example ``[B, ...]`` for each condition of ``given``, arrays ``[B, ...]``."""
+    def sample(self, key: Array, weights: Any, given: Any) -> Any:
+        """One example for each condition of ``given``, arrays ``[B, ...]``: an array ``[B, ...]``,
+        or a dict of such."""
         raise NotImplementedError
 
     def turns(self) -> tuple[Turn, ...]:
@@ -142,8 +152,16 @@ class System:
 
     def sampler(self, devices: Sequence[Any]) -> OverRows:
         """:meth:`sample` over the conditions of any number of examples."""
-        draw = lambda weights, key, given: self.sample(key, weights, given)  # noqa: E731
-        return OverRows(draw, devices)
+        return self.over_rows(lambda s, weights, key, given: s.sample(key, weights, given), devices)
+
+    def over_rows(self, function: SystemFunction, devices: Sequence[Any] | None = None) -> OverRows:
+        """``function(system, weights, key, rows [size, ...])`` over any number of rows, the frozen
+        arrays of the system being arguments of the program."""
+
+        def bound(weights: Any, key: Array, rows: Any, frozen: Any) -> Any:
+            return function(with_frozen(self, frozen), weights, key, rows)
+
+        return OverRows(bound, devices, frozen_in(self))
 
     def settled(self, weights: Any) -> Any:
         """The weights that are sampled with, made once of those of a checkpoint."""
@@ -162,7 +180,8 @@ class System:
     @cached_property
     def losses(self) -> OverRows:
         """:meth:`measured` over any number of examples, on one device."""
-        return OverRows(self.measured, jax.local_devices()[:1])
+        one = jax.local_devices()[:1]
+        return self.over_rows(lambda s, weights, key, rows: s.measured(weights, key, rows), one)
 
     def score(self, weights: Any, step: Any = END) -> float:
         """What checkpoints are selected by, of weights after so many steps, lower is better: the
@@ -196,6 +215,8 @@ class Experiment:
     comparisons: tuple[Callable[[Any], Any], ...] = ()  # {member of a sweep: trained} -> files
     kinds: tuple[type, ...] = (Image,)  # of data that it takes
     load: Callable[[Any], DataSet] | None = None  # options -> data, where not by name
+    # What --features names besides classifier and pca: data -> a feature space.
+    features: Mapping[str, Callable[[DataSet], FeatureSpace]] = field(default_factory=dict)
 
     @property
     def default(self) -> Any:

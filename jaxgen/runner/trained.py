@@ -6,31 +6,59 @@ import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 from jax import Array
 
 from jaxgen.data.records import Batch, DataSet, some
-from jaxgen.evaluation.features import FeatureSpace, feature_space
-from jaxgen.runner.building import beginning, build, load_data, stage_at, stages_of
-from jaxgen.runner.folders import check_checkpoint, experiment_in, read_config, results_name
+from jaxgen.evaluation.features import FeatureSpace
+from jaxgen.runner.building import Load, beginning, build, loading_once, stage_at, stages_of
+from jaxgen.runner.folders import (
+    check_checkpoint,
+    experiment_in,
+    experiment_name_in,
+    read_config,
+    results_name,
+)
+from jaxgen.runner.frozen import frozen_in, with_frozen
 from jaxgen.runner.options import Sampling, options_of, values_of
-from jaxgen.runner.system import Experiment, System, weights_of
+from jaxgen.runner.references import RunReference, resolved, weights_fingerprint
+from jaxgen.runner.system import Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.devices import Sharded
-from jaxgen.training.rows import OverRows
+from jaxgen.training.rows import OverRows, UnevenRows
 
 S = TypeVar("S", bound=System)
 TESTED = 100_000  # examples of a large test set that are measured
 
 
+class Samples(NamedTuple):
+    """What was drawn, and what for."""
+
+    x: Any  # [N, ...], or a dict of such arrays
+    given: Batch  # the conditions, arrays [N, ...]
+
+    def first(self, count: int) -> Samples:
+        """The first of them."""
+        return Samples(*jax.tree.map(lambda x: x[:count], tuple(self)))
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The classes that they were drawn for, where a ``label`` is among their conditions."""
+        return self.given.get("label")
+
+
 @dataclass(frozen=True, eq=False)
 class Trained(Generic[S]):
-    """A trained system. All that is drawn or mapped uses all devices of this process."""
+    """A trained system. All that is drawn or mapped uses all devices of this process.
+
+    As a part of another system it is not trained further: its weights are arguments of that one's
+    programs (:mod:`~jaxgen.runner.frozen`).
+    """
 
     system: S
     weights: Any
@@ -40,7 +68,15 @@ class Trained(Generic[S]):
     step: int
     key: Array
     sampling: Sampling
+    fingerprint: str = ""  # of the weights, as the checkpoint holds them
     kept: dict[Any, Any] = field(default_factory=dict)  # what was drawn so far
+
+    def held_arrays(self) -> Any:
+        return self.weights, frozen_in(self.system)
+
+    def with_arrays(self, arrays: Any) -> Trained[S]:
+        weights, frozen = arrays
+        return replace(self, weights=weights, system=with_frozen(self.system, frozen), kept={})
 
     @property
     def data(self) -> DataSet:
@@ -65,8 +101,8 @@ class Trained(Generic[S]):
 
     @property
     def features(self) -> FeatureSpace:
-        """The feature space of the data set, trained at its first use."""
-        return feature_space(self.data)
+        """What samples are compared with data by, made at its first use."""
+        return self.once("features", lambda: self.system.extractor(self.system.likened()))
 
     @property
     def seconds(self) -> tuple[float, float]:
@@ -106,40 +142,60 @@ class Trained(Generic[S]):
     def _sampler(self) -> OverRows:
         return self.system.sampler(self._devices)
 
-    def draw(self, count: int | None = None, given: Batch | None = None) -> np.ndarray:
-        """Samples ``[count, ...]``, for the conditions of the data set or those ``given``.
+    def draw(self, count: int | None = None, given: Batch | None = None, seed: int = 0) -> Any:
+        """:meth:`samples` without their conditions: ``[count, ...]``, or a dict of such arrays."""
+        return self.samples(count, given, seed).x
 
-        Those for the data set's own conditions are kept: asked for again, or for fewer of them,
+    def samples(
+        self, count: int | None = None, given: Batch | None = None, seed: int = 0
+    ) -> Samples:
+        """``count`` samples with the conditions that they were drawn for.
+
+        Args:
+          count: where None one for each row of ``given``, else as many as the run's options say.
+          given: named arrays ``[N, ...]``, N at least ``count``; where None the data set's own.
+          seed: of the noise, beside that of the run.
+
+        Samples for the data set's own conditions are kept: asked for again, or for fewer of them,
         they are the same ones.
+
+        Raises:
+          Mistake: for fewer conditions than samples, or a ``sample`` that answers another number.
         """
         if given is not None:
-            return self._sample(given)
+            rows = len(jax.tree.leaves(given)[0])
+            if count is not None and count > rows:
+                raise Mistake(f"{count} samples need as many conditions, and {rows} are given.")
+            given = _rows(given, 0, rows if count is None else count)
+            return Samples(self._sample(given, seed=seed), given)
         count, size = count or self.sampling.samples, self.sampling.sample_batch
         total = math.ceil(count / size) * size  # whole chunks, all of one shape
-        wanted, done = self.data.given(total), len(self.kept.get("x", ()))
-        if done >= total and _equal(wanted, _rows(self.kept["given"], 0, total)):
-            return self.kept["x"][:count]
-        if done and _equal(self.kept["given"], _rows(wanted, 0, done)):
-            more = self._sample(_rows(wanted, done, total), first=done // size)
-            x = np.concatenate([self.kept["x"], more])
+        wanted, drawn = self.data.given(total), self.kept.get(("samples", seed))
+        done = 0 if drawn is None else len(jax.tree.leaves(drawn.x)[0])
+        if drawn is not None and done >= total and _equal(wanted, _rows(drawn.given, 0, total)):
+            return drawn.first(count)
+        if drawn is not None and _equal(drawn.given, _rows(wanted, 0, done)):
+            more = self._sample(_rows(wanted, done, total), first=done // size, seed=seed)
+            x = jax.tree.map(lambda *parts: np.concatenate(parts), drawn.x, more)
         else:
-            x = self._sample(wanted)
-        self.kept.update(x=x, given=wanted)
-        return x[:count]
+            x = self._sample(wanted, seed=seed)
+        self.kept["samples", seed] = Samples(x, wanted)
+        return Samples(x, wanted).first(count)
 
-    def _sample(self, given: Batch, first: int = 0) -> np.ndarray:
+    def _sample(self, given: Batch, first: int = 0, seed: int = 0) -> Any:
         key, size = jax.random.fold_in(self.key, 0), self.sampling.sample_batch
-        return self._sampler(self.weights, key, given, size, activity="sampling", first=first)
+        key = jax.random.fold_in(key, seed) if seed else key
+        how: Any = {"activity": "sampling", "first": first}
+        try:
+            return self._sampler(self.weights, key, given, size, **how)
+        except UnevenRows as error:
+            raise Mistake(f"sample of {type(self.system).__name__}: {error}") from error
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What ``make()`` answers, made at the first call: pictures and measures share it."""
         if name not in self.kept:
             self.kept[name] = make()
         return self.kept[name]
-
-    def labels(self, count: int) -> np.ndarray | None:
-        """The classes that the samples were drawn for, where there are such."""
-        return self.data.given(count)["label"] if self.data.classes > 1 else None
 
     def mapped(self, function: Callable[[Any, Array, Any], Any]) -> OverRows:
         """A function over rows, on all devices of the run: compiled at its first call alone."""
@@ -171,11 +227,12 @@ class Trained(Generic[S]):
 
 
 def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    return {name: x[start:stop] for name, x in batch.items()}
+    return jax.tree.map(lambda x: x[start:stop], batch)
 
 
 def _equal(a: Batch, b: Batch) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+    alike = jax.tree.structure(a) == jax.tree.structure(b)
+    return alike and all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
 def open_run(
@@ -186,26 +243,33 @@ def open_run(
     config: Any = None,
     data: DataSet | None = None,
     out: Path | None = None,
+    load: Load | None = None,
 ) -> Trained[Any]:
     """Opens the run in a directory, which says itself what it is.
+
+    Nothing is executed that the directory holds or names: its experiment is one of jaxgen's, one
+    that the running program has imported, or the one that is given.
 
     Args:
       directory: of the run.
       checkpoint: ``last``, ``best`` or a step.
-      experiment: where the module that trained it is not found from here.
+      experiment: that trained it, where it is neither jaxgen's nor imported.
       config: in place of the run's own, to sample or measure otherwise.
       data: in place of loading it.
       out: where pictures and numbers go, in place of the directory.
+      load: what loads data, of this run and of those that it refers to.
 
     Raises:
       NoCheckpoint: where there is none, or not that one.
-      Mistake: for a run of another version, or a checkpoint that has no such name.
+      Mistake: for a run of another version or of an experiment that is not known here, for a
+        checkpoint that has no such name, and where a run that it refers to is not the one that it
+        was trained on.
     """
-    directory = Path(directory)
+    directory, load = Path(directory), load or loading_once()
     experiment = experiment or experiment_in(directory)
     own = read_config(directory, experiment)
-    config = config or own
-    data = data or load_data(experiment, config.data)
+    config = resolved(config or own, partial(open_reference, load=load))
+    data = data or load(experiment, config.data)
     whole = build(experiment, config, data)
     check_checkpoint(which := str(checkpoint))
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
@@ -217,9 +281,24 @@ def open_run(
     key = jax.random.fold_in(jax.random.key(config.train.seed), 1)
     sampling = getattr(config, "sampling", None) or Sampling()
     system = whole.stages()[stage_at([stage.start for stage in stages], step)][1]
-    weights = system.settled(weights_of(state))
+    weights = weights_of(state)
+    found, weights = weights_fingerprint(weights), system.settled(weights)
     trained = {"seed": own.train.seed, "data": own.data.data}
     usual = values_of(experiment.preset(config.data.data)) | trained
     looks = [o for o in options_of(config) if o.measuring or o.name in trained]
     place = (out or directory) / results_name(step, looks, usual)
-    return Trained(system, weights, config, directory, place, step, key, sampling)
+    return Trained(system, weights, config, directory, place, step, key, sampling, found)
+
+
+def open_reference(reference: RunReference, load: Load) -> Trained[Any]:
+    """Opens a run that another one refers to.
+
+    Raises:
+      NoCheckpoint: where there is none, or not that one.
+      Mistake: as :func:`open_run`.
+    """
+    directory: Any = reference.directory
+    experiment = reference.experiment
+    if experiment and experiment.name != experiment_name_in(directory):
+        experiment = None  # another one that serves as well
+    return open_run(directory, reference.checkpoint, experiment=experiment, load=load)

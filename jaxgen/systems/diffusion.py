@@ -27,7 +27,8 @@ from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_film, save_points_film
-from jaxgen.runner.pictures import columns, densities
+from jaxgen.runner.modalities import columns
+from jaxgen.runner.pictures import densities
 from jaxgen.systems.denoising import Denoising, Net
 from jaxgen.systems.objectives import Objective
 from jaxgen.training.step import Metrics, Now

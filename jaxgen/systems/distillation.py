@@ -206,7 +206,7 @@ class Distillation(runner.System):
 # --- every student at its steps ----------------------------------------------------------------
 
 
-def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
+def rows(trained: runner.Trained[Distillation]) -> dict[str, runner.Samples]:
     """Samples of the teacher at falling numbers of steps, then of the student of each."""
     system, weights = trained.system, trained.weights
     networks = weights.memory.get("networks")
@@ -221,13 +221,14 @@ def rows(trained: runner.Trained[Distillation]) -> dict[str, np.ndarray]:
                 n = system.first // 2**r
                 name = f"{'student' if student else 'teacher'}, {n}"
                 weights, drawing = runner.Weights(each[which], {}), system.drawing(n, student)
-                found[name] = trained.with_weights(weights, drawing).draw()
+                found[name] = trained.with_weights(weights, drawing).samples()
     return found
 
 
 def picture(trained: runner.Trained[Distillation]) -> Path:
     """``distillation.png``: teacher and students from the same noise."""
-    shown = {name: x[:10] for name, x in trained.once("rows", lambda: rows(trained)).items()}
+    drawn = trained.once("rows", lambda: rows(trained))
+    shown = {name: samples.x[:10] for name, samples in drawn.items()}
     return save_rows(trained.results / "distillation.png", shown)
 
 

@@ -21,7 +21,7 @@ from jax import Array
 from jaxgen import runner
 from jaxgen.data.records import Points, labels_in_turn, some
 from jaxgen.evaluation.distances import frechet_distance
-from jaxgen.evaluation.features import feature_space, features_of
+from jaxgen.evaluation.features import FeatureSpace, features_of
 from jaxgen.evaluation.points import mode_coverage, sliced_wasserstein
 from jaxgen.losses.adversarial import Objective
 from jaxgen.losses.augmentation import (
@@ -319,8 +319,12 @@ class Gan(runner.System):
         return self.sampler(jax.local_devices()[:1])
 
     @cached_property
+    def _space(self) -> FeatureSpace:
+        return self.extractor(self.data)
+
+    @cached_property
     def _real_features(self) -> np.ndarray:
-        return features_of(self.data, feature_space(self.data), self.data.train, 10_000)
+        return features_of(self.data, self._space, self.data.train, 10_000)
 
     def score(self, weights: Any, step: Any = END) -> float:
         """The distance of 500 samples: Frechet's of images, sliced Wasserstein of points; it is
@@ -337,7 +341,7 @@ class Gan(runner.System):
             self._told.add(what)
         if isinstance(self.data.kind, Points):
             return sliced_wasserstein(x, some(self.data.validation, 5000)["x"])
-        features = feature_space(self.data).features(x)
+        features = self._space.features(x)
         return frechet_distance(features, self._real_features)
 
     @cached_property
@@ -351,7 +355,7 @@ class Gan(runner.System):
             noun, count = "modes", 0 if modes is None else len(modes)
             found = count if modes is None else round(count * mode_coverage(x, modes))
         else:
-            classify, noun, count = feature_space(self.data).classify, "classes", self.data.classes
+            classify, noun, count = self._space.classify, "classes", self.data.classes
             found = count if classify is None else len(np.unique(classify(x)))
         if found == count or len(x) < 20 * count:
             return []

@@ -34,7 +34,7 @@ from jaxgen.evaluation.report import Number
 from jaxgen.losses.times import stratified_times
 from jaxgen.models.transformer import TokenDenoiser
 from jaxgen.plotting import save_film
-from jaxgen.runner.pictures import columns, save_texts
+from jaxgen.runner.modalities import columns, save_texts
 from jaxgen.systems.autoregressive import save_completions
 from jaxgen.systems.bounds import binarized, examples_of, in_bits, likelihoods, tokens_of
 from jaxgen.training.step import Metrics, Now

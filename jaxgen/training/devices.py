@@ -45,7 +45,10 @@ class Placement(Protocol):
     def axis_name(self) -> str | None: ...
 
     def compile(self, step: Callable, *, donate: bool = True) -> Any:
-        """The jitted (state, batch, key) -> (state, metrics), the state's buffers donated."""
+        """The jitted (state, batch, key) -> (state, metrics), the state's buffers donated.
+
+        Arrays that all steps share, placed as a state is, are passed by keyword.
+        """
         ...
 
     def init(self, init: Callable[[Any], Any], key: Any) -> Any:
@@ -148,8 +151,8 @@ class Sharded:
         )
 
     def compile(self, step: Callable, *, donate: bool = True) -> Any:
-        def kept_in_place(state, batch, key):
-            state, metrics = step(state, batch, key)
+        def kept_in_place(state, batch, key, **shared):
+            state, metrics = step(state, batch, key, **shared)
             state = lax.with_sharding_constraint(state, self._of_state(state))
             return state, lax.with_sharding_constraint(metrics, self._sharding())
 
@@ -351,7 +354,7 @@ class OutOfMemory(RuntimeError):
     """Raised where a step does not fit into the memory of a device; says how it may."""
 
 
-def compile_to_fit(compiled: Any, *args: Any) -> Any:
+def compile_to_fit(compiled: Any, *args: Any, **shared: Any) -> Any:
     """The program of a jitted step for these arguments, which says what it needs of a device.
 
     Raises:
@@ -360,7 +363,7 @@ def compile_to_fit(compiled: Any, *args: Any) -> Any:
     device = jax.local_devices()[0]
     program, needed, available = None, None, memory_available(device)
     try:
-        program = compile_lowered(compiled.lower(*args))
+        program = compile_lowered(compiled.lower(*args, **shared))
         needed = memory_needed(program)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):

@@ -21,7 +21,7 @@ ROWS = PartitionSpec(*AXES)
 
 
 class OverRows:
-    """``function(weights, key, rows) -> arrays``, compiled once, over any number of rows.
+    """``function(weights, key, rows, shared) -> arrays``, compiled once, over any number of rows.
 
     Rows go through it ``size`` at a time, a chunk to each device. Chunk i draws from
     ``fold_in(key, i)`` and is computed by one device alone, so the result does not depend on how
@@ -30,10 +30,16 @@ class OverRows:
     Args:
       function: jittable; takes arrays ``[size, ...]`` and answers arrays ``[size, ...]``.
       devices: those of this process where None.
+      shared: arrays that all rows share beside the weights. Without them ``function`` takes none.
     """
 
-    def __init__(self, function: Callable[..., Any], devices: Sequence[Any] | None = None) -> None:
-        self.function = function
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        devices: Sequence[Any] | None = None,
+        shared: Any = None,
+    ) -> None:
+        self.function, self.shared = function, () if shared is None else (shared,)
         self.devices = list(devices or jax.local_devices())
         self._programs: dict[int, tuple[Any, NamedSharding]] = {}
 
@@ -41,13 +47,16 @@ class OverRows:
         if width not in self._programs:
             mesh = Mesh(np.asarray(self.devices[:width]), AXES)
 
-            def chunk(weights: Any, keys: Array, rows: Any) -> Any:
-                found = self.function(weights, keys[0], jax.tree.map(lambda x: x[0], rows))
+            def chunk(weights: Any, keys: Array, rows: Any, shared: Any) -> Any:
+                rows = jax.tree.map(lambda x: x[0], rows)
+                found = self.function(weights, keys[0], rows, *shared)
+                check_rows(found, rows)
                 return jax.tree.map(lambda x: x[None], found)
 
             whole = PartitionSpec()
+            specs = (whole, ROWS, ROWS, whole)
             mapped = jax.shard_map(
-                chunk, mesh=mesh, in_specs=(whole, ROWS, ROWS), out_specs=ROWS, check_vma=False
+                chunk, mesh=mesh, in_specs=specs, out_specs=ROWS, check_vma=False
             )
             self._programs[width] = jax.jit(mapped), NamedSharding(mesh, whole)
         return self._programs[width]
@@ -75,17 +84,37 @@ class OverRows:
         width = len(self.devices) if spare else 1
         index = np.resize(np.arange(n), (math.ceil(chunks / width), width, size))
         program, whole = self._program(width)
-        weights = jax.device_put(weights, whole)
+        weights, shared = jax.device_put((weights, self.shared), whole)
         parts = []
         with progress(activity, n) if activity else _silence() as advance:
             for i, at in enumerate(index):
                 numbers = first + i * width + np.arange(width)
                 keys = jax.vmap(lambda c: jax.random.fold_in(key, c))(numbers)
-                out = program(weights, keys, jax.tree.map(lambda x, at=at: x[at], rows))
+                part = jax.tree.map(lambda x, at=at: x[at], rows)
+                out = program(weights, keys, part, shared)
                 parts.append(jax.device_get(out))
                 advance(min(width * size, n - i * width * size))
         join = lambda *p: np.concatenate(p).reshape(-1, *p[0].shape[2:])[:n]  # noqa: E731
         return jax.tree.map(join, *parts)
+
+
+class UnevenRows(ValueError):
+    """Raised where a function does not answer one result for each row."""
+
+
+def check_rows(found: Any, rows: Any) -> None:
+    """Refuses results that are not one for each row.
+
+    Raises:
+      UnevenRows: naming the shapes.
+    """
+    count = len(jax.tree.leaves(rows)[0])
+    for x in jax.tree.leaves(found):
+        if x.ndim == 0 or x.shape[0] != count:
+            raise UnevenRows(
+                f"of {count} rows {count} results are wanted, along the first axis, and their "
+                f"shape is {x.shape}."
+            )
 
 
 @contextmanager
