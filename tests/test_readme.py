@@ -95,7 +95,7 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     python("flow.py", "train", "--steps", "4", "--dir", "sweep", "--sweep", "seed=0,1", *short)
     assert {p.name for p in (tmp_path / "sweep").glob("seed=*")} == {"seed=0", "seed=1"}
     opened = "from jaxgen.runner import open_run; print(open_run('parts').draw(7).shape)"
-    assert "(7, 2)" in python("-c", opened)
+    assert "(7, 2)" in python("-c", f"import flow; {opened}")
 
 
 def test_the_installed_experiments_take_no_name_from_anyone(installed, tmp_path):

@@ -20,7 +20,7 @@ from flax import serialization
 
 from jaxgen.data.cache import cache_dir
 from jaxgen.data.order import ShuffledBatches
-from jaxgen.data.records import DataSet, Source, in_chunks, some, to_signed
+from jaxgen.data.records import DataSet, Source, hash_of, in_chunks, some, to_signed
 from jaxgen.files import replacing
 from jaxgen.models.classifier import Classifier
 from jaxgen.training.rows import OverRows
@@ -39,6 +39,11 @@ class FeatureSpace:
     features: Callable[[np.ndarray], np.ndarray]
     classify: Callable[[np.ndarray], np.ndarray] | None = None
     accuracy: float | None = None  # on the test set
+    digest: str = ""  # of its weights
+
+    def __str__(self) -> str:
+        """How protocols name it."""
+        return f"{self.name} ({self.digest[:8]})" if self.digest else self.name
 
 
 def signed(data: DataSet, x: np.ndarray) -> np.ndarray:
@@ -89,7 +94,8 @@ def feature_space(data: DataSet, *, steps: int = 600, seed: int = 0) -> FeatureS
     def classify(x: np.ndarray) -> np.ndarray:
         return run(x)[0].argmax(axis=1)
 
-    unscaled = FeatureSpace("classifier", lambda x: run(x)[1], classify)
+    digest = hash_of(0, {str(i): np.asarray(w) for i, w in enumerate(jax.tree.leaves(variables))})
+    unscaled = FeatureSpace("classifier", lambda x: run(x)[1], classify, digest=digest)
     # Distances are quoted in units in which a real feature has mean square 1.
     scale = np.sqrt(np.mean(features_of(data, unscaled, data.train, 10_000) ** 2))
     right = [classify(x) == label for x, label in image_chunks(data, data.test)]
@@ -131,4 +137,6 @@ def principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
     _, _, axes = np.linalg.svd(x - mean, full_matrices=False)
     axes = axes[:count].T
     axes = axes / np.sqrt(np.mean(((x - mean) @ axes) ** 2))
-    return FeatureSpace("pixel PCA", lambda x: (x.reshape(len(x), -1) - mean) @ axes)
+    digest = hash_of(0, {"mean": mean, "axes": axes})
+    project = lambda x: (x.reshape(len(x), -1) - mean) @ axes  # noqa: E731
+    return FeatureSpace("pixel PCA", project, digest=digest)

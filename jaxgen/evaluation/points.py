@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 
 from jaxgen.data.records import DataSet, some, spread
-from jaxgen.evaluation.report import Number
+from jaxgen.evaluation.report import Number, Reference
 
 CHAMFER_LIMIT = 2048  # points of a cloud, as point-cloud models are usually measured on
 SLICED_LIMIT = 10_000
@@ -170,8 +170,11 @@ def point_set_numbers(
     numbers = []
     for name, (measure, protocol) in measures.items():
         against = f"against as many test sets, {protocol}, in the units of the data"
-        numbers.append(Number(name, measure(drawn), f"{size} samples ({how}) {against}"))
-        numbers.append(Number(f"{name}_of_test", measure(other), f"{size} validation {against}"))
+        of_data = measure(other)
+        reference = Reference(of_data, "validation sets", "lower")
+        by = f"{size} samples ({how}) {against}"
+        numbers.append(Number(name, measure(drawn), by, reference=reference))
+        numbers.append(Number(f"{name}_of_test", of_data, f"{size} validation {against}"))
     return numbers
 
 
@@ -193,12 +196,12 @@ def point_numbers(data: DataSet, samples: np.ndarray, how: str) -> list[Number]:
     ) -> list[Number]:
         size = min(limit, n, len(data.test), len(data.validation))
         test, other = (some(source, size)["x"] for source in (data.test, data.validation))
-        drawn = samples[spread(n, size)]
+        drawn, of_data = samples[spread(n, size)], distance(other, test)
+        by, known = f"{size} samples ({how}) {protocol}", f"{size} validation points {protocol}"
+        reference = Reference(of_data, "validation points", "lower")
         return [
-            Number(name, distance(drawn, test), f"{size} samples ({how}) {protocol}"),
-            Number(
-                f"{name}_of_test", distance(other, test), f"{size} validation points {protocol}"
-            ),
+            Number(name, distance(drawn, test), by, reference=reference),
+            Number(f"{name}_of_test", of_data, known),
         ]
 
     numbers = against_test(

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,21 +30,59 @@ SVM_LIMIT = 10_000  # and in a support-vector machine, which takes minutes to fi
 
 
 @dataclass(frozen=True)
+class Reference:
+    """What a number is compared with: a published value, or the same measure of the data."""
+
+    value: float
+    source: str  # "Ho et al. 2020, table 1", "validation points"
+    # What is wanted of the number: to be equal, or at most ("lower") or at least ("higher") this.
+    direction: Literal["equal", "lower", "higher"] = "equal"
+    tolerance: float = 0.0  # in the number's units
+
+    def reached(self, value: float) -> bool:
+        """Whether a value is what is wanted, within the tolerance."""
+        beyond = value - self.value
+        beyond = {"equal": abs(beyond), "lower": beyond, "higher": -beyond}[self.direction]
+        return beyond <= self.tolerance
+
+    def __str__(self) -> str:
+        sign = {"equal": "", "lower": "≤ ", "higher": "≥ "}[self.direction]
+        spread = f" ± {self.tolerance:.2g}" if self.tolerance else ""
+        return f"{sign}{self.value:.4g}{spread} ({self.source})"
+
+
+@dataclass(frozen=True)
 class Number:
-    """A measured value and how it was measured; ``std`` where it is the mean of several runs."""
+    """A measured value and how it was measured; ``std`` where it is the mean of several runs, and
+    ``reference`` where there is something to compare it with."""
 
     name: str
     value: float
     protocol: str
     std: float | None = None
+    reference: Reference | None = None
 
 
 def write_report(path: Path, numbers: list[Number]) -> None:
-    """Writes numbers with their protocols as JSON, but for those that are no numbers there."""
+    """Writes numbers with their protocols as JSON, but for those that are no numbers there.
+
+    Numbers of other names that the file holds already are kept.
+    """
+    known = {n.name for n in numbers}
+    kept = [row for row in read_report(path) if row["name"] not in known]
     finite = [n for n in numbers if math.isfinite(n.value)]
     rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in finite]
     with replacing(path) as file:
-        file.write((json.dumps(rows, indent=2) + "\n").encode())
+        file.write((json.dumps(rows + kept, indent=2) + "\n").encode())
+
+
+def read_report(path: Path) -> list[dict[str, Any]]:
+    """The numbers of a file, none where there is no such file."""
+    try:
+        rows = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [row for row in rows if isinstance(row, dict) and "name" in row]
 
 
 def over_seeds(groups: Mapping[str, list[list[Number]]]) -> list[Number]:
@@ -54,9 +92,12 @@ def over_seeds(groups: Mapping[str, list[list[Number]]]) -> list[Number]:
         for same in zip(*runs, strict=True):
             values = [number.value for number in same]
             std = float(np.std(values, ddof=1)) if len(values) > 1 else None
+            reference = same[0].reference if len({n.reference for n in same}) == 1 else None
             seeds = f"mean of {len(values)} seeds; " if len(values) > 1 else ""
             title = f"{same[0].name}, {name}" if name else same[0].name
-            rows.append(Number(title, float(np.mean(values)), seeds + same[0].protocol, std))
+            rows.append(
+                Number(title, float(np.mean(values)), seeds + same[0].protocol, std, reference)
+            )
     return rows
 
 
@@ -65,11 +106,13 @@ def print_report(numbers: list[Number], path: Path, console: Any) -> None:
     from rich.table import Table
 
     table = Table(title=str(path), title_justify="left")
-    for column in ("number", "value", "protocol"):
+    compared = any(n.reference for n in numbers)
+    for column in ("number", "value", *(["reference"] if compared else []), "protocol"):
         table.add_column(column, justify="right" if column == "value" else "left")
     for n in numbers:
         spread = "" if n.std is None else f" ± {n.std:.2g}"
-        table.add_row(n.name, f"{n.value:.4g}{spread}", n.protocol)
+        reference = [str(n.reference) if n.reference else ""] if compared else []
+        table.add_row(n.name, f"{n.value:.4g}{spread}", *reference, n.protocol)
     console.print(table)
 
 
@@ -98,7 +141,7 @@ def compare(
     for row, (samples, labels) in rows.items():
         x = data.kind.nearest(samples)
         drawn = f"{len(x)} samples ({row}, {how})"
-        protocol = f"{drawn} against {len(real)} training images, {space.name} features"
+        protocol = f"{drawn} against {len(real)} training images, {space} features"
         distance = lambda x=x: frechet_distance(space.features(x), real)  # noqa: E731
         numbers += measured(f"frechet_distance, {row}", distance, protocol)
         if labels is not None and space.classify is not None:
@@ -128,10 +171,9 @@ def sample_numbers(
     generated_features = space.features(samples)
     test_features = features_of(data, space, data.test)
     drawn = f"{n} samples ({how})"
-    against = f"{drawn} against {len(real_features)} training images, {space.name} features"
+    against = f"{drawn} against {len(real_features)} training images, {space} features"
     reference = (
-        f"{len(test_features)} test against {len(real_features)} training images, "
-        f"{space.name} features"
+        f"{len(test_features)} test against {len(real_features)} training images, {space} features"
     )
     numbers = [
         *measured(
@@ -145,7 +187,7 @@ def sample_numbers(
         *measured(
             "kernel_distance",
             lambda: kernel_distance(generated_features[:KERNEL_LIMIT], _some(real_features)),
-            f"{drawn}, at most {KERNEL_LIMIT} of either set, {space.name} features",
+            f"{drawn}, at most {KERNEL_LIMIT} of either set, {space} features",
         ),
     ]
     if space.classify is not None:

@@ -4,7 +4,8 @@ A model of your own is a :class:`System` and an :class:`Experiment` that :func:`
 that is there is opened by :func:`open_run`.
 """
 
-from jaxgen.evaluation.report import Number
+from jaxgen.evaluation.report import Number, Reference
+from jaxgen.runner.captions import Plot
 from jaxgen.runner.commands import main
 from jaxgen.runner.frozen import Frozen
 from jaxgen.runner.modalities import draw_samples, measure_samples
@@ -31,9 +32,9 @@ from jaxgen.runner.system import Experiment, Mistake, System, Weights, choose, c
 from jaxgen.runner.trained import Samples, Trained, open_run
 
 __all__ = [
-    "Count", "Data", "Experiment", "Frozen", "Mistake", "Natural", "Need", "NonNegative", "Number",
-    "Range", "RunReference", "Samples", "Sampling", "Share", "Study", "System", "Train", "Trained",
-    "Weights", "by_data", "choose", "classes_told", "compared", "draw_samples", "main",
-    "make_ema_decay", "make_optimizer", "measure_samples", "measuring", "open_run", "quality",
-    "samples",
+    "Count", "Data", "Experiment", "Frozen", "Mistake", "Natural", "Need", "NonNegative",
+    "Number", "Plot", "Range", "Reference", "RunReference", "Samples", "Sampling", "Share",
+    "Study", "System", "Train", "Trained", "Weights", "by_data", "choose", "classes_told",
+    "compared", "draw_samples", "main", "make_ema_decay", "make_optimizer", "measure_samples",
+    "measuring", "open_run", "quality", "samples",
 ]  # fmt: skip

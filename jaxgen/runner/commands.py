@@ -29,6 +29,7 @@ from jaxgen.data.records import DataError, DataSet
 from jaxgen.evaluation.report import Number, over_seeds, print_report, write_report
 from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import loading_once
+from jaxgen.runner.captions import Plot, plots_of, write_captions
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
 from jaxgen.runner.needs import with_references
@@ -213,12 +214,12 @@ def results_written_or_told(place: Path) -> AbstractContextManager[None]:
 
 
 def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:
-    """Draws each picture and names its files."""
-    found: list[Path] = []
+    """Draws each picture, names its files, and keeps their titles and captions."""
+    found: list[Plot] = []
     for picture in pictures:
-        files = picture(*args)
-        found += [files] if isinstance(files, Path) else files
-    console.print(f"pictures: {', '.join(path.name for path in found)}")
+        found += plots_of(picture, picture(*args))
+    write_captions(found)
+    console.print(f"pictures: {', '.join(plot.path.name for plot in found)}")
 
 
 def report(numbers: list[Number], path: Path) -> None:

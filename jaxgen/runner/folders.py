@@ -15,7 +15,13 @@ import filelock
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import FILES
 from jaxgen.files import replacing
-from jaxgen.runner.identity import Identity, find_experiment, identity_of
+from jaxgen.runner.identity import (
+    Identity,
+    command_of,
+    find_experiment,
+    identity_of,
+    is_own,
+)
 from jaxgen.runner.options import Option, Run, from_dict, options_of
 from jaxgen.runner.references import RunReference, declared, same_run
 from jaxgen.runner.system import Experiment, Mistake
@@ -114,9 +120,10 @@ def read_config(directory: Path, experiment: Experiment) -> Any:
     values = _read(directory)
     name, where = values.pop("experiment"), _identity_in(values)
     if name != experiment.name:
+        use = command_of(where) if is_own(where) else str(where)
         raise Mistake(
-            f"{directory} holds a run of {name} ({where}), not of {experiment.name}: use that "
-            "experiment, or give another --dir."
+            f"{directory} holds a run of {name}, not of {experiment.name}: use {use}, or give "
+            "another --dir."
         )
     try:
         config = from_dict(type(experiment.default), values, directory)

@@ -70,31 +70,32 @@ def find_experiment(name: str, where: Identity) -> Experiment:
             found = vars(module).get(str(where.attribute))
             if isinstance(found, Experiment) and found.name == name:
                 return found
-    own = _own_module(where.module)
-    found = getattr(own, str(where.attribute), None)
-    if isinstance(found, Experiment) and found.name == name:
-        return found
+    if is_own(where):
+        package, stem = experiments_folder()[0], where.module.rpartition(".")[2]
+        module = importlib.import_module(f"{package}.{stem}")
+        found = vars(module).get(str(where.attribute))
+        if isinstance(found, Experiment) and found.name == name:
+            return found
     raise Mistake(
         f"the experiment '{name}' ({where}) is neither one of jaxgen's nor imported here: import "
-        "it and give it as experiment=, so that nothing is executed that a run's folder names."
+        "it first, or give it as experiment=; nothing is executed that a run's folder names."
     )
 
 
-def _own_module(name: str) -> ModuleType | None:
-    package, _, stem = name.rpartition(".")
-    if package not in PACKAGES or not stem.isidentifier():
-        return None
-    home, folder = experiments_folder()
-    if not (folder / f"{stem}.py").is_file():
-        return None
-    return importlib.import_module(f"{home}.{stem}")
+def is_own(where: Identity) -> bool:
+    """Whether that is one of the files of jaxgen's experiments."""
+    package, _, stem = where.module.rpartition(".")
+    return (
+        package in PACKAGES
+        and stem.isidentifier()
+        and (experiments_folder()[1] / f"{stem}.py").is_file()
+    )
 
 
 def command_of(where: Identity) -> str:
     """The words that run an experiment or a study, for its help."""
-    package, _, stem = where.module.rpartition(".")
-    if package in PACKAGES and experiments_folder()[0] == "jaxgen.experiments":
-        return f"jaxgen {stem}"
+    if is_own(where) and experiments_folder()[0] == "jaxgen.experiments":
+        return f"jaxgen {where.module.rpartition('.')[2]}"
     main = sys.modules["__main__"]
     script = getattr(main, "__spec__", None) is None and getattr(main, "__file__", None)
     if script and module_name(main) == where.module:

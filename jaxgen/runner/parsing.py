@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import field
@@ -16,6 +15,7 @@ import tyro
 from jaxgen.data.records import DataSet, Image, did_you_mean
 from jaxgen.runner import folders
 from jaxgen.runner.building import build
+from jaxgen.runner.captions import caption_of
 from jaxgen.runner.identity import command_of, identity_of
 from jaxgen.runner.options import Run, carried
 from jaxgen.runner.references import RunReference, merged, reference_from
@@ -80,8 +80,7 @@ def parse(
 
 def drawn_by(pictures: Sequence[Callable[..., Any]]) -> str:
     """What is drawn, a line a picture: the first sentences of what each says of itself."""
-    told = [inspect.getdoc(getattr(picture, "func", picture)) or "" for picture in pictures]
-    lines = [" ".join(text.split("\n\n")[0].split()).replace("`", "") for text in told]
+    lines = [caption_of(picture) for picture in pictures]
     return "\n".join(["It draws:", *(f"    {line}" for line in lines if line)])
 
 

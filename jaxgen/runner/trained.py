@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax import Array
 
-from jaxgen.data.records import Batch, DataSet, some
-from jaxgen.evaluation.features import FeatureSpace
+from jaxgen.data.records import Batch, DataSet, hash_of, some
+from jaxgen.evaluation.features import FeatureSpace, signed
 from jaxgen.runner.building import Load, beginning, build, loading_once, stage_at, stages_of
 from jaxgen.runner.folders import (
     check_checkpoint,
@@ -101,8 +101,20 @@ class Trained(Generic[S]):
 
     @property
     def features(self) -> FeatureSpace:
-        """What samples are compared with data by, made at its first use."""
-        return self.once("features", lambda: self.system.extractor(self.system.likened()))
+        """What samples are compared with data by, made at its first use.
+
+        Of an extractor without a digest it is that of the features of 16 test images.
+        """
+        data = self.system.likened()
+
+        def make() -> FeatureSpace:
+            space = self.system.extractor(data)
+            if space.digest:
+                return space
+            x = space.features(signed(data, some(data.test, 16)["x"]))
+            return replace(space, digest=hash_of(0, {"features": np.round(x, 3)}))
+
+        return self.once("features", make)
 
     @property
     def seconds(self) -> tuple[float, float]:

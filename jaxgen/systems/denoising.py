@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,14 @@ from jaxgen.models.dit import DiT
 from jaxgen.models.embeddings import sinusoidal_embedding
 from jaxgen.models.mlp import TimeMLP
 from jaxgen.models.unet import UNet
+from jaxgen.systems.conditions import (
+    Condition,
+    Conditions,
+    dropped,
+    label,
+    nulled,
+    selected,
+)
 
 
 @dataclass(frozen=True)
@@ -44,41 +52,61 @@ class Net:
 
 @dataclass(frozen=True)
 class Denoising:
-    """A network (x_t ``[B, *shape]``, t ``[B]``) -> prediction that may be told labels ``[B]``.
+    """A network (x_t ``[B, *shape]``, t ``[B]``) -> prediction, with the conditions that it takes.
 
-    Label ``classes`` stands for a class that is hidden.
+    ``module(x_t, t, train=..., **conditions)`` is any Linen module; ``dropped`` is the share of
+    training examples whose conditions are replaced by their nulls, for classifier-free guidance.
     """
 
     module: nn.Module
     shape: tuple[int, ...]
-    classes: int | None  # that it is told; None where it is told none
-    unlabelled: float = 0.0
+    conditions: tuple[Condition, ...] = ()
+    dropped: float = 0.0
+    # From the conditions to what the module is called with: a frozen text encoder.
+    embed: Callable[[dict[str, Any]], Mapping[str, Any]] = lambda conditions: conditions
 
     def init(self, key: Array) -> Any:
         """Variables; times are those of a chain of 1000 steps, or of any unit like it."""
         t = jnp.zeros((1,), jnp.int32)
-        return self.module.init(key, jnp.zeros((1, *self.shape)), t, *self._told(t))
+        told: Any = self.arguments({c.name: c.empty(1) for c in self.conditions})
+        return self.module.init(key, jnp.zeros((1, *self.shape)), t, **told)
 
-    def given(self, params: Any, labels: Array, **kwargs: Any) -> Callable[[Array, Array], Array]:
-        """(x_t, t) -> the prediction, for these labels."""
+    def arguments(self, conditions: Conditions) -> dict[str, Any]:
+        """What the module is called with beside x_t and t."""
+        names = {c.name: c.argument or c.name for c in self.conditions}
+        told = self.embed(selected(self.conditions, conditions))
+        return {names.get(name, name): x for name, x in told.items()}
+
+    def given(
+        self, params: Any, conditions: Conditions, **kwargs: Any
+    ) -> Callable[[Array, Array], Array]:
+        """(x_t, t) -> the prediction, for these conditions."""
+        told = self.arguments(conditions)
 
         def predict(x_t: Array, t: Array) -> Array:
-            x: Any = self.module.apply({"params": params}, x_t, t, *self._told(labels), **kwargs)
+            x: Any = self.module.apply({"params": params}, x_t, t, **told, **kwargs)
             return x
 
         return predict
 
-    def training(self, params: Any, labels: Array, key: Array) -> Callable[[Array, Array], Array]:
-        """The same in training: with dropout, and some of the labels hidden."""
-        key_dropout, key_label = jax.random.split(key)
-        if self.unlabelled > 0:
-            hide = jax.random.bernoulli(key_label, self.unlabelled, labels.shape)
-            labels = jnp.where(hide, self.hidden(labels), labels)
-        return self.given(params, labels, train=True, rngs={"dropout": key_dropout})
+    def training(
+        self, params: Any, conditions: Conditions, key: Array
+    ) -> Callable[[Array, Array], Array]:
+        """The same in training: with dropout in the network, and some conditions dropped."""
+        key_dropout, key_drop = jax.random.split(key)
+        own = selected(self.conditions, conditions)
+        if self.dropped > 0:
+            own = dropped(key_drop, self.conditions, own, self.dropped)
+        return self.given(params, own, train=True, rngs={"dropout": key_dropout})
 
-    def hidden(self, labels: Array) -> Array:
-        """The label of nobody, in the place of each of ``labels``."""
-        return jnp.full_like(labels, self.classes or 0)
+    def null(self, conditions: Conditions) -> Conditions:
+        """The null conditions of as many examples."""
+        return nulled(self.conditions, conditions)
+
+    @property
+    def guidable(self) -> bool:
+        """Whether it was trained with and without its conditions."""
+        return self.dropped > 0 and any(c.null is not None for c in self.conditions)
 
     def in_loops(self) -> Denoising:
         """The same network with convolutions whose gradient is fast inside a loop on CPU."""
@@ -92,11 +120,8 @@ class Denoising:
         Raises:
           ValueError: if ``weight`` asks for guidance and this one was not.
         """
-        if weight and (self.classes is None or not self.unlabelled):
+        if weight and not self.guidable:
             raise ValueError("guidance needs a conditional network trained with --unlabelled 0.1.")
-
-    def _told(self, labels: Array) -> tuple[Array, ...]:
-        return () if self.classes is None else (labels,)
 
 
 def attended(net: Net, height: int) -> tuple[int, ...]:
@@ -154,4 +179,4 @@ def denoising_network(
             remat=net.remat,
             **common,
         )
-    return Denoising(module, shape, told, unlabelled)
+    return Denoising(module, shape, () if told is None else (label(told),), unlabelled)

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,13 @@ from jaxgen import runner
 from jaxgen.data.records import DataSet, Image, Points, random_flip
 from jaxgen.diffusion.guidance import Weight, classifier_free, clip_x_0
 from jaxgen.diffusion.parameterization import Denoiser, Network, Target, denoiser
-from jaxgen.diffusion.process import check_prior, known_level, posterior_variance
+from jaxgen.diffusion.process import (
+    Noise,
+    check_prior,
+    known_level,
+    posterior_variance,
+    standard_normal,
+)
 from jaxgen.diffusion.samplers import Solver, Variance, evaluations, sample, sample_path
 from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
@@ -29,6 +35,7 @@ from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_film, save_points_film
 from jaxgen.runner.modalities import columns
 from jaxgen.runner.pictures import densities
+from jaxgen.systems.conditions import Conditions, count_of
 from jaxgen.systems.denoising import Denoising, Net
 from jaxgen.systems.objectives import Objective
 from jaxgen.training.step import Metrics, Now
@@ -55,6 +62,29 @@ class Reverse:
         return isinstance(data.kind, Image) if self.clip_samples is None else self.clip_samples
 
 
+class Space(Protocol):
+    """Where diffusion happens: data themselves, or what an autoencoder makes of them."""
+
+    def encode(self, key: Array, x: Array) -> Array:
+        """Data ``[B, ...]`` as models see them, to what is diffused."""
+        ...
+
+    def decode(self, z: Array) -> Array:
+        """The way back."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataSpace:
+    """Data themselves."""
+
+    def encode(self, key: Array, x: Array) -> Array:
+        return x
+
+    def decode(self, z: Array) -> Array:
+        return z
+
+
 @dataclass(frozen=True, eq=False)
 class Diffusion(runner.System):
     """A network of noisy data, and the way back from noise."""
@@ -73,6 +103,9 @@ class Diffusion(runner.System):
     looped: bool = False  # gradients are taken inside a loop
     variance: Variance = posterior_variance  # of the bound, where none is learned
     bound_times: int = 100
+    # Of a batch or of conditions: what draws eps and where samples start from.
+    noise: Callable[[Any], Noise] = lambda batch: standard_normal
+    space: Space = DataSpace()
 
     def __post_init__(self) -> None:
         check_prior(self.schedule, self.times[0])
@@ -84,17 +117,19 @@ class Diffusion(runner.System):
 
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         key_flip, key_network, key = jax.random.split(key, 3)
-        x_0, labels = self.data.kind.values(batch["x"]), batch["label"]
+        x, noise = self.data.kind.values(batch["x"]), self.noise(batch)
+        x = random_flip(key_flip, x) if self.flip and now.train else x
+        x_0 = self.space.encode(jax.random.fold_in(key_flip, 1), x)
         if not now.train:
-            t, loss = self.objective(key, self.network.given(params, labels), x_0)
+            t, loss = self.objective(key, self.network.given(params, batch), x_0, noise)
             return loss, {"t": t}
-        x_0 = random_flip(key_flip, x_0) if self.flip else x_0
         network = self.network.in_loops() if self.looped else self.network
-        return self.objective(key, network.training(params, labels, key_network), x_0)[1], {}
+        network = network.training(params, batch, key_network)
+        return self.objective(key, network, x_0, noise)[1], {}
 
-    def denoise(self, params: Any, labels: Array) -> Denoiser:
-        """(x_t, t) -> x_0, or (x_0, nu), told labels ``[B]`` where the network is."""
-        return self.denoiser_of(self.network.given(params, labels))
+    def denoise(self, params: Any, conditions: Conditions) -> Denoiser:
+        """(x_t, t) -> x_0, or (x_0, nu), for the conditions that the network takes."""
+        return self.denoiser_of(self.network.given(params, conditions))
 
     def denoiser_of(self, network: Network) -> Denoiser:
         """The denoiser of the module as it is called, in the schedule's unit of time."""
@@ -103,33 +138,32 @@ class Diffusion(runner.System):
             network = self.schedule.network(network)
         return self.refine(denoiser(network, self.schedule, self.prediction))
 
-    def guided(self, params: Any, labels: Array, weight: Weight) -> Denoiser:
+    def guided(self, params: Any, conditions: Conditions, weight: Weight) -> Denoiser:
         """:meth:`denoise` with classifier-free guidance."""
-        nobody = self.network.hidden(labels)
-        return classifier_free(self.denoise(params, labels), self.denoise(params, nobody), weight)
+        null = self.network.null(conditions)
+        return classifier_free(self.denoise(params, conditions), self.denoise(params, null), weight)
 
-    def start(self, key: Array, count: int) -> Array:
-        """x_T ``[count, ...]``: noise of the size it has at the first time."""
-        noise = jax.random.normal(key, (count, *self.data.shape))
-        return self.schedule(jnp.asarray(self.times[0])).sigma * noise
+    def start(self, key: Array, conditions: Conditions) -> Array:
+        """x_T ``[B, ...]`` for as many conditions: noise of the size it has at the first time."""
+        like = jnp.zeros((count_of(conditions), *self.network.shape))
+        return self.schedule(jnp.asarray(self.times[0])).sigma * self.noise(conditions)(key, like)
 
     def reverse(self, run: Callable[..., Any], key: Array, weights: Any, given: Any) -> Any:
         """``run``, sample or sample_path, from noise through the times; a ``guidance [B]`` that is
         given takes the place of the system's."""
-        labels = given["label"]
         guidance = given.get("guidance", self.guidance)
-        denoise = self.guided(weights.params, labels, guidance)
+        denoise = self.guided(weights.params, given, guidance)
         denoise = clip_x_0(denoise) if self.clip else denoise
         key_start, key = jax.random.split(key)
-        x_T = self.start(key_start, len(labels))
-        return run(key, denoise, self.schedule, x_T, self.times, self.solver)
+        x_T, noise = self.start(key_start, given), self.noise(given)
+        return run(key, denoise, self.schedule, x_T, self.times, self.solver, noise)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        return self.reverse(sample, key, weights, given)
+        return self.space.decode(self.reverse(sample, key, weights, given))
 
     @property
     def labelled(self) -> bool:
-        return self.network.classes is not None
+        return any(c.name == "label" for c in self.network.conditions)
 
     def how(self) -> str:
         cost = evaluations(self.solver, self.schedule, self.times)
@@ -164,8 +198,12 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
     """``film.gif``: the way from noise to samples, of about 50 frames."""
     points = isinstance(trained.data.kind, Points)
     given = trained.data.given(1000 if points else 3 * columns(trained))
-    draw = jax.jit(lambda key, w: trained.system.reverse(sample_path, key, w, given)[1][0])
-    path = np.asarray(draw(jax.random.fold_in(trained.key, 2), trained.weights))
+
+    def draw(key: Array, weights: Any) -> Array:
+        path = trained.system.reverse(sample_path, key, weights, given)[1][0]
+        return jax.lax.map(trained.system.space.decode, path)
+
+    path = np.asarray(jax.jit(draw)(jax.random.fold_in(trained.key, 2), trained.weights))
     frames = np.concatenate([path[:: max(1, len(path) // 50)], path[-1:]])
     if points:
         return save_points_film(trained.results / "film.gif", frames)
@@ -176,6 +214,8 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
 
 def density(trained: runner.Trained[Diffusion]) -> list[Path]:
     """``density.png``: of points in the plane, by the ODE, beside that of the data."""
+    if not isinstance(trained.system.space, DataSpace):
+        return []
     return densities(trained, partial(log_density, trained, tolerance=1e-3))
 
 
@@ -189,7 +229,7 @@ def log_density(
     system = trained.system.continuous()
 
     def measured(weights: Any, key: Array, rows: Any) -> Array:
-        denoise = system.denoise(weights.params, rows["label"])
+        denoise = system.denoise(weights.params, rows)
         how = {"t_0": first_time(system), "tolerance": tolerance}
         return ode_log_density(denoise, system.schedule, rows["x"], **how)
 
@@ -205,7 +245,10 @@ def first_time(system: Diffusion) -> float:
 
 
 def likelihoods(trained: runner.Trained[Diffusion]) -> list[Number]:
-    """Bits a dimension of test images, by every method that serves the schedule; nats of points."""
+    """Bits a dimension of test images, by every method that serves the schedule; nats of points.
+    None of latents, whose likelihood is not that of data."""
+    if not isinstance(trained.system.space, DataSpace):
+        return []
     system, count = trained.system, trained.config.reverse.bound_images
     batch = trained.test(count)
     if not isinstance(trained.data.kind, Image):
@@ -236,7 +279,7 @@ def bits(
     levels, told = trained.data.levels, {}
 
     def measured(weights: Any, key: Array, batch: Any) -> Array:
-        denoise = system.denoise(weights.params, batch["label"])
+        denoise = system.denoise(weights.params, batch)
         found = likelihood(method, key, denoise, system.schedule, batch["x"], levels, **how)
         told["kind"] = found.kind
         return found.bits_per_dimension

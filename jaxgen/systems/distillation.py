@@ -26,6 +26,7 @@ from jaxgen.losses import distillation as losses
 from jaxgen.losses.denoising import squared_error
 from jaxgen.losses.times import stratified_times
 from jaxgen.plotting import save_rows
+from jaxgen.systems.conditions import Conditions
 from jaxgen.systems.diffusion import Diffusion
 from jaxgen.training.step import Metrics, Now
 
@@ -166,27 +167,27 @@ class Distillation(runner.System):
     def loss(self, params: Any, batch: Any, key: Array, now: Now) -> tuple[Array, Metrics]:
         """The error of the teacher at data, or of a student at its teacher."""
         key, key_network = jax.random.split(key)
-        x_0, labels = self.data.kind.values(batch["x"]), batch["label"]
+        x_0 = self.data.kind.values(batch["x"])
         network, schedule = self.model.network, self.model.schedule
         network = network.in_loops() if self.model.looped else network
-        told = network.training(params, labels, key_network) if now.train else None
-        student = self.model.denoiser_of(told or network.given(params, labels))
+        training = network.training(params, batch, key_network) if now.train else None
+        student = self.model.denoiser_of(training or network.given(params, batch))
         if self.round == 0:
             key_t, key_eps = jax.random.split(key)
             t = stratified_times(key_t, len(x_0), low=1e-3)
             x_t = diffuse(x_0, jax.random.normal(key_eps, x_0.shape), schedule(t))
             return self.method.error(student, schedule, x_t, t, x_0), {}
         average = now.players["model"].ema if now.train else params
-        teacher, average = self.teacher(now.memory, labels), self.model.denoise(average, labels)
+        teacher, average = self.teacher(now.memory, batch), self.model.denoise(average, batch)
         lesson = Lesson(student, teacher, average, now.memory["steps"])
         return self.method.loss(key, lesson, schedule, x_0), {}
 
-    def teacher(self, memory: Any, labels: Array) -> Denoiser:
+    def teacher(self, memory: Any, conditions: Conditions) -> Denoiser:
         """That of a student, guided in the first round."""
         if not self.guidance:
-            return self.model.denoise(memory["teacher"], labels)
+            return self.model.denoise(memory["teacher"], conditions)
         weight: Weight = lambda t: memory["guidance"] * jnp.ones_like(t)  # noqa: E731
-        return self.model.guided(memory["teacher"], labels, weight)
+        return self.model.guided(memory["teacher"], conditions, weight)
 
     def sample(self, key: Array, weights: runner.Weights, given: Any) -> Array:
         n = self.method.steps(self.first, self.round)

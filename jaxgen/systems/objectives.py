@@ -1,8 +1,9 @@
-"""What a network of noisy data descends: functions (key, network, x_0) -> (times drawn, loss)."""
+"""What a network of noisy data descends: (key, network, x_0, noise) -> (times drawn, loss)."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,21 +11,24 @@ from jax import Array
 
 from jaxgen.data.records import Image, Kind
 from jaxgen.diffusion.parameterization import Network, Target
+from jaxgen.diffusion.process import Noise, standard_normal
 from jaxgen.diffusion.schedules import ContinuousSchedule, DiscreteSchedule, Shifted, Sigma
 from jaxgen.distributions import Normal
 from jaxgen.losses import denoising as losses
 from jaxgen.losses import times
 
-Objective = Callable[[Array, Network, Array], tuple[Array, Array]]  # both [B]
+Objective = Callable[[Array, Network, Array, Noise], tuple[Array, Array]]  # both [B]
 
 
 def simple(schedule: DiscreteSchedule) -> Objective:
     """L_simple (Ho et al. 2020, eq. 14)."""
 
-    def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
+    def objective(
+        key: Array, network: Network, x_0: Array, noise: Noise = standard_normal
+    ) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t = losses.uniform_times(key_t, len(x_0), schedule.steps)
-        return t, losses.denoising_loss(key, network, schedule, x_0, t)
+        return t, losses.denoising_loss(key, network, schedule, x_0, t, noise=noise)
 
     return objective
 
@@ -33,9 +37,13 @@ def hybrid(schedule: DiscreteSchedule, kind: Kind) -> Objective:
     """L_hybrid of a network that learns its variance (Nichol & Dhariwal 2021, eq. 16)."""
     decoder = losses.discretized_decoder(kind.levels) if isinstance(kind, Image) else Normal
 
-    def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
+    def objective(
+        key: Array, network: Network, x_0: Array, noise: Noise = standard_normal
+    ) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t = losses.uniform_times(key_t, len(x_0), schedule.steps)
+        if noise is not standard_normal:
+            raise ValueError("the bound in L_hybrid is of standard normal noise: use L_simple.")
         return t, losses.hybrid_loss(key, eps_and_nu(network), schedule, x_0, t, decoder=decoder)
 
     return objective
@@ -63,10 +71,12 @@ def weighted(
     ``integrated`` weightings are densities over time, so that times are uniform.
     """
 
-    def objective(key: Array, network: Network, x_0: Array) -> tuple[Array, Array]:
+    def objective(
+        key: Array, network: Network, x_0: Array, noise: Noise = standard_normal
+    ) -> tuple[Array, Array]:
         key_t, key = jax.random.split(key)
         t, weight = training_times(key_t, len(x_0), schedule, integrated)
-        how = {"target": prediction, "weighting": weighting}
+        how: Any = {"target": prediction, "weighting": weighting, "noise": noise}
         return t, weight * losses.denoising_loss(key, scaled(network), schedule, x_0, t, **how)
 
     return objective

@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from jaxgen import runner
 from jaxgen.diffusion.guidance import clip_x_0
 from jaxgen.diffusion.inverse_problems import Problem
-from jaxgen.diffusion.parameterization import x_0_of
+from jaxgen.diffusion.parameterization import Denoiser, x_0_of
 from jaxgen.losses.classification import Estimates, label_estimates
 from jaxgen.losses.denoising import discretized_decoder
 from jaxgen.systems.diffusion import Diffusion
@@ -20,7 +19,7 @@ from jaxgen.systems.diffusion import Diffusion
 
 def hides(system: Diffusion) -> bool:
     """Whether the model was trained with hidden classes, and so need not be told any."""
-    return system.labelled and system.network.unlabelled > 0
+    return system.labelled and system.network.guidable
 
 
 def told(system: Diffusion) -> str:
@@ -32,7 +31,7 @@ def told(system: Diffusion) -> str:
 
 def without_classes(system: Diffusion, labels: np.ndarray) -> np.ndarray:
     """What the model is told in place of labels ``[N]``: that they are hidden, if it can be."""
-    return np.asarray(system.network.hidden(jnp.asarray(labels))) if hides(system) else labels
+    return np.asarray(system.network.null({"label": labels})["label"]) if hides(system) else labels
 
 
 def restore(
@@ -52,12 +51,12 @@ def restore(
 
     def solve(weights: Any, key: Array, rows: Any) -> Array:
         key_start, key = jax.random.split(key)
-        denoise = x_0_of(system.denoiser_of(network.given(weights.params, rows["labels"])))
+        denoise = x_0_of(system.denoiser_of(network.given(weights.params, rows)))
         denoised = problem._replace(condition=lambda d, y: clip_x_0(problem.condition(d, y)))
-        x_T = system.start(key_start, len(rows["y"]))
+        x_T = system.start(key_start, rows)
         return denoised.solve(key, denoise, system.schedule, rows["y"], x_T)
 
-    rows = {"y": np.asarray(y).repeat(draws, axis=0), "labels": labels.repeat(draws, axis=0)}
+    rows = {"y": np.asarray(y).repeat(draws, axis=0), "label": labels.repeat(draws, axis=0)}
     x = trained.over(activity, solve, rows, key=21)
     return x.reshape(len(y), draws, *trained.data.shape)
 
@@ -73,7 +72,10 @@ def estimates(
     system, decoder = trained.system.discrete(), discretized_decoder(trained.data.levels)
 
     def measured(weights: Any, key: Array, rows: Any) -> Estimates:
-        denoise = lambda labels: x_0_of(system.denoise(weights.params, labels))  # noqa: E731
+
+        def denoise(labels: Array) -> Denoiser:
+            return x_0_of(system.denoise(weights.params, {"label": labels}))
+
         schedule, x_0 = system.schedule, rows["x_0"]
         return label_estimates(key, denoise, schedule, x_0, rows["labels"], draws, decoder)
 
