@@ -114,6 +114,10 @@ def mean_log_density(log_prob: Callable[[Array], Array], x: np.ndarray) -> tuple
     return (float(values[finite].mean()) if finite.any() else -np.inf), float(np.mean(~finite))
 
 
+class NotFinite(ValueError):
+    """Raised where samples are no numbers that could be compared."""
+
+
 def wasserstein_1(a: np.ndarray, b: np.ndarray) -> float:
     """The 1-Wasserstein distance of numbers ``a [n]`` and ``b [m]``, in their units."""
     from scipy.stats import wasserstein_distance
@@ -139,10 +143,10 @@ def point_set_numbers(
     numbers called ``..._of_test`` have validation sets in the place of samples.
 
     Raises:
-      ValueError: if a point that is there is not finite.
+      NotFinite: if a point that is there is not finite.
     """
     if not np.isfinite(samples[mask]).all():
-        raise ValueError("points of samples are not finite.")
+        raise NotFinite("points of samples are not finite.")
     size = min(TEST_LIMIT, len(samples), len(data.test), len(data.validation))
     picked = spread(len(samples), size)
     sets = [(samples[picked], mask[picked])]

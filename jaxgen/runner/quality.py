@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from jaxgen.evaluation.points import NotFinite
 from jaxgen.evaluation.report import Number, compare
 from jaxgen.runner.modalities import array_of, measure_samples
 from jaxgen.runner.trained import Samples, Trained
+from jaxgen.training.logging import console
 
 
 def quality(trained: Trained) -> list[Number]:
-    """Distances between samples and data, and the agreement with what was asked for."""
-    return measure_samples(trained.system.likened().kind, trained, trained.samples())
+    """Distances between samples and data, and the agreement with what was asked for; none, and why
+    is said, where samples cannot be measured."""
+    try:
+        return measure_samples(trained.system.likened().kind, trained, trained.samples())
+    except NotFinite as error:
+        console.print(f"samples are not measured: {error}")
+        return []
 
 
 def compared(trained: Trained, rows: Mapping[str, Samples], how: str) -> list[Number]:

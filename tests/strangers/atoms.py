@@ -73,7 +73,8 @@ class Equivariant(nn.Module):
         apart = x[:, :, None] - x[:, None]
         squared = (apart**2).sum(-1, keepdims=True)
         told = jnp.broadcast_to(t[:, None, None, None], squared.shape)
-        h = nn.swish(nn.Dense(16)(jnp.concatenate([squared, told], axis=-1)))
+        apart = apart / (1 + jnp.sqrt(squared + 1e-8))
+        h = nn.swish(nn.Dense(16)(jnp.concatenate([jnp.log1p(squared), told], axis=-1)))
         both = (mask[:, :, None] & mask[:, None])[..., None]
         moved = (apart * nn.Dense(1)(h) * both).sum(2)
         kind = nn.Dense(1)((h * both).sum(2))[..., 0]

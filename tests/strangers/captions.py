@@ -62,7 +62,7 @@ class Attending(nn.Module):
     @nn.compact
     def __call__(self, x, t, text, mask, train=False):  # [B, 2], [B], [B, L, D], [B, L]
         q = nn.Dense(8)(jnp.concatenate([x, t[:, None]], axis=1))
-        score = jnp.einsum("bd,bld->bl", q, nn.Dense(8)(text))
+        score = jnp.einsum("bd,bld->bl", q, nn.Dense(8, use_bias=False)(text))
         score = jnp.where(mask, score, -jnp.inf)
         none = ~mask.any(axis=1, keepdims=True)
         weight = jnp.where(none, 0.0, jax.nn.softmax(jnp.where(none, 0.0, score)))
