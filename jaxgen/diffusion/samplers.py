@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -198,8 +199,8 @@ def check_sampling(
 
 def check_start(denoise: Denoiser, schedule: Schedule, x: Array, t: Any) -> None:
     """Where t is known to be pure noise, traces ``denoise`` there, so that it may refuse it."""
-    level = known_level(schedule, t)
-    if level is None or level.alpha > 0:
+    level, symbolic = known_level(schedule, t), jax.export.is_symbolic_dim(x.shape[0])
+    if level is None or level.alpha > 0 or symbolic:
         return
     with jax.ensure_compile_time_eval():
         times = jnp.full(x.shape[:1], jnp.asarray(t))

@@ -29,7 +29,7 @@ class Decoder(nn.Module):
         del labels, train  # the contract of all networks; nothing here is different in training
         height, width, channels = self.shape
         h, w = math.ceil(height / 2**self.stages), math.ceil(width / 2**self.stages)
-        x = nn.Dense(h * w * self.channels)(z).reshape(len(z), h, w, self.channels)
+        x = nn.Dense(h * w * self.channels)(z).reshape(z.shape[0], h, w, self.channels)
         for stage in range(self.stages + 1):
             if stage:
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
@@ -55,4 +55,4 @@ class Encoder(nn.Module):
                 x = jax.nn.elu(nn.Conv(width, KERNEL)(x))
             if stage <= self.stages:
                 x = jax.nn.elu(nn.Conv(width + self.channels, KERNEL, strides=2)(x))
-        return nn.Dense(self.codes)(x.reshape(len(x), -1))
+        return nn.Dense(self.codes)(x.reshape(x.shape[0], -1))

@@ -41,7 +41,7 @@ class GroupNorm(nn.Module):
     def _over_group(self, x: Array) -> Array:
         """Every channel's mean over the pixels and channels of its group: ``[B, C]``."""
         means = x.mean(axis=tuple(range(1, x.ndim - 1)))
-        of_groups = means.reshape(len(means), self.groups, -1).mean(axis=-1)
+        of_groups = means.reshape(means.shape[0], self.groups, -1).mean(axis=-1)
         return jnp.repeat(of_groups, x.shape[-1] // self.groups, axis=-1)
 
 

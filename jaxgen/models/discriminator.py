@@ -73,7 +73,7 @@ class Discriminator(nn.Module):
     among: nn.Module | None = None  # features [B, F] -> [B, G], of each among those of its batch
 
     def __call__(self, x: Array, labels: Array | None = None, *, train: bool = False) -> Judged:
-        features = self.body(x, labels, train=train).reshape(len(x), -1)
+        features = self.body(x, labels, train=train).reshape(x.shape[0], -1)
         if self.among is not None:
             features = self.among(features)
         return self.head(features, labels)
@@ -90,9 +90,9 @@ class Reconstructing(nn.Module):
     decoder: nn.Module  # (codes, labels, train=) -> [B, ...]
 
     def __call__(self, x: Array, labels: Array | None = None, *, train: bool = False) -> Judged:
-        codes = self.encoder(x, labels, train=train).reshape(len(x), -1)
+        codes = self.encoder(x, labels, train=train).reshape(x.shape[0], -1)
         apart = jnp.abs(x - self.decoder(codes, labels, train=train))
-        return Judged(apart.reshape(len(x), -1).mean(axis=-1), codes)
+        return Judged(apart.reshape(x.shape[0], -1).mean(axis=-1), codes)
 
 
 class Concatenated(nn.Module):
@@ -106,7 +106,7 @@ class Concatenated(nn.Module):
 
     def __call__(self, x: Array, labels: Array | None = None, *, train: bool = False) -> Array:
         told = jax.nn.one_hot(labels, self.classes, dtype=x.dtype)
-        told = told.reshape(len(x), *[1] * (x.ndim - 2), self.classes)
+        told = told.reshape(x.shape[0], *[1] * (x.ndim - 2), self.classes)
         maps = jnp.broadcast_to(told, (*x.shape[:-1], self.classes))
         return self.network(jnp.concatenate([x, maps], axis=-1), labels, train=train)
 
@@ -126,7 +126,7 @@ class Minibatch(nn.Module):
     @nn.compact
     def __call__(self, features: Array) -> Array:
         m = nn.Dense(self.kernels * self.width, use_bias=False)(features)
-        m = m.reshape(len(features), self.kernels, self.width)
+        m = m.reshape(features.shape[0], self.kernels, self.width)
         apart = jnp.abs(m[:, None] - m[None]).sum(axis=-1)  # [B, B, kernels]
-        near = (jnp.exp(-apart).sum(axis=1) - 1) / max(len(features) - 1, 1)
+        near = (jnp.exp(-apart).sum(axis=1) - 1) / max(features.shape[0] - 1, 1)
         return jnp.concatenate([features, near], axis=-1)

@@ -62,7 +62,7 @@ class ActNorm(nn.Module):
 
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         shift, log_scale = self.affine(x)
-        log_det = jnp.full(len(x), places(x) * log_scale.sum())
+        log_det = jnp.full(x.shape[0], places(x) * log_scale.sum())
         return (x + shift) * jnp.exp(log_scale), log_det
 
     def inverse(self, z: Array, context: Array | None = None) -> Array:
@@ -83,7 +83,7 @@ class Mixing(nn.Module):
 
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
         w = self.matrix(x.shape[-1])
-        log_det = jnp.full(len(x), places(x) * jnp.linalg.slogdet(w).logabsdet)
+        log_det = jnp.full(x.shape[0], places(x) * jnp.linalg.slogdet(w).logabsdet)
         return jnp.matmul(x, w, precision=jax.lax.Precision.HIGHEST), log_det
 
     def inverse(self, z: Array, context: Array | None = None) -> Array:
@@ -155,7 +155,7 @@ class Chain(nn.Module):
     layers: Sequence[Any]
 
     def forward(self, x: Array, context: Array | None = None) -> tuple[Array, Array]:
-        log_det = jnp.zeros(len(x))
+        log_det = jnp.zeros(x.shape[0])
         for layer in self.layers:
             x, more = layer.forward(x, context)
             log_det = log_det + more

@@ -122,7 +122,7 @@ class StateDecoder(nn.Module):
     def __call__(self, state: Array) -> Array:
         h = nn.relu(dense(self.width)(nn.relu(state)))
         out = nn.Dense(math.prod(self.shape) * self.maps)(h)
-        return out.reshape(len(state), *self.shape[:-1], self.shape[-1] * self.maps)
+        return out.reshape(state.shape[0], *self.shape[:-1], self.shape[-1] * self.maps)
 
 
 class ConvStateDecoder(nn.Module):

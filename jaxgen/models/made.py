@@ -81,7 +81,7 @@ class OfVectors(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, *told: Any) -> Array:
-        found: Any = self.network(x.reshape(len(x), -1), *told)  # pyright: ignore[reportCallIssue]
+        found: Any = self.network(x.reshape(x.shape[0], -1), *told)  # pyright: ignore[reportCallIssue]
         return maps_of(found, x.shape)
 
 

@@ -75,7 +75,7 @@ def _forwards(w: Array, v: Array, c: Array, x: Array) -> tuple[Array, Array]:
         x_i, w_i, v_i = row
         return a + x_i[:, None] * w_i[None], nn.sigmoid(a) @ v_i
 
-    return jax.lax.scan(entry, jnp.broadcast_to(c, (len(x), len(c))), (x.T, w, v))
+    return jax.lax.scan(entry, jnp.broadcast_to(c, (x.shape[0], len(c))), (x.T, w, v))
 
 
 def _kept(w: Array, v: Array, c: Array, x: Array) -> tuple[Array, tuple[Array, ...]]:

@@ -135,7 +135,7 @@ class FirstBlock(nn.Module):
     @nn.compact
     def __call__(self, z: Array) -> Array:
         x = EqualizedDense(math.prod(self.size) * self.width)(z)
-        x = pixel_norm(leaky(x.reshape(len(z), *self.size, self.width)))
+        x = pixel_norm(leaky(x.reshape(z.shape[0], *self.size, self.width)))
         return pixel_norm(leaky(EqualizedConv(self.width)(x)))
 
 
@@ -148,7 +148,7 @@ class LastBlock(nn.Module):
     def __call__(self, x: Array) -> Array:
         width = x.shape[-1]
         x = leaky(EqualizedConv(width)(minibatch_std(x, self.group)))
-        return leaky(EqualizedDense(width)(x.reshape(len(x), -1)))
+        return leaky(EqualizedDense(width)(x.reshape(x.shape[0], -1)))
 
 
 class Generator(nn.Module):

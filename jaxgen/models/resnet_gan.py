@@ -170,7 +170,7 @@ class ResNetGenerator(nn.Module):
                 "is: use another architecture, or --image-size."
             )
         first = nn.Dense(h * w * self.widths[0], kernel_init=self.kernel_init, dtype=self.dtype)
-        x = first(z).reshape(len(z), h, w, -1)
+        x = first(z).reshape(z.shape[0], h, w, -1)
         for features, size, condition in zip(self.widths[1:], sizes, conditions, strict=True):
             x = UpBlock(features, conv, norm)(x, size, condition)
             if size[0] in self.attention:

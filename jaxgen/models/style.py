@@ -63,7 +63,7 @@ def mixed(w: Array, other: Array, crossover: Array | int, layers: int) -> Array:
 
 def resized(x: Array, size: tuple[int, int]) -> Array:
     """``[B, H, W, C]`` in height and width ``size``, by a triangle of the coarser grid's width."""
-    return jax.image.resize(x, (len(x), *size, x.shape[-1]), "bilinear")
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")
 
 
 # --- the generator -------------------------------------------------------------------------------
@@ -202,8 +202,8 @@ class Generator(nn.Module):
             return self.synthesis(w)
         key_z, key_mix, key_layer = jax.random.split(self.make_rng("noise"), 3)
         other = self.f(jax.random.normal(key_z, z.shape), labels)
-        mixes = jax.random.bernoulli(key_mix, self.mixing, (len(z),))
-        crossover = jax.random.randint(key_layer, (len(z),), 1, self.layers)
+        mixes = jax.random.bernoulli(key_mix, self.mixing, (z.shape[0],))
+        crossover = jax.random.randint(key_layer, (z.shape[0],), 1, self.layers)
         crossover = jnp.where(mixes, crossover, self.layers)
         return self.synthesis(mixed(w, other, crossover, self.layers))
 

@@ -245,12 +245,12 @@ class MADEDecoder(nn.Module):
 
     @nn.compact
     def __call__(self, z: Array, y: Array | None = None) -> tuple[Callable[[Array], Array], Array]:
-        context, start = joined(z, y), jnp.zeros((len(z), *self.shape))
+        context, start = joined(z, y), jnp.zeros((z.shape[0], *self.shape))
         made = MADE(self.maps, self.hidden, self.layers, direct=True)
-        network, weights = unbound(made, start.reshape(len(z), -1), context)
+        network, weights = unbound(made, start.reshape(z.shape[0], -1), context)
 
         def maps(weights: Any, context: Array, x: Array) -> Array:
-            return maps_of(network(weights, x.reshape(len(x), -1), context), x.shape)
+            return maps_of(network(weights, x.reshape(x.shape[0], -1), context), x.shape)
 
         return jax.tree_util.Partial(maps, weights, context), start
 
@@ -276,7 +276,7 @@ class PixelCNNDecoder(nn.Module):
     def __call__(self, z: Array, y: Array | None = None) -> tuple[Callable[[Array], Array], Array]:
         *sides, colours = self.shape
         spread = MLPDecoder((*sides, self.channels), 1, self.hidden, self.layers)
-        context, start = nn.relu(spread(z, y)), jnp.zeros((len(z), *self.shape))
+        context, start = nn.relu(spread(z, y)), jnp.zeros((z.shape[0], *self.shape))
         groups = 1 if self.coupled else colours
         network = GatedPixelCNN(self.maps, groups, self.channels, self.reach)
         apply, weights = unbound(network, start, context)

@@ -277,13 +277,26 @@ def open_run(
         checkpoint that has no such name, and where a run that it refers to is not the one that it
         was trained on.
     """
-    directory, load = Path(directory), load or loading_once()
+    with jax.ensure_compile_time_eval():  # where a build opens it inside of a trace, as sweeps do
+        return _open(Path(directory), str(checkpoint), experiment, config, data, out, load)
+
+
+def _open(
+    directory: Path,
+    which: str,
+    experiment: Experiment | None,
+    config: Any,
+    data: DataSet | None,
+    out: Path | None,
+    load: Load | None,
+) -> Trained[Any]:
+    load = load or loading_once()
     experiment = experiment or experiment_in(directory)
     own = read_config(directory, experiment)
     config = resolved(config or own, partial(open_reference, load=load))
     data = data or load(experiment, config.data)
     whole = build(experiment, config, data)
-    check_checkpoint(which := str(checkpoint))
+    check_checkpoint(which)
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:
         wanted = checkpoints.best() if which == "best" else int(which) if which.isdigit() else None
         stages, alone = stages_of(whole, config), Sharded((jax.local_devices()[0],))

@@ -29,6 +29,7 @@ from jaxgen.losses.reconstruction import Encode, squared_distance
 from jaxgen.models.vae import MLPDecoder
 from jaxgen.plotting import save_classes, save_grid, save_points, save_rows, save_values
 from jaxgen.runner.system import CHUNK
+from jaxgen.systems.conditions import count_of
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
 
@@ -122,7 +123,7 @@ class Autoencoder(runner.System):
         return weights._replace(memory={"mean": jnp.float32(mean), "root": jnp.float32(root)})
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        eps = jax.random.normal(key, (len(given["label"]), self.latents))
+        eps = jax.random.normal(key, (count_of(given), self.latents))
         h = weights.memory["mean"][None] + eps @ weights.memory["root"].T
         return self.decode(weights.params, self.squash(h))
 

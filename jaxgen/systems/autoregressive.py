@@ -63,7 +63,7 @@ class Autoregressive(runner.System):
         """p(x) of as many examples as there are ``labels``; in training with a key for dropout."""
         told, rngs = self.told(labels, order), None if dropout is None else {"dropout": dropout}
         maps = lambda x: self.network.apply({"params": params}, x, *told, rngs=rngs)  # noqa: E731
-        start = jnp.zeros((len(labels), *self.data.shape))
+        start = jnp.zeros((labels.shape[0], *self.data.shape))
         return InOrder(self.likelihood.density, maps, start)  # pyright: ignore[reportArgumentType]
 
     def log_prob(self, params: Any, x: Array, labels: Array) -> Array:
@@ -90,10 +90,10 @@ class Autoregressive(runner.System):
         if not self.orders:
             return shown(self.binary, self.density(params, labels).sample(key))
         key_place, key = jax.random.split(key)
-        some = labels[: -(-len(labels) // self.orders)]
+        some = labels[: -(-labels.shape[0] // self.orders)]
         one = lambda i: self.density(params, some, i).sample(jax.random.fold_in(key, i))  # noqa: E731
         drawn = jax.lax.map(one, jnp.arange(self.orders)).reshape(-1, *self.data.shape)
-        place = jax.random.permutation(key_place, len(drawn))[: len(labels)]
+        place = jax.random.permutation(key_place, len(drawn))[: labels.shape[0]]
         return shown(self.binary, drawn[place])
 
     def how(self) -> str:

@@ -28,6 +28,7 @@ from jaxgen.models.flow import Chain
 from jaxgen.plotting import save_grid, save_points, save_points_film, save_rows
 from jaxgen.runner.pictures import densities
 from jaxgen.systems.bounds import likelihoods
+from jaxgen.systems.conditions import count_of
 from jaxgen.training.step import Metrics, Now
 
 SEEN = 256  # training examples that actnorms are initialized by
@@ -118,7 +119,7 @@ class NormalizingFlow(runner.System):
         return self.shown(self.run("inverse", params, z))
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        z = jax.random.normal(key, (len(given["label"]), *self.data.shape))
+        z = jax.random.normal(key, (count_of(given), *self.data.shape))
         return self.decode(weights.params, self.temperature * z)
 
     def how(self) -> str:

@@ -35,6 +35,7 @@ from jaxgen.models.discriminator import Reconstructing
 from jaxgen.models.progressive import faded
 from jaxgen.models.progressive import grown as carried
 from jaxgen.runner.system import END
+from jaxgen.systems.conditions import count_of
 from jaxgen.systems.terms import Scene, Term, added, memories
 from jaxgen.training.logging import console
 from jaxgen.training.model_state import Storage
@@ -300,7 +301,7 @@ class Gan(runner.System):
         return evaluated(self.generator, weights["generator"], z, self.told(labels))
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        return self.generate(weights, self.noise(key, len(given["label"])), given["label"])
+        return self.generate(weights, self.noise(key, count_of(given)), given["label"])
 
     @property
     def labelled(self) -> bool:

@@ -30,6 +30,7 @@ from jaxgen.losses.regularization import power_vectors, spectral_norms
 from jaxgen.plotting import save_pairs, save_rows, save_together
 from jaxgen.runner.system import CHUNK, END, SCORED
 from jaxgen.systems.bounds import Over, prepared, shown
+from jaxgen.systems.conditions import count_of
 from jaxgen.training.logging import console
 from jaxgen.training.step import Aux, Metrics, Now
 
@@ -147,7 +148,7 @@ class HVae(runner.System):
         return kl.sum(axis=0)
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
-        return self.drawn(key, weights, len(given["label"]), self.temperature)
+        return self.drawn(key, weights, count_of(given), self.temperature)
 
     def drawn(self, key: Array, weights: Any, count: int, temperature: float) -> Array:
         """Means of p(x|z) for z of the prior, cooled."""

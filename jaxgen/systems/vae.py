@@ -41,6 +41,7 @@ from jaxgen.systems.bounds import (
     prepared,
     shown,
 )
+from jaxgen.systems.conditions import count_of
 from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows
 from jaxgen.training.step import Metrics, Now
@@ -138,7 +139,7 @@ class Vae(runner.System):
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         key_z, key_x = jax.random.split(key)
         model = self.model(weights.params, given["label"])
-        p_x = model.decode(model.prior.sample(key_z, len(given["label"])))
+        p_x = model.decode(model.prior.sample(key_z, count_of(given)))
         if isinstance(self.data.kind, Points):
             return p_x.sample(key_x)
         return self.shown(self.seen(key_x, p_x))

@@ -28,6 +28,7 @@ from jaxgen.plotting import save_pairs
 from jaxgen.runner.system import END
 from jaxgen.systems.autoencoder import FITTED, some_of
 from jaxgen.systems.autoregressive import save_drawn
+from jaxgen.systems.conditions import count_of
 from jaxgen.training.model_state import Rules, Storage
 from jaxgen.training.step import Aux, Metrics, Now
 
@@ -242,7 +243,7 @@ class VqVae(runner.System):
 
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """Images of codes drawn evenly and apart, as a model without a prior has them."""
-        shape = (len(given["label"]), *self.places())
+        shape = (count_of(given), *self.places())
         most = jnp.array(self.quantizer.sizes).reshape(1, 1, 1, -1)
         code = jax.random.randint(key, shape, 0, most)
         return self.decoded(weights, code)
@@ -343,7 +344,7 @@ class CodePrior(runner.System):
     def sample(self, key: Array, weights: Any, given: Any) -> Array:
         """Images of codes that are drawn one after the other."""
         _, *places = self.autoencoder.places()
-        nothing = jnp.zeros((len(given["label"]), 0, *places), jnp.int32)
+        nothing = jnp.zeros((count_of(given), 0, *places), jnp.int32)
         code = self.drawn(key, weights.params, nothing, given["label"])
         return self.autoencoder.decoded(self.frozen(weights.memory), code)
 

@@ -236,6 +236,8 @@ class Checkpoints:
             try:
                 with held_back(), told_once():
                     state = self._read(abstract, candidate)
+            except jax.errors.JAXTypeError:  # of a trace, not of a file
+                raise
             except Exception as error:  # whatever the readers of damaged files raise
                 damaged[candidate] = _reason(error)
                 continue

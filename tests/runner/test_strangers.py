@@ -97,7 +97,7 @@ def test_a_network_grows_and_is_resumed_after_it_grew(run):
 
 
 def test_a_cascade_opens_the_run_that_it_goes_on_from(run):
-    assert "name it with --base" in run("cascade", "train --dir fine", status=2)
+    assert "name its directory with --base DIR" in run("cascade", "train --dir fine", status=2)
     run("coarse", "train --dir coarse")
     run("cascade", "--base coarse --dir fine")
     numbers = values("fine")

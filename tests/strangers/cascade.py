@@ -11,13 +11,12 @@ from jaxgen.data.records import Points
 from jaxgen.runner import (
     Data,
     Experiment,
-    Mistake,
+    RunReference,
     Sampling,
     System,
     Train,
     Trained,
     make_optimizer,
-    open_run,
     quality,
 )
 
@@ -27,8 +26,7 @@ class Config:
     data: Data = Data("checkerboard")
     train: Train = Train(steps=300, batch=256, learning_rate=3e-2, checkpoint_every=300)
     sampling: Sampling = Sampling(samples=2000, sample_batch=1000)
-    base: str = ""
-    """The directory of the first stage."""
+    base: RunReference = RunReference()  # The run of the first stage.
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,9 +50,7 @@ class Fine(System):
 
 
 def build(config, data):
-    if not config.base:
-        raise Mistake("a cascade goes on from a run: name it with --base.")
-    return Fine(data, make_optimizer(config.train), open_run(config.base))
+    return Fine(data, make_optimizer(config.train), config.base.trained)
 
 
 EXPERIMENT = Experiment(
