@@ -32,6 +32,7 @@ from jaxgen.runner.building import loading_once
 from jaxgen.runner.captions import Plot, plots_of, write_captions
 from jaxgen.runner.diagnosis import diagnose
 from jaxgen.runner.fitting import train
+from jaxgen.runner.identity import identity_of
 from jaxgen.runner.needs import with_references
 from jaxgen.runner.options import Run, check_ranges
 from jaxgen.runner.parsing import fitting_options, parse
@@ -127,6 +128,8 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
     directory = folders.run_directory(experiment.name, config, run, fresh)
     console.print(f"jaxgen {experiment.name}: {', '.join(verbs)} on {config.data.data}")
     console.print(f"results in {directory}")
+    if fresh and identity_of(experiment).attribute is None:
+        console.print("no module holds this experiment: open_run will need it as experiment=")
     if "train" in verbs and jax.process_index() == 0:
         folders.check_directory(directory, experiment, config, run)
     elif "train" not in verbs:

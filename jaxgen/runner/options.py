@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, TypeVar
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import optax
 
@@ -242,12 +243,34 @@ def from_dict(kind: type, values: dict[str, Any], home: Path) -> Any:
                 if not isinstance(value, dict):
                     raise ValueError(f"{f.name} is no section of options")
                 value = from_dict(hints[f.name], value, home)
+            elif not may_be(hints[f.name], value):
+                raise ValueError(f"{f.name} is {value!r}")
             elif isinstance(value, list):
                 value = tuple(value)
             elif Path in (kind_of := hints[f.name], *typing.get_args(kind_of)) and value:
                 value = Path(value)
             known[f.name] = value
     return kind(**known)
+
+
+def may_be(hint: Any, value: Any) -> bool:
+    """Whether a value of a JSON file may be one of an option of this type."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(may_be(part, value) for part in parts)
+    if origin is Annotated:
+        return may_be(parts[0], value)
+    if origin is Literal:
+        return value in parts
+    if origin is tuple:
+        one = parts[0] if parts else Any
+        return isinstance(value, list) and all(may_be(one, x) for x in value)
+    if hint in (bool, str, type(None)):
+        return isinstance(value, hint)
+    if hint in (int, float):
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        return whole or (hint is float and isinstance(value, float))
+    return isinstance(value, str) if hint is Path else True
 
 
 def make_optimizer(options: Train) -> optax.GradientTransformation:
