@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.records import Image, Points, Tokens, some
+from jaxgen.data.records import Image, Points, Tokens, some, to_bytes
 from jaxgen.evaluation.points import point_numbers, point_set_numbers
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.files import replacing
@@ -43,6 +43,12 @@ def columns(trained: Trained) -> int:
 
 
 @singledispatch
+def as_saved(kind: Any, x: np.ndarray) -> np.ndarray:
+    """Samples as files hold them: images as bytes, all others as they are."""
+    return x
+
+
+@singledispatch
 def draw_samples(kind: Any, trained: Trained, samples: Samples) -> list[Path]:
     """The picture of samples of a modality; none where there is no way to draw it."""
     return []
@@ -53,6 +59,11 @@ def measure_samples(kind: Any, trained: Trained, samples: Samples) -> list[Numbe
     """What samples of a modality are worth beside data."""
     console.print(f"no metrics of samples are known for {kind.noun}: register them, or measure.")
     return []
+
+
+@as_saved.register(Image)
+def _(kind: Image, x: np.ndarray) -> np.ndarray:
+    return to_bytes(x)
 
 
 @draw_samples.register(Image)

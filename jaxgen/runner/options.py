@@ -103,7 +103,7 @@ class Train:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many samples to draw."""
+    """How many samples to draw."""  # which changes nothing in training
 
     samples: Count = 500  # Samples to measure.
     sample_batch: Count = 100  # Samples at a time on a device.
@@ -175,7 +175,8 @@ def options_of(config: Any, measuring: bool = False) -> Iterator[Option]:
     """All options of a (nested) config."""
     hints = typing.get_type_hints(type(config), include_extras=True)
     for f in dataclasses.fields(config):
-        value, looked_at = getattr(config, f.name), measuring or "measuring" in f.metadata
+        value = getattr(config, f.name)
+        looked_at = measuring or "measuring" in f.metadata or isinstance(value, Sampling)
         if dataclasses.is_dataclass(value) and not isinstance(value, RunReference):
             yield from options_of(value, looked_at)
         else:

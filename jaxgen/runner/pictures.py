@@ -9,10 +9,9 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.data.records import Image, to_bytes
 from jaxgen.files import replacing
 from jaxgen.plotting import save_density
-from jaxgen.runner.modalities import draw_samples
+from jaxgen.runner.modalities import array_of, as_saved, draw_samples
 from jaxgen.runner.trained import Samples, Trained
 
 HALF = 4.8  # of the square on which densities are drawn
@@ -33,8 +32,7 @@ def arrays_of(kind: Any, drawn: Samples) -> dict[str, np.ndarray]:
     """Samples and conditions by their names; a condition with a name that is taken is told by
     ``condition/``."""
     x = dict(drawn.x) if isinstance(drawn.x, Mapping) else {"x": drawn.x}
-    if isinstance(kind, Image):
-        x["x"] = to_bytes(x["x"])
+    x["x"] = as_saved(kind, array_of(drawn))
     taken = x.keys() | {"file", "allow_pickle"}  # of what was drawn, and of NumPy's function
     name_of = lambda name: f"condition/{name}" if name in taken else name  # noqa: E731
     return x | {name_of(name): value for name, value in drawn.given.items()}
