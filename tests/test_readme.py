@@ -5,13 +5,20 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from processes import arrays, mismatches
+
+from jaxgen.data.records import Points
+from jaxgen.runner import Data, Experiment, System, Train, main, make_optimizer, open_run
+from jaxgen.training.logging import read_metrics
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -96,6 +103,76 @@ def test_a_model_of_ones_own_runs_from_the_wheel(installed, tmp_path):
     assert {p.name for p in (tmp_path / "sweep").glob("seed=*")} == {"seed=0", "seed=1"}
     opened = "from jaxgen.runner import open_run; print(open_run('parts').draw(7).shape)"
     assert "(7, 2)" in python("-c", f"import flow; {opened}")
+
+
+def test_networks_of_nnx_and_equinox_train_and_sample(tmp_path, monkeypatch):
+    """The README's two systems, with a network, a loss and a sample each: the loss falls, and a run
+    goes on to the bit."""
+    (text,) = [snippet for snippet in SNIPPETS if "class OfNnx(System)" in snippet]
+
+    class Net(nnx.Module):
+        def __init__(self, rngs):
+            self.first, self.last = nnx.Linear(2, 16, rngs=rngs), nnx.Linear(16, 2, rngs=rngs)
+
+        def __call__(self, x):
+            return self.last(nnx.tanh(self.first(x)))
+
+    names = {
+        "Net": Net, "make_net": lambda key: eqx.nn.MLP(2, 2, 16, 1, key=key), "System": System,
+        "nnx": nnx, "eqx": eqx, "jax": jax,
+    }  # fmt: skip
+    exec(text, names)
+    monkeypatch.chdir(tmp_path)
+    for name in ("OfNnx", "OfEquinox"):
+
+        class Own(names[name]):
+            def loss(self, params, batch, key, now):
+                return ((self.apply(params, batch["x"]) - batch["x"]) ** 2).sum(1), {}
+
+            def sample(self, key, weights, given):
+                x = jax.random.normal(key, (*given["label"].shape, 2))
+                return self.apply(weights.params, x)
+
+        build = lambda config, data, Own=Own: Own(data, make_optimizer(config.train))
+        own = Experiment(name, None, {"moons": OwnConfig()}, build, kinds=(Points,))
+        for words in ("whole", "parts --steps 20", "parts --steps 40 --resume"):
+            assert main(own, ["train", "--dir", *words.split()]) == 0
+        assert mismatches(arrays("whole", 40), arrays("parts", 40)) == 0
+        rows = read_metrics(Path("whole/metrics.jsonl"))
+        losses = [row["loss"] for row in rows if "loss" in row]
+        assert losses[-1] < 0.7 * losses[0]
+        assert open_run("whole", experiment=own).draw(3).shape == (3, 2)
+        shutil.rmtree("whole"), shutil.rmtree("parts")
+
+
+@dataclass(frozen=True)
+class OwnConfig:
+    data: Data = Data("moons")
+    train: Train = Train(steps=40, batch=64, learning_rate=1e-2, checkpoint_every=20, log_every=10)
+
+
+OUTSIDERS = ("upscaling", "latents", "captions", "atoms", "cycle")
+
+
+def test_outsiders_run_from_the_wheel(installed, tmp_path):
+    """The five systems of the runner's tests, in a process away from the checkout: trained, drawn,
+    and opened in another by who imports them."""
+    shutil.copytree(ROOT / "tests" / "strangers", tmp_path / "strangers")
+    env = {**os.environ, "PYTHONPATH": f"{installed}:{tmp_path}", "JAX_PLATFORMS": "cpu"}
+
+    def python(code):
+        done = subprocess.run(
+            [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    imports = f"import importlib; names = {OUTSIDERS}\n"
+    imports += "of = {n: importlib.import_module(f'strangers.{n}').EXPERIMENT for n in names}\n"
+    imports += "from jaxgen.runner import main, open_run\n"
+    python(f"{imports}for n in names:\n    assert main(of[n], ['train', '--dir', n]) == 0")
+    drawn = "for n in names: print(n, len(open_run(n).samples(4).given))"
+    assert len(python(f"{imports}{drawn}").splitlines()) >= len(OUTSIDERS)
 
 
 def test_the_installed_experiments_take_no_name_from_anyone(installed, tmp_path):
