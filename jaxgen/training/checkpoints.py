@@ -106,6 +106,8 @@ def _score(metrics: Any) -> float:
 
 def _reason(error: BaseException) -> str:
     """What the system says, else the first line of an error; storage libraries write pages."""
+    if "tree structures do not match" in str(error):
+        return "its state has another structure: it is of another version, or of other options"
     if code := re.search(r"os_error_code='(\d+)'", str(error)):
         return os.strerror(int(code[1]))
     return f"{type(error).__name__}: {''.join(str(error).strip().splitlines()[:1])[:160]}"
