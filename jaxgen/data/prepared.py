@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import json
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +55,36 @@ def names(data_dir: str | None) -> list[str]:
     return [*known, *(path.name for path in there)]
 
 
+def check_features(directory: Path) -> None:
+    """Refuses a prepared set whose files name code of somebody's own: tensorflow-datasets imports
+    the modules of feature classes that a ``features.json`` names.
+
+    Raises:
+      DataError: naming the class.
+    """
+
+    def classes(part: Any) -> Iterator[str]:
+        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
+            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
+                yield value
+            elif isinstance(value, (dict, list)):
+                yield from classes(value)
+
+    for path in directory.rglob("features.json"):
+        try:
+            found = json.loads(path.read_text())
+        except (OSError, ValueError, RecursionError) as error:
+            raise DataError(f"{path} cannot be read ({error}): prepare the set anew.") from error
+        for name in classes(found if isinstance(found, dict) else {}):
+            module = name.rpartition(".")[0]
+            own = name.startswith("tensorflow_datasets.") or not module
+            if not own and module not in sys.modules:
+                raise DataError(
+                    f"{path} names the feature class {name}, which tensorflow-datasets would "
+                    "import: import its module first, if you trust it."
+                )
+
+
 def of_tensorflow(
     name: str,
     data_dir: str | None,
@@ -66,6 +98,7 @@ def of_tensorflow(
       DataError: if it cannot be prepared, has neither images nor text, or images differ in size.
     """
     tfds = _quiet_tfds()
+    check_features(Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name.split("/")[0])
     builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
     if not builder.is_prepared():
         builder = _prepare(tfds, builder, manual_dir)

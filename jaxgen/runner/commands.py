@@ -136,9 +136,8 @@ def run_experiment(experiment: Experiment, argv: list[str]) -> None:
         folders.check_trained(directory, experiment, config)
     load = loading_once()
     data = load(experiment, config.data)
-    config = with_references(config, load, find=fresh)
-    if fresh:
-        config = with_references(fitting_options(experiment, argv, config, data), load)
+    resolve = partial(with_references, load=load, find=fresh)
+    config = fitting_options(experiment, argv, config, data, resolve) if fresh else resolve(config)
     if "train" in verbs:
         train(experiment, config, data, directory, run)
     if verbs != ("train",):

@@ -46,9 +46,8 @@ def ready(need: Need, words: Sequence[str], load: Load, which: str = "") -> tupl
     argv = ["train", "--data", data.data, *shlex.split(need.options), *words]
     _, config, run = parse(need.experiment, argv)
     check_ranges(config)
-    if data.data not in need.experiment.presets:
-        config = fitting_options(need.experiment, argv, config, load(need.experiment, data))
-    config = with_references(replace(config, data=data), load)
+    resolve = lambda config: with_references(replace(config, data=data), load)  # noqa: E731
+    config = fitting_options(need.experiment, argv, config, load(need.experiment, data), resolve)
     places = folders.existing(need.experiment.name, data.data) if run.dir is None else [run.dir]
     for directory in reversed(places):
         try:

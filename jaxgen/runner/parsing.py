@@ -26,21 +26,30 @@ VERBS = ("train", "sample", "evaluate")
 ALONE = ("diagnose",)  # verbs that are only run when asked for
 
 
-def fitting_options(experiment: Experiment, argv: list[str], config: Any, data: DataSet) -> Any:
-    """The options of the largest preset that images carry and that fits them, if none is named."""
+def fitting_options(
+    experiment: Experiment,
+    argv: list[str],
+    config: Any,
+    data: DataSet,
+    resolve: Callable[[Any], Any],
+) -> Any:
+    """The options of the largest preset that images carry and that fits them, if none is named.
+
+    ``resolve`` opens the runs that a config refers to.
+    """
     named = early(argv, "--preset")[0].preset or config.data.data in experiment.presets
     if named or not isinstance(data.kind, Image):
-        return config
+        return resolve(config)
     first, *larger = carried(experiment.presets, data)
     for name in reversed(larger):
-        _, config, _ = parse(experiment, argv, name)
+        config = resolve(parse(experiment, argv, name)[1])
         try:
             build(experiment, config, data)
             break
         except Mistake:  # for networks of other sizes
             continue
     else:
-        name, (_, config, _) = first, parse(experiment, argv, first)
+        name, config = first, resolve(parse(experiment, argv, first)[1])
     console.print(f"options: those for {name}, by the size and number of images, or --preset")
     return config
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -33,6 +34,8 @@ from jaxgen.training.devices import Sharded
 from jaxgen.training.rows import OverRows, UnevenRows
 
 S = TypeVar("S", bound=System)
+# The runs that are being opened for those that refer to them.
+OPENING: ContextVar[tuple[Path, ...]] = ContextVar("OPENING", default=())
 TESTED = 100_000  # examples of a large test set that are measured
 
 
@@ -323,7 +326,13 @@ def open_reference(reference: RunReference, load: Load) -> Trained[Any]:
       Mistake: as :func:`open_run`.
     """
     directory: Any = reference.directory
-    experiment = reference.experiment
+    experiment, chain = reference.experiment, OPENING.get()
+    if directory.resolve() in chain:
+        raise Mistake(f"{directory} refers to itself, by way of {len(chain)} runs: train it anew.")
     if experiment and experiment.name != experiment_name_in(directory):
         experiment = None  # another one that serves as well
-    return open_run(directory, reference.checkpoint, experiment=experiment, load=load)
+    token = OPENING.set((*chain, directory.resolve()))
+    try:
+        return open_run(directory, reference.checkpoint, experiment=experiment, load=load)
+    finally:
+        OPENING.reset(token)

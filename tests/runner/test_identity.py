@@ -16,7 +16,7 @@ import pytest
 
 from jaxgen.data.cache import cache_dir
 from jaxgen.data.images import Lazy, digits
-from jaxgen.data.records import Arrays, DataSet, Part, Points
+from jaxgen.data.records import Arrays, DataError, DataSet, Part, Points
 from jaxgen.data.sources import load
 from jaxgen.runner import Mistake, main, open_run
 from jaxgen.runner.identity import Identity, find_experiment, identity_of
@@ -257,6 +257,25 @@ def test_no_pickle_is_read(trapped, run, variants):
         if file.is_file():
             file.write_bytes(bomb)
     assert open_run("run").step == 10  # the one before
+
+
+def test_no_module_is_imported_that_a_prepared_set_names(trapped, monkeypatch):
+    """tensorflow-datasets imports what a set's features.json names: a run may name such a set."""
+    monkeypatch.syspath_prepend(".")
+    place = Path("run/sets/own/1.0.0")
+    place.mkdir(parents=True)
+    features = {
+        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+        "featuresDict": {"features": {"x": {"pythonClassName": "payload.Feature"}}},
+    }
+    (place / "features.json").write_text(json.dumps(features))
+    (place / "dataset_info.json").write_text(json.dumps({"name": "own", "version": "1.0.0"}))
+    path = Path("run/config.json")
+    config = json.loads(path.read_text())
+    config["data"] |= {"data": "own", "data_dir": "run/sets"}
+    path.write_text(json.dumps(config))
+    with pytest.raises(DataError, match=r"names the feature class payload\.Feature"):
+        open_run("run")
 
 
 def test_a_reference_executes_nothing_either(trapped, run):

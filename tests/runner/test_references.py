@@ -294,6 +294,15 @@ def test_a_run_that_was_trained_further_is_taken_at_the_step_that_it_is_pinned_t
     assert "resuming from step 4" in run(TOP, "train --steps 6 --dir top --resume")
 
 
+def test_runs_that_refer_to_each_other_are_refused(run):
+    run(TOP, "train --dir top")
+    path = Path("top/config.json")
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps({**config, "base": {**config["base"], "run": "../top"}}))
+    with pytest.raises(ValueError, match="top refers to itself"):
+        open_run("top", experiment=TOP)
+
+
 def test_runs_moved_together_stay_together_and_open_from_anywhere(run, monkeypatch):
     run(TOP, "train --dir runs/top")
     before = open_run("runs/top", experiment=TOP).draw(8)
