@@ -150,12 +150,13 @@ class Trained(Generic[S]):
         return other
 
     @cached_property
-    def _devices(self) -> list[Any]:
+    def devices(self) -> list[Any]:
+        """Those that draw and measure."""
         return jax.local_devices()[: self.config.train.devices]
 
     @cached_property
     def _sampler(self) -> OverRows:
-        return self.system.sampler(self._devices)
+        return self.system.sampler(self.devices)
 
     def draw(self, count: int | None = None, given: Batch | None = None, seed: int = 0) -> Any:
         """:meth:`samples` without their conditions: ``[count, ...]``, or a dict of such arrays."""
@@ -214,7 +215,7 @@ class Trained(Generic[S]):
 
     def mapped(self, function: Callable[[Any, Array, Any], Any]) -> OverRows:
         """A function over rows, on all devices of the run: compiled at its first call alone."""
-        return OverRows(function, self._devices)
+        return OverRows(function, self.devices)
 
     def over(
         self,
@@ -228,7 +229,8 @@ class Trained(Generic[S]):
         """``function(weights, key, rows [size, ...]) -> arrays [size, ...]`` over all rows.
 
         ``key``, from 1 on, sets its draws apart from those of other measures. What is called for
-        more than once is :meth:`mapped` first.
+        more than once is :meth:`mapped` first. Arrays that the function closes over are constants
+        of its program: where a system has frozen ones, map ``system.over_rows(f, self.devices)``.
         """
         mapped = function if isinstance(function, OverRows) else self.mapped(function)
         size = size or self.sampling.sample_batch

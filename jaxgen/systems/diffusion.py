@@ -33,6 +33,7 @@ from jaxgen.diffusion.schedules import DiscreteSchedule, Interpolated
 from jaxgen.evaluation.likelihood import likelihood, ode_log_density
 from jaxgen.evaluation.report import Number
 from jaxgen.plotting import save_film, save_points_film
+from jaxgen.runner.frozen import frozen_in, with_frozen
 from jaxgen.runner.modalities import columns
 from jaxgen.runner.pictures import densities
 from jaxgen.systems.conditions import Conditions, count_of
@@ -199,11 +200,15 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
     points = isinstance(trained.data.kind, Points)
     given = trained.data.given(1000 if points else 3 * columns(trained))
 
-    def draw(key: Array, weights: Any) -> Array:
-        path = trained.system.reverse(sample_path, key, weights, given)[1][0]
-        return jax.lax.map(trained.system.space.decode, path)
+    @jax.jit
+    def draw(key: Array, weights: Any, frozen: Any) -> Array:
+        system = with_frozen(trained.system, frozen)
+        return jax.lax.map(
+            system.space.decode, system.reverse(sample_path, key, weights, given)[1][0]
+        )
 
-    path = np.asarray(jax.jit(draw)(jax.random.fold_in(trained.key, 2), trained.weights))
+    key = jax.random.fold_in(trained.key, 2)
+    path = np.asarray(draw(key, trained.weights, frozen_in(trained.system)))
     frames = np.concatenate([path[:: max(1, len(path) // 50)], path[-1:]])
     if points:
         return save_points_film(trained.results / "film.gif", frames)
@@ -228,13 +233,13 @@ def log_density(
     """log p of points ``[N, D]`` by the probability-flow ODE, in nats."""
     system = trained.system.continuous()
 
-    def measured(weights: Any, key: Array, rows: Any) -> Array:
+    def measured(system: Diffusion, weights: Any, key: Array, rows: Any) -> Array:
         denoise = system.denoise(weights.params, rows)
         how = {"t_0": first_time(system), "tolerance": tolerance}
         return ode_log_density(denoise, system.schedule, rows["x"], **how)
 
-    rows = {"x": x, "label": np.zeros(len(x), np.int32)}
-    return trained.over("density", measured, rows, size=len(x))
+    mapped = system.over_rows(measured, trained.devices)
+    return trained.over("density", mapped, {**trained.data.given(len(x)), "x": x}, size=len(x))
 
 
 def first_time(system: Diffusion) -> float:
@@ -278,13 +283,14 @@ def bits(
     """The mean bits a dimension of a batch of test images by one method."""
     levels, told = trained.data.levels, {}
 
-    def measured(weights: Any, key: Array, batch: Any) -> Array:
+    def measured(system: Diffusion, weights: Any, key: Array, batch: Any) -> Array:
         denoise = system.denoise(weights.params, batch)
         found = likelihood(method, key, denoise, system.schedule, batch["x"], levels, **how)
         told["kind"] = found.kind
         return found.bits_per_dimension
 
-    values = trained.over(method, measured, batch, key=3)
+    mapped = system.over_rows(measured, trained.devices)
+    values = trained.over(method, mapped, batch, key=3)
     protocol = f"{told['kind']}, {len(values)} test images of {levels} levels, EMA"
     return Number(name, float(values.mean()), protocol)
 
