@@ -182,8 +182,6 @@ def look(
     run: Run,
 ) -> None:
     """Samples, measures and diagnoses a run, or every member of a sweep."""
-    if changed := folders.data_changed(directory, data):
-        console.print(f"warning: {changed}: numbers are of what it holds now.")
     members = sweeps.members(config)
     groups: dict[str, list[list[Number]]] = {}
     opened: dict[str, Any] = {}

@@ -9,6 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from jaxgen.runner import folders, sweeps
 from jaxgen.runner.building import Load
 from jaxgen.runner.fitting import open_checkpoints, train
@@ -76,12 +78,13 @@ def ready(need: Need, words: Sequence[str], load: Load, which: str = "") -> tupl
 
 def with_references(config: Any, load: Load, find: bool = True) -> Any:
     """The config with the runs that it refers to opened; those that are declared and not named are
-    found on the same data, or trained first, if there is something to ``find``.
+    found on the same data, or trained first, if there is something to ``find``. Several processes
+    that train together would each find one of its own: to these a run is named.
 
     Raises:
       Mistake: where one is not there, or not the one that it is pinned to.
     """
-    finds = finding(config.data, load) if find else None
+    finds = finding(config.data, load) if find and jax.process_count() == 1 else None
     return resolved(config, partial(open_reference, load=load), finds)
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.runner.system import Experiment, Mistake
-from jaxgen.training.checkpoints import NoCheckpoint, fingerprint
+from jaxgen.training.checkpoints import DamagedCheckpoint, NoCheckpoint, fingerprint
 
 
 @dataclass(frozen=True)
@@ -168,12 +168,13 @@ def pinned(
     place, step = reference.directory, reference.checkpoint
     try:
         trained = open_(reference)
-    except NoCheckpoint as error:
+    except (NoCheckpoint, DamagedCheckpoint) as error:
         if reference.fingerprint is None:
             raise Mistake(f"{flag} {place}: {error}") from error
+        state = "is not there" if isinstance(error, NoCheckpoint) else "is damaged"
         raise Mistake(
-            f"step {step} of {place}, which this run was trained on, is not there: put it back, or "
-            f"say with {flag} DIR where it is now."
+            f"step {step} of {place}, which this run was trained on, {state}: put it back, or say "
+            f"with {flag} DIR where it is now."
         ) from error
     if reference.fingerprint not in (None, trained.fingerprint):
         raise Mistake(

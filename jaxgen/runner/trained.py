@@ -20,6 +20,7 @@ from jaxgen.evaluation.features import FeatureSpace, signed
 from jaxgen.runner.building import Load, beginning, build, loading_once, stage_at, stages_of
 from jaxgen.runner.folders import (
     check_checkpoint,
+    data_changed,
     experiment_in,
     experiment_name_in,
     read_config,
@@ -31,6 +32,7 @@ from jaxgen.runner.references import RunReference, resolved, weights_fingerprint
 from jaxgen.runner.system import Experiment, Mistake, System, weights_of
 from jaxgen.training.checkpoints import Checkpoints
 from jaxgen.training.devices import Sharded
+from jaxgen.training.logging import console
 from jaxgen.training.rows import OverRows, UnevenRows
 
 S = TypeVar("S", bound=System)
@@ -300,6 +302,8 @@ def _open(
     own = read_config(directory, experiment)
     config = resolved(config or own, partial(open_reference, load=load))
     data = data or load(experiment, config.data)
+    if changed := data_changed(directory, data):
+        console.print(f"warning: {changed}: numbers are of what it holds now.")
     whole = build(experiment, config, data)
     check_checkpoint(which)
     with Checkpoints(directory / "checkpoints", config.train.keep) as checkpoints:

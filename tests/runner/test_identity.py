@@ -361,7 +361,7 @@ def test_a_set_of_the_datasets_library_is_known_by_its_contents(tmp_path):
     assert (len(first.train), len(cut.train)) == (41, 33)
 
 
-def test_a_run_is_not_resumed_on_other_data(run, variants):
+def test_a_run_is_not_resumed_on_other_data(run, variants, capsys):
     """Of the same name, options and experiment's name: refused, and told where it is measured."""
     run(variants.POOL, "train --steps 10 --dir run")
     files = lambda: {p: p.read_bytes() for p in Path("run").rglob("*") if p.is_file()}
@@ -369,6 +369,10 @@ def test_a_run_is_not_resumed_on_other_data(run, variants):
     err = run(variants.SAME, "train --steps 20 --dir run --resume", status=2)
     assert "moons does not hold what run was trained on: put it back" in err
     assert files() == before
-    out = run(variants.SAME, "sample --dir run")
-    assert "warning: moons does not hold what run was trained on" in out
+    warning = "warning: moons does not hold what run was trained on"
+    assert warning in run(variants.SAME, "sample --dir run")
+    open_run("run", experiment=variants.SAME)
+    assert warning in capsys.readouterr().out
+    open_run("run")
+    assert "warning" not in capsys.readouterr().out
     assert "resuming from step 10" in run(variants.POOL, "train --steps 20 --dir run --resume")

@@ -246,7 +246,14 @@ def trained_further(run):
         shutil.rmtree(step)
 
 
+def damaged():
+    for file in Path("first/checkpoints/4/state").rglob("*"):
+        if file.is_file():
+            file.write_bytes(b"damaged")
+
+
 CHANGES = {
+    "damaged": (damaged, "step 4 of first, which this run was trained on, is damaged"),
     "moved": (moved, "step 4 of first, which this run was trained on, is not there"),
     "deleted": (deleted, "step 4 of first, which this run was trained on, is not there"),
     "replaced": (replaced, "first is not the run that this one was trained on"),
@@ -259,7 +266,7 @@ def test_a_referenced_run_that_changed_is_told_in_one_sentence(run, name):
     change, sentence = CHANGES[name]
     run(BASE, "train --dir first")
     run(TOP, "train --base first --dir top")
-    change() if name in ("moved", "deleted") else change(run)
+    change(run) if name in ("replaced", "trained further") else change()
     before = tree(".")
     for words in ("sample", "evaluate", "diagnose", "train --steps 8 --resume"):
         err = run(TOP, f"{words} --dir top", status=2)
