@@ -14,10 +14,12 @@ PACKAGES = ("jaxgen.experiments", "experiments")  # jaxgen's, installed and in a
 
 def experiments_folder() -> tuple[str, Path]:
     """The package of the experiments: in jaxgen where it is installed, beside it in a checkout."""
-    for package in PACKAGES:
+    for package in sorted(PACKAGES, key=lambda name: name not in sys.modules):  # once imported
         spec = importlib.util.find_spec(package)
-        if spec is not None and spec.origin is not None:
-            return package, Path(spec.origin).parent
+        place = Path(spec.origin).parent if spec is not None and spec.origin else None
+        # a folder of that name may be anyone's: that of a checkout lies beside jaxgen
+        if place and (package != "experiments" or place == Path(__file__).parents[1] / package):
+            return package, place
     raise ModuleNotFoundError("the experiments are not installed: install jaxgen anew.")
 
 

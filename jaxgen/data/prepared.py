@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,34 +55,32 @@ def names(data_dir: str | None) -> list[str]:
     return [*known, *(path.name for path in there)]
 
 
-def check_features(directory: Path) -> None:
-    """Refuses a prepared set whose files name code of somebody's own: tensorflow-datasets imports
-    the modules of feature classes that a ``features.json`` names.
+@contextmanager
+def without_code_by_name(tfds: Any) -> Iterator[None]:
+    """Refuses what a prepared set's files would have imported: tensorflow-datasets imports the
+    modules of feature classes that a ``features.json`` names. Its own and those that the running
+    program has imported are known.
 
     Raises:
       DataError: naming the class.
     """
+    connector = tfds.features.FeatureConnector
+    by_name = connector.cls_from_name
 
-    def classes(part: Any) -> Iterator[str]:
-        for key, value in part.items() if isinstance(part, dict) else enumerate(part):
-            if key in ("pythonClassName", "python_class_name", "type") and isinstance(value, str):
-                yield value
-            elif isinstance(value, (dict, list)):
-                yield from classes(value)
+    def known(name: str) -> Any:
+        module = name.rpartition(".")[0]
+        if name.startswith("tensorflow_datasets.") or module in sys.modules:
+            return by_name(name)
+        raise DataError(
+            f"a prepared set names the feature class {name}, which tensorflow-datasets would "
+            "import: import its module first, if you trust it."
+        )
 
-    for path in directory.rglob("features.json"):
-        try:
-            found = json.loads(path.read_text())
-        except (OSError, ValueError, RecursionError) as error:
-            raise DataError(f"{path} cannot be read ({error}): prepare the set anew.") from error
-        for name in classes(found if isinstance(found, dict) else {}):
-            module = name.rpartition(".")[0]
-            own = name.startswith("tensorflow_datasets.") or not module
-            if not own and module not in sys.modules:
-                raise DataError(
-                    f"{path} names the feature class {name}, which tensorflow-datasets would "
-                    "import: import its module first, if you trust it."
-                )
+    connector.cls_from_name = known
+    try:
+        yield
+    finally:
+        connector.cls_from_name = by_name
 
 
 def of_tensorflow(
@@ -98,11 +96,17 @@ def of_tensorflow(
       DataError: if it cannot be prepared, has neither images nor text, or images differ in size.
     """
     tfds = _quiet_tfds()
-    check_features(Path(data_dir or tfds.core.constants.DATA_DIR).expanduser() / name.split("/")[0])
-    builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
-    if not builder.is_prepared():
-        builder = _prepare(tfds, builder, manual_dir)
-    features = builder.info.features
+    with without_code_by_name(tfds):
+        try:
+            builder = tfds.builder(name, data_dir=data_dir, try_gcs=False)
+        except DataError:
+            raise
+        except (ValueError, AttributeError, KeyError, AssertionError) as error:
+            why = (str(error).splitlines() or [type(error).__name__])[0]
+            raise DataError(f"tensorflow-datasets cannot open '{name}' ({why}).") from error
+        if not builder.is_prepared():
+            builder = _prepare(tfds, builder, manual_dir)
+        features = builder.info.features
     kinds = tfds.features.Image, tfds.features.ClassLabel, tfds.features.Text
     image, label, column = (_first(features, kind) for kind in kinds)
     if image is None and column is None:

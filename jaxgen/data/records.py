@@ -90,9 +90,10 @@ class Arrays:
     @cached_property
     def digest(self) -> str:
         """Of all contents."""
+        examples = some(self, HASHED_EXAMPLES)  # which tell what gather makes of the arrays
         if self.nbytes > HASHED:
-            return hash_of(len(self), some(self, HASHED_EXAMPLES))
-        return hash_of(len(self), self.arrays)
+            return hash_of(len(self), examples)
+        return hash_of(len(self), self.arrays, hash_of(0, examples))
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -69,7 +70,8 @@ def load(
     if name in text.ORIGINALS and manual_dir:
         return text.original(name, Path(manual_dir), length)
     known = prepared.names(data_dir)
-    if prefix.split("/")[0] not in known:
+    # after a colon a version, not the name of a namespace that sets are fetched from
+    if prefix.split("/")[0] not in known or not re.fullmatch(r"[\d.*]*", place):
         raise DataError(_misnamed(name, known))
     return prepared.of_tensorflow(name, data_dir, manual_dir, image_size, length)
 

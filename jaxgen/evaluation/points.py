@@ -19,6 +19,7 @@ CHAMFER_LIMIT = 2048  # points of a cloud, as point-cloud models are usually mea
 SLICED_LIMIT = 10_000
 TEST_LIMIT = 10_000
 TRAINING_LIMIT = 100_000
+PAIRED_LIMIT = 64  # points of a set whose distances are taken
 
 
 def chamfer_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -125,13 +126,14 @@ def wasserstein_1(a: np.ndarray, b: np.ndarray) -> float:
     return float(wasserstein_distance(np.asarray(a, np.float64), np.asarray(b, np.float64)))
 
 
-def pairwise_distances(x: np.ndarray, mask: np.ndarray) -> np.ndarray:
+def pairwise_distances(x: np.ndarray, mask: np.ndarray, limit: int = PAIRED_LIMIT) -> np.ndarray:
     """The distances ``[pairs]`` between two points of one set, of all sets ``x [n, N, D]`` with
-    ``mask [n, N]``: the same however a set is turned or moved."""
-    x = np.asarray(x, np.float64)
-    i, j = np.triu_indices(x.shape[1], 1)
-    apart = np.linalg.norm(x[:, i] - x[:, j], axis=-1)
-    return apart[mask[:, i] & mask[:, j]]
+    ``mask [n, N]``: the same however a set is turned or moved. Of a set with more points than
+    ``limit`` as many, spread over them."""
+    from scipy.spatial.distance import pdist
+
+    points = [one[there] for one, there in zip(np.asarray(x, np.float64), mask, strict=True)]
+    return np.concatenate([pdist(p[spread(len(p), limit)]) for p in points])
 
 
 def point_set_numbers(
@@ -172,6 +174,8 @@ def point_set_numbers(
         ),
     }
     numbers = []
+    if not all(len(pairwise_distances(*of)) for of in sets):
+        del measures["pairwise_distance_wasserstein"]  # of single points
     for name, (measure, protocol) in measures.items():
         against = f"against as many test sets, {protocol}, in the units of the data"
         of_data = measure(other)
@@ -190,8 +194,10 @@ def point_numbers(data: DataSet, samples: np.ndarray, how: str) -> list[Number]:
     each protocol. A mean density without any point in the support is left out.
 
     Raises:
-      ValueError: if a sample is not finite.
+      NotFinite: if a sample is not finite.
     """
+    if not np.isfinite(samples).all():
+        raise NotFinite("points of samples are not finite.")
     n, real = len(samples), some(data.train, TRAINING_LIMIT)["x"]
     scale = 2 / np.std(real, dtype=np.float64)
 

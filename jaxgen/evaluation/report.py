@@ -63,15 +63,21 @@ class Number:
     reference: Reference | None = None
 
 
-def write_report(path: Path, numbers: list[Number]) -> None:
+def write_report(path: Path, numbers: list[Number], weights: str = "") -> None:
     """Writes numbers with their protocols as JSON, but for those that are no numbers there.
 
-    Numbers of other names that the file holds already are kept.
+    Numbers of other names that the file holds already are kept, if they are of the same
+    ``weights``, by their fingerprint.
     """
     known = {n.name for n in numbers}
-    kept = [row for row in read_report(path) if row["name"] not in known]
+    kept = [
+        row
+        for row in read_report(path)
+        if row["name"] not in known and weights and row.get("weights") == weights
+    ]
+    of = {"weights": weights} if weights else {}
     finite = [n for n in numbers if math.isfinite(n.value)]
-    rows = [{k: v for k, v in asdict(n).items() if v is not None} for n in finite]
+    rows = [{k: v for k, v in asdict(n).items() if v is not None} | of for n in finite]
     with replacing(path) as file:
         file.write((json.dumps(rows + kept, indent=2) + "\n").encode())
 
@@ -89,7 +95,10 @@ def over_seeds(groups: Mapping[str, list[list[Number]]]) -> list[Number]:
     """Each number's mean and standard deviation over the runs of a group, by the group's name."""
     rows = []
     for name, runs in groups.items():
-        for same in zip(*runs, strict=True):
+        by_name: dict[str, list[Number]] = {}
+        for number in (n for run in runs for n in run):  # what some runs lack is of the others
+            by_name.setdefault(number.name, []).append(number)
+        for same in by_name.values():
             values = [number.value for number in same]
             std = float(np.std(values, ddof=1)) if len(values) > 1 else None
             reference = same[0].reference if len({n.reference for n in same}) == 1 else None
@@ -146,7 +155,7 @@ def compare(
         numbers += measured(f"frechet_distance, {row}", distance, protocol)
         if labels is not None and space.classify is not None:
             agreement = float(np.mean(space.classify(x) == labels))
-            judge = f"classifier of {space.accuracy:.1%} test accuracy"
+            judge = f"{space} of {space.accuracy:.1%} test accuracy"
             numbers.append(Number(f"class_agreement, {row}", agreement, f"{drawn}, {judge}"))
     return numbers
 
@@ -192,7 +201,7 @@ def sample_numbers(
     ]
     if space.classify is not None:
         classes = space.classify(samples)
-        judge = f"classifier of {space.accuracy:.1%} test accuracy"
+        judge = f"{space} of {space.accuracy:.1%} test accuracy"
         covered = len(np.unique(classes))
         numbers.append(Number("classes_covered", covered, f"{drawn}, {judge}"))
         if labels is not None:

@@ -13,7 +13,7 @@ from jax import Array
 
 from jaxgen.data.records import DataSet
 from jaxgen.data.sources import load
-from jaxgen.evaluation.features import feature_space, principal_components
+from jaxgen.evaluation.features import FeatureSpace, feature_space, principal_components
 from jaxgen.runner.frozen import frozen_in, with_frozen
 from jaxgen.runner.options import make_ema_decay
 from jaxgen.runner.system import (
@@ -58,7 +58,14 @@ def made(experiment: Experiment, config: Any, data: DataSet) -> System:
     if name == "default":
         return system
     extract = choose("feature extractor", name, {**EXTRACTORS, **experiment.features})
-    return dataclasses.replace(system, extractor=extract)
+    return extracting(system, extract)
+
+
+def extracting(system: System, extract: Callable[[DataSet], FeatureSpace]) -> System:
+    """The system, and those that it is made of, with a feature extractor."""
+    parts = {f.name: getattr(system, f.name) for f in dataclasses.fields(system)}
+    inner = {n: extracting(part, extract) for n, part in parts.items() if isinstance(part, System)}
+    return dataclasses.replace(system, extractor=extract, **inner)
 
 
 def begin(system: System, key: Array) -> Players:

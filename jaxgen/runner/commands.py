@@ -197,14 +197,14 @@ def look(
             numbers = [n for measure in experiment.measures for n in measure(trained)]
             groups.setdefault(group, []).append(numbers)
             if members:
-                write_report(trained.results / "report.json", numbers)
+                write_report(trained.results / "report.json", numbers, trained.fingerprint)
             table = out / trained.results.name / "report.json"
         if "diagnose" in verbs:
-            report(diagnose(trained), trained.results / "diagnosis.json")
+            report(diagnose(trained), trained.results / "diagnosis.json", [trained])
     if "sample" in verbs and members and experiment.comparisons:
         draw_pictures(experiment.comparisons, opened)
     if "evaluate" in verbs:
-        report(over_seeds(groups), table)
+        report(over_seeds(groups), table, list(opened.values()))
 
 
 def results_written_or_told(place: Path) -> AbstractContextManager[None]:
@@ -222,10 +222,11 @@ def draw_pictures(pictures: Sequence[Callable[..., Any]], *args: Any) -> None:
     console.print(f"pictures: {', '.join(plot.path.name for plot in found)}")
 
 
-def report(numbers: list[Number], path: Path) -> None:
-    """Writes numbers with their protocols, and shows them; those that are none are left out."""
+def report(numbers: list[Number], path: Path, runs: Sequence[Any]) -> None:
+    """Writes numbers of runs with their protocols, beside those that there are of the same weights,
+    and shows them; those that are none are left out."""
     for number in numbers:
         if not math.isfinite(number.value):
             console.print(f"{number.name} is left out: it is {number.value}")
-    write_report(path, numbers)
+    write_report(path, numbers, "+".join(run.fingerprint for run in runs))
     print_report(numbers, path, console)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -25,7 +26,7 @@ from jaxgen.runner.frozen import frozen_in
 from jaxgen.runner.options import Run, Train
 from jaxgen.runner.system import Experiment, Mistake, System, choose, moving_of, weights_of
 from jaxgen.training import devices
-from jaxgen.training.checkpoints import Checkpoints, written_or_told
+from jaxgen.training.checkpoints import Checkpoints, fingerprint, written_or_told
 from jaxgen.training.diagnosis import profiled
 from jaxgen.training.logging import MetricLog, NoLog, console, progress, read_metrics
 from jaxgen.training.loop import NonFiniteLoss, Waiting, fit
@@ -53,9 +54,17 @@ def stages_together(
         def of(system: System, config: Any) -> Stage:
             return stage_of(system.stages()[i][1], start, config)
 
-        def step(state: Any, batch: Any, key: Array, **shared: Any) -> Any:
-            run = lambda s, c, *parts: of(s, c).step(*parts, **shared)  # noqa: E731
-            return each(run, state, batch, key)
+        each_frozen = [frozen_in(s[i][1]) for s in stages]
+        alike = len({str(fingerprint(frozen)) for frozen in each_frozen}) == 1
+        frozen = each_frozen[0] if alike else jax.tree.map(lambda *x: jnp.stack(x), *each_frozen)
+
+        def step(state: Any, batch: Any, key: Array, frozen: Any = None, **how: Any) -> Any:
+            own = [] if alike else [frozen]  # of each member, as its state is
+
+            def run(s: System, c: Any, state: Any, batch: Any, key: Array, *own: Any) -> Any:
+                return of(s, c).step(state, batch, key, frozen=[*own, frozen][0], **how)
+
+            return each(run, state, batch, key, *own)
 
         def score(state: Players) -> np.ndarray:
             parts = [part(state, m) for m in range(len(members))]
@@ -67,7 +76,7 @@ def stages_together(
         start_of = lambda s, c, seed: of(s, c).begin(seed)  # noqa: E731
         first = stages[0][i][1]
         begin = lambda seed: each(start_of, seed)  # noqa: E731
-        return Stage(start, begin, step, score, batches_of(first.turns()), frozen_in(first))
+        return Stage(start, begin, step, score, batches_of(first.turns()), frozen)
 
     return [stage(i, start) for i, (start, _) in enumerate(stages[0])]
 
@@ -271,7 +280,9 @@ class Fitting:
     def compile(self, stage: Stage, state: Any, ready: Waiting, key: Array) -> Callable:
         """The compiled step, once it is known to fit into the memory of a device."""
         step = stage.step if self.options.steps_per_call == 1 else devices.scan_steps(stage.step)
-        frozen = {"frozen": self.placement.put_state(stage.frozen)} if stage.frozen else {}
+        # from the host, where devices of other processes have them too
+        arrays = self.placement.put_state(jax.device_get(stage.frozen))
+        frozen = {"frozen": arrays} if stage.frozen else {}
         if self.run.debug_nans:  # which runs a step again, operation by operation
             return partial(self.placement.compile(step, donate=False), **frozen)
         compiled = self.placement.compile(step)

@@ -22,7 +22,7 @@ from jaxgen.runner.identity import (
     identity_of,
     is_own,
 )
-from jaxgen.runner.options import Option, Run, from_dict, options_of
+from jaxgen.runner.options import Option, Run, check_ranges, from_dict, options_of
 from jaxgen.runner.references import RunReference, declared, same_run
 from jaxgen.runner.system import Experiment, Mistake
 from jaxgen.training.checkpoints import NoCheckpoint
@@ -120,19 +120,24 @@ def read_config(directory: Path, experiment: Experiment) -> Any:
     values = _read(directory)
     name, where = values.pop("experiment"), _identity_in(values)
     if name != experiment.name:
-        use = command_of(where) if is_own(where) else str(where)
+        own = is_own(where) and where.attribute == "EXPERIMENT"
+        alone = "it by open_run(..., experiment=...)"
+        use = command_of(where) if own else str(where) if where.attribute else alone
         raise Mistake(
             f"{directory} holds a run of {name}, not of {experiment.name}: use {use}, or give "
             "another --dir."
         )
     try:
         config = from_dict(type(experiment.default), values, directory)
-        return declared(config, experiment.default)
+        check_ranges(config)
+        return declared(config, experiment.preset(config.data.data))
     except KeyError as error:
         raise Mistake(
             f"{directory}/config.json was written by another version of {name}, with an option "
             f"{error.args[0]} there: train it anew with another --dir."
         ) from error
+    except Mistake as error:
+        raise Mistake(f"{directory}/config.json: {error}") from error
     except (TypeError, ValueError) as error:
         raise Mistake(
             f"{directory}/config.json is not one of {name} ({error}): train anew with another "
@@ -229,7 +234,10 @@ def data_changed(directory: Path, data: DataSet) -> str | None:
     path = directory / "data.json"
     if not path.exists():
         return None
-    then = json.loads(path.read_text())
+    try:
+        then = dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError, RecursionError):
+        return f"{path} cannot be read, which tells what {directory} was trained on"
     if then.get("digest") in (None, data.digest):  # of an earlier version, or the same
         return None
     shape = shape_of(data)

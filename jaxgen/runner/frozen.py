@@ -10,11 +10,15 @@ run, nor averaged.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 from flax import linen as nn
+
+from jaxgen.data.records import DataSet
 
 T = TypeVar("T")
 
@@ -53,7 +57,8 @@ class Frozen:
 
 def frozen_in(part: Any) -> dict[str, Any]:
     """The frozen arrays of a system, by where they are; {} for most systems."""
-    return {name: value.held_arrays() for name, value in _held(part, "")}
+    held = _held(part, "")
+    return {name: jax.tree.map(jnp.asarray, value.held_arrays()) for name, value in held}
 
 
 def with_frozen(part: T, arrays: dict[str, Any]) -> T:
@@ -61,21 +66,24 @@ def with_frozen(part: T, arrays: dict[str, Any]) -> T:
     return _with(part, arrays, "") if arrays else part
 
 
-def _parts(part: Any) -> list[tuple[str, Any]]:
+def _parts(part: Any) -> dict[str, Any]:
     """What a part of a system is made of."""
+    if isinstance(part, Mapping):
+        return {str(name): value for name, value in part.items()}
     if isinstance(part, (list, tuple)):
-        return [(str(i), value) for i, value in enumerate(part)]
+        return {str(i): value for i, value in enumerate(part)}
     if dataclasses.is_dataclass(part) and not isinstance(part, type):
-        return [(f.name, getattr(part, f.name)) for f in dataclasses.fields(part) if f.init]
-    return []
+        return {f.name: getattr(part, f.name) for f in dataclasses.fields(part)}
+    return {}
 
 
 def _held(part: Any, where: str) -> list[tuple[str, Held]]:
-    if isinstance(part, nn.Module):
+    if isinstance(part, (nn.Module, DataSet)):
         return []
     if isinstance(part, Held):
         return [(where, part)]
-    return [found for name, value in _parts(part) for found in _held(value, f"{where}/{name}")]
+    parts = _parts(part).items()
+    return [found for name, value in parts for found in _held(value, f"{where}/{name}")]
 
 
 def _with(part: Any, arrays: dict[str, Any], where: str) -> Any:
@@ -83,8 +91,15 @@ def _with(part: Any, arrays: dict[str, Any], where: str) -> Any:
         return part.with_arrays(arrays[where])
     if not any(name.startswith(f"{where}/") for name in arrays):
         return part
-    changed = {name: _with(value, arrays, f"{where}/{name}") for name, value in _parts(part)}
+    changed = {
+        name: _with(value, arrays, f"{where}/{name}") for name, value in _parts(part).items()
+    }
+    if isinstance(part, Mapping):
+        return {name: changed[str(name)] for name in part}
     if isinstance(part, (list, tuple)):
         values = changed.values()
         return type(part)(*values) if hasattr(part, "_fields") else type(part)(values)
-    return replace(part, **changed)
+    copied = object.__new__(type(part))  # its __post_init__ saw the arrays, and these may be traced
+    for name, value in changed.items():
+        object.__setattr__(copied, name, value)
+    return copied

@@ -25,9 +25,7 @@ class Identity(NamedTuple):
     attribute: str | None  # None where no module holds it
 
     def __str__(self) -> str:
-        return (
-            f"{self.attribute} of {self.module}" if self.attribute else f"a part of {self.module}"
-        )
+        return f"{self.attribute} of {self.module}" if self.attribute else "in no module"
 
 
 def module_name(module: ModuleType) -> str:
@@ -65,14 +63,14 @@ def find_experiment(name: str, where: Identity) -> Experiment:
     Raises:
       Mistake: where the running program has not imported it, and it is none of jaxgen's own.
     """
-    for module in _imported("__main__"):
-        if module_name(module) == where.module:
-            found = vars(module).get(str(where.attribute))
+    stem = where.module.rpartition(".")[2]  # a script may be imported as a part of a package
+    for alike in (lambda m: m == where.module, lambda m: m.rpartition(".")[2] == stem):
+        for module in _imported("__main__"):
+            found = vars(module).get(str(where.attribute)) if alike(module_name(module)) else None
             if isinstance(found, Experiment) and found.name == name:
                 return found
     if is_own(where):
-        package, stem = experiments_folder()[0], where.module.rpartition(".")[2]
-        module = importlib.import_module(f"{package}.{stem}")
+        module = importlib.import_module(f"{experiments_folder()[0]}.{stem}")
         found = vars(module).get(str(where.attribute))
         if isinstance(found, Experiment) and found.name == name:
             return found
@@ -94,7 +92,7 @@ def is_own(where: Identity) -> bool:
 
 def command_of(where: Identity) -> str:
     """The words that run an experiment or a study, for its help."""
-    if is_own(where) and experiments_folder()[0] == "jaxgen.experiments":
+    if is_own(where) and "experiments" not in sys.modules:  # as whom this program has them
         return f"jaxgen {where.module.rpartition('.')[2]}"
     main = sys.modules["__main__"]
     script = getattr(main, "__spec__", None) is None and getattr(main, "__file__", None)

@@ -24,9 +24,24 @@ from jaxgen.training.logging import console
 SHOWN = 2000  # points of a cloud
 
 
+class NoArray(ValueError):
+    """Raised where a modality finds no array among those of a sample that it could show."""
+
+
 def array_of(samples: Samples) -> np.ndarray:
-    """What stands for the ``x`` of the data: of several arrays the one of that name."""
-    return samples.x["x"] if isinstance(samples.x, Mapping) else samples.x
+    """What stands for the ``x`` of the data: of several arrays the one of that name.
+
+    Raises:
+      NoArray: if there is none.
+    """
+    if not isinstance(samples.x, Mapping):
+        return samples.x
+    if "x" not in samples.x:
+        raise NoArray(
+            f"none of {', '.join(samples.x)} is called x, as in the data: call one so, or register "
+            "draw_samples and measure_samples for a modality of your own."
+        )
+    return samples.x["x"]
 
 
 def mask_of(samples: Samples) -> np.ndarray:

@@ -54,9 +54,10 @@ def ready(need: Need, words: Sequence[str], load: Load, which: str = "") -> tupl
     for directory in reversed(places):
         try:
             found = folders.read_config(directory, need.experiment)
-        except (Mistake, NoCheckpoint):  # of another version, or not begun
+            changed = folders.data_changed(directory, load(need.experiment, data))
+        except (Mistake, NoCheckpoint):  # of another version or of other shapes, or not begun
             continue
-        different = folders.differences(found, config)
+        different = [*folders.differences(found, config), *([changed] if changed else [])]
         if found.train.steps == config.train.steps and not different:
             with open_checkpoints(directory, config, sweeps.members(config)) as checkpoints:
                 if checkpoints.steps()[-1:] >= [config.train.steps]:

@@ -79,7 +79,8 @@ class Train:
     # In examples, in place of --ema: what was learned so long ago counts half. It is shorter in the
     # beginning, a twentieth of the examples seen.
     ema_half_life: Annotated[float | None, Range(0)] = None
-    seed: Natural = 0  # Of initialization, data order, noise and sampling.
+    # Of initialization, data order, noise and sampling.
+    seed: Annotated[int, Range(0, 2**32 - 1)] = 0
     # Parts of a batch whose gradients are taken one after the other, to save memory.
     accumulate: Count = 1
     parallel: str = "jit"  # jit (sharded over the devices) or pmap.

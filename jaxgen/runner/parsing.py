@@ -18,7 +18,7 @@ from jaxgen.runner.building import build
 from jaxgen.runner.captions import caption_of
 from jaxgen.runner.identity import command_of, identity_of
 from jaxgen.runner.options import Run, carried
-from jaxgen.runner.references import RunReference, merged, reference_from
+from jaxgen.runner.references import RunReference, check_declared, merged, reference_from
 from jaxgen.runner.system import Experiment, Mistake, choose
 from jaxgen.training.logging import console
 
@@ -123,6 +123,7 @@ def read_options(
     )
     # lines of examples stay lines
     description = re.sub(r"^python ", "    python ", description, flags=re.MULTILINE)
+    check_declared(type(default))
     chosen: Any = tyro.cli(
         options, args=argv, prog=prog, description=description, registry=REFERENCES
     )

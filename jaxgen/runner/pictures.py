@@ -6,13 +6,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.files import replacing
 from jaxgen.plotting import save_density
-from jaxgen.runner.modalities import array_of, as_saved, draw_samples
+from jaxgen.runner.modalities import NoArray, as_saved, draw_samples
 from jaxgen.runner.trained import Samples, Trained
+from jaxgen.training.logging import console
 
 HALF = 4.8  # of the square on which densities are drawn
 
@@ -25,17 +27,28 @@ def samples(trained: Trained) -> list[Path]:
     arrays: dict[str, Any] = arrays_of(kind, drawn)
     with replacing(table) as file:
         np.savez_compressed(file, **arrays)
-    return [*draw_samples(kind, trained, drawn), table]
+    try:
+        return [*draw_samples(kind, trained, drawn), table]
+    except NoArray as error:
+        console.print(f"samples are not drawn: {error}")
+        return [table]
 
 
 def arrays_of(kind: Any, drawn: Samples) -> dict[str, np.ndarray]:
-    """Samples and conditions by their names; a condition with a name that is taken is told by
-    ``condition/``."""
-    x = dict(drawn.x) if isinstance(drawn.x, Mapping) else {"x": drawn.x}
-    x["x"] = as_saved(kind, array_of(drawn))
+    """Samples and conditions by their names, an array within a dict of a dict as ``outer/inner``; a
+    condition with a name that is taken is told by ``condition/``."""
+    x = named(drawn.x) if isinstance(drawn.x, Mapping) else {"x": drawn.x}
+    if "x" in x:
+        x["x"] = as_saved(kind, x["x"])
     taken = x.keys() | {"file", "allow_pickle"}  # of what was drawn, and of NumPy's function
     name_of = lambda name: f"condition/{name}" if name in taken else name  # noqa: E731
-    return x | {name_of(name): value for name, value in drawn.given.items()}
+    return x | {name_of(name): value for name, value in named(drawn.given).items()}
+
+
+def named(tree: Any) -> dict[str, np.ndarray]:
+    """The arrays of a tree by their paths in it."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): x for path, x in leaves}
 
 
 def densities(trained: Trained, log_prob: Callable[[np.ndarray], Any]) -> list[Path]:

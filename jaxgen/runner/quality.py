@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from jaxgen.evaluation.points import NotFinite
 from jaxgen.evaluation.report import Number, compare
-from jaxgen.runner.modalities import array_of, measure_samples
+from jaxgen.runner.modalities import NoArray, array_of, measure_samples
 from jaxgen.runner.trained import Samples, Trained
 from jaxgen.training.logging import console
 
@@ -16,7 +16,7 @@ def quality(trained: Trained) -> list[Number]:
     is said, where samples cannot be measured."""
     try:
         return measure_samples(trained.system.likened().kind, trained, trained.samples())
-    except NotFinite as error:
+    except (NotFinite, NoArray) as error:
         console.print(f"samples are not measured: {error}")
         return []
 

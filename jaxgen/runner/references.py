@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import os
-from collections.abc import Callable, Iterator
+import typing
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ class RunReference:
     checkpoint: str = "last"  # or best, or a step
     fingerprint: str | None = None  # of the weights that it is pinned to
     opened: Any = field(default=None, repr=False, compare=False)  # the Trained
+    required: bool = True  # else it may be left out, and nothing is opened
 
     @property
     def trained(self) -> Any:
@@ -88,42 +90,59 @@ def reference_in(values: Any, home: Path) -> RunReference:
     )
 
 
+Change = Callable[[str, RunReference, Any], RunReference]
+
+
+def changed(config: Any, change: Change, beside: Any = None) -> Any:
+    """The (nested) config with ``change(option, reference, counterpart)`` in the place of every
+    reference, its counterpart being that of the config ``beside``."""
+    changes = {}
+    for f in dataclasses.fields(config):
+        value, other = getattr(config, f.name), getattr(beside, f.name, None)
+        if isinstance(value, RunReference):
+            changes[f.name] = change(f.name, value, other)
+        elif dataclasses.is_dataclass(value):
+            changes[f.name] = changed(value, change, other)
+    return replace(config, **changes) if changes else config
+
+
 def merged(config: Any, default: Any) -> Any:
     """A config as it was typed, over the default that it was typed over: a reference keeps what it
     was declared as, and one that is pinned stays so at another place."""
-    changes = {}
-    for f in dataclasses.fields(config):
-        value, usual = getattr(config, f.name), getattr(default, f.name)
-        if isinstance(value, RunReference):
-            checkpoint = value.checkpoint or (usual.checkpoint if usual.fingerprint else "last")
-            changes[f.name] = replace(
-                usual, directory=value.directory, checkpoint=checkpoint, opened=value.opened
-            )
-        elif dataclasses.is_dataclass(value):
-            changes[f.name] = merged(value, usual)
-    return replace(config, **changes) if changes else config
+
+    def change(name: str, typed: RunReference, usual: RunReference) -> RunReference:
+        checkpoint = typed.checkpoint or (usual.checkpoint if usual.fingerprint else "last")
+        return replace(usual, directory=typed.directory, checkpoint=checkpoint, opened=typed.opened)
+
+    return changed(config, change, default)
 
 
 def declared(config: Any, default: Any) -> Any:
     """A config from a file, its references declared as those of the default are."""
-    changes = {}
-    for f in dataclasses.fields(config):
-        value, usual = getattr(config, f.name), getattr(default, f.name)
-        if isinstance(value, RunReference):
-            changes[f.name] = replace(value, experiment=usual.experiment, options=usual.options)
-        elif dataclasses.is_dataclass(value):
-            changes[f.name] = declared(value, usual)
-    return replace(config, **changes) if changes else config
+
+    def change(name: str, read: RunReference, usual: RunReference) -> RunReference:
+        how = {name: getattr(usual, name) for name in ("experiment", "options", "required")}
+        return replace(read, **how)
+
+    return changed(config, change, default)
 
 
-def references_in(config: Any) -> Iterator[tuple[str, RunReference]]:
-    """All references of a (nested) config, by the names of their options."""
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, RunReference):
-            yield f.name, value
-        elif dataclasses.is_dataclass(value):
-            yield from references_in(value)
+def check_declared(kind: Any) -> None:
+    """Refuses a config whose references are within other types, where nothing would open them.
+
+    Raises:
+      TypeError: naming the option.
+    """
+    hints = typing.get_type_hints(kind)
+    for f in dataclasses.fields(kind):
+        hint = hints[f.name]
+        if hint is not RunReference and dataclasses.is_dataclass(hint):
+            check_declared(hint)
+        elif "RunReference" in str(hint) and hint is not RunReference:
+            raise TypeError(
+                f"the option {f.name} is a RunReference, not {hint}: name several one by one, and "
+                "one that may be left out as RunReference(required=False)."
+            )
 
 
 def resolved(
@@ -141,14 +160,7 @@ def resolved(
     Raises:
       Mistake: where there is no such run, or not the one that it is pinned to.
     """
-    changes = {}
-    for f in dataclasses.fields(config):
-        value = getattr(config, f.name)
-        if isinstance(value, RunReference):
-            changes[f.name] = pinned(f.name, value, open_, find)
-        elif dataclasses.is_dataclass(value) and any(references_in(value)):
-            changes[f.name] = resolved(value, open_, find)
-    return replace(config, **changes) if changes else config
+    return changed(config, lambda name, reference, _: pinned(name, reference, open_, find))
 
 
 def pinned(
@@ -162,6 +174,8 @@ def pinned(
     if reference.opened is not None:
         return reference
     if reference.directory is None:
+        if not reference.required and reference.experiment is None:
+            return reference
         if reference.experiment is None or find is None:
             raise Mistake(f"a run is needed to build on: name its directory with {flag} DIR.")
         reference = replace(reference, directory=find(reference))

@@ -102,7 +102,7 @@ class Study:
                 draw_pictures(self.pictures, runs, config, out)
             if "evaluate" in verbs:
                 numbers = [n for measure in self.measures for n in measure(runs, config)]
-                report(numbers, out / "report.json")
+                report(numbers, out / "report.json", list(runs.values()))
 
     def find(self, config: Any, which: Which, load: Load) -> dict[str, tuple[Path, Any]]:
         """The directory of each run or sweep, and how it is measured where its own options do not
@@ -110,13 +110,14 @@ class Study:
         needs = self.needs(config)
         words = training_words(which.train, list(needs.values()))
         found: dict[str, tuple[Path, Any]] = {}
+        named = dict(zip(needs, which.dir, strict=False))
         for i, (name, need) in enumerate(in_order(needs).items()):
             data: Any = need.data or config.data
-            if which.dir:
-                data = folders.read_config(which.dir[i], need.experiment).data
+            if named:
+                data = folders.read_config(named[name], need.experiment).data
             check_kind(self.name, self.kinds, load(need.experiment, data))
-            if which.dir:
-                found[name] = which.dir[i], None
+            if named:
+                found[name] = named[name], None
             else:
                 places = {other: shlex.quote(str(place)) for other, (place, _) in found.items()}
                 need = replace(need, data=data, options=filled(need.options, places))

@@ -57,7 +57,7 @@ class Samples(NamedTuple):
         return self.given.get("label")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Trained(Generic[S]):
     """A trained system. All that is drawn or mapped uses all devices of this process.
 
@@ -75,6 +75,9 @@ class Trained(Generic[S]):
     sampling: Sampling
     fingerprint: str = ""  # of the weights, as the checkpoint holds them
     kept: dict[Any, Any] = field(default_factory=dict)  # what was drawn so far
+
+    def __repr__(self) -> str:
+        return f"Trained({type(self.system).__name__} of {self.directory}, step {self.step})"
 
     def held_arrays(self) -> Any:
         return self.weights, frozen_in(self.system)
@@ -180,8 +183,17 @@ class Trained(Generic[S]):
         Raises:
           Mistake: for fewer conditions than samples, or a ``sample`` that answers another number.
         """
+        if count is not None and count < 1:
+            raise Mistake(f"there is nothing to draw: ask for one sample or more, not {count}.")
         if given is not None:
-            rows = len(jax.tree.leaves(given)[0])
+            shapes = {np.shape(x)[:1] for x in jax.tree.leaves(given)}
+            if len(shapes) != 1 or () in shapes:
+                found = ", ".join(f"{name} {np.shape(x)}" for name, x in given.items())
+                raise Mistake(
+                    "conditions are arrays [N, ...] of one length, one row for each sample, and "
+                    f"these are {found or 'none'}."
+                )
+            ((rows,),) = shapes
             if count is not None and count > rows:
                 raise Mistake(f"{count} samples need as many conditions, and {rows} are given.")
             given = _rows(given, 0, rows if count is None else count)

@@ -86,6 +86,11 @@ class DataSpace:
         return z
 
 
+def normal_noise(batch: Any) -> Noise:
+    """Standard normal noise, whatever the batch."""
+    return standard_normal
+
+
 @dataclass(frozen=True, eq=False)
 class Diffusion(runner.System):
     """A network of noisy data, and the way back from noise."""
@@ -105,7 +110,7 @@ class Diffusion(runner.System):
     variance: Variance = posterior_variance  # of the bound, where none is learned
     bound_times: int = 100
     # Of a batch or of conditions: what draws eps and where samples start from.
-    noise: Callable[[Any], Noise] = lambda batch: standard_normal
+    noise: Callable[[Any], Noise] = normal_noise
     space: Space = DataSpace()
 
     def __post_init__(self) -> None:
@@ -153,6 +158,10 @@ class Diffusion(runner.System):
         """``run``, sample or sample_path, from noise through the times; a ``guidance [B]`` that is
         given takes the place of the system's."""
         guidance = given.get("guidance", self.guidance)
+        if "guidance" in given and not self.network.guidable:
+            raise runner.Mistake(
+                "guidance needs a network whose conditions were dropped in training."
+            )
         denoise = self.guided(weights.params, given, guidance)
         denoise = clip_x_0(denoise) if self.clip else denoise
         key_start, key = jax.random.split(key)
@@ -170,6 +179,11 @@ class Diffusion(runner.System):
         cost = evaluations(self.solver, self.schedule, self.times)
         cost *= 1 if isinstance(self.guidance, float) and self.guidance == 0 else 2
         return f"{len(self.times) - 1} steps, {cost} network evaluations"
+
+    @property
+    def has_density(self) -> bool:
+        """Whether the bounds and the ODE are of the likelihood of data."""
+        return isinstance(self.space, DataSpace) and self.noise is normal_noise
 
     def continuous(self) -> Diffusion:
         """The same network in continuous time."""
@@ -195,9 +209,11 @@ class Diffusion(runner.System):
 # --- pictures --------------------------------------------------------------------------------
 
 
-def film(trained: runner.Trained[Diffusion]) -> Path:
+def film(trained: runner.Trained[Diffusion]) -> Path | list[Path]:
     """``film.gif``: the way from noise to samples, of about 50 frames."""
     points = isinstance(trained.data.kind, Points)
+    if points and trained.data.shape != (2,):
+        return []
     given = trained.data.given(1000 if points else 3 * columns(trained))
 
     @jax.jit
@@ -219,7 +235,7 @@ def film(trained: runner.Trained[Diffusion]) -> Path:
 
 def density(trained: runner.Trained[Diffusion]) -> list[Path]:
     """``density.png``: of points in the plane, by the ODE, beside that of the data."""
-    if not isinstance(trained.system.space, DataSpace):
+    if not trained.system.has_density:
         return []
     return densities(trained, partial(log_density, trained, tolerance=1e-3))
 
@@ -251,8 +267,9 @@ def first_time(system: Diffusion) -> float:
 
 def likelihoods(trained: runner.Trained[Diffusion]) -> list[Number]:
     """Bits a dimension of test images, by every method that serves the schedule; nats of points.
-    None of latents, whose likelihood is not that of data."""
-    if not isinstance(trained.system.space, DataSpace):
+    None of latents, whose likelihood is not that of data, nor of noise that is not standard normal.
+    """
+    if not trained.system.has_density:
         return []
     system, count = trained.system, trained.config.reverse.bound_images
     batch = trained.test(count)

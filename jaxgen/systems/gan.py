@@ -169,8 +169,9 @@ class Gan(runner.System):
 
     def turns(self) -> tuple[Turn, ...]:
         optimizer, times = self.discriminator_optimizer, self.discriminator_steps
+        rules = {POOL: Storage(renewed)} if self.pool else {}
         return (
-            Turn("discriminator", self.judging, optimizer, times, {POOL: Storage(renewed)}),
+            Turn("discriminator", self.judging, optimizer, times, rules),
             Turn("generator", self.deceiving, self.optimizer),
         )
 

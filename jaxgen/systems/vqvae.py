@@ -222,7 +222,8 @@ class VqVae(runner.System):
 
     @property
     def state_rules(self) -> Rules:
-        return {"books": Storage(self.quantizer.update)}
+        books = jax.eval_shape(self.quantizer.init, jax.random.key(0))
+        return {"books": Storage(self.quantizer.update)} if books else {}
 
     def codes(self, weights: Any, key: Array, batch: Any) -> Array:
         """The codes of examples, ``[B, h, w, depth]``."""

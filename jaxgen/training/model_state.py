@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,19 +21,13 @@ from jax import Array, lax
 
 @dataclass(frozen=True)
 class Statistic:
-    """The mean of the answers: running averages, and what is the same in every part."""
-
-    def after(self, before: Any, mean: Any, parts: int, key: Array) -> Any:
-        return jax.tree.map(_as_before, mean, before)
+    """The mean of the answers: running averages. What is no real number is the same in every part
+    of a batch, and stays what it is."""
 
 
 @dataclass(frozen=True)
 class Counter:
     """What each answer adds to the state before it, added up: examples seen, by class or code."""
-
-    def after(self, before: Any, mean: Any, parts: int, key: Array) -> Any:
-        """``mean`` is that of what was added."""
-        return jax.tree.map(lambda m, b: b + _as_before(parts * m, b), mean, before)
 
 
 @dataclass(frozen=True)
@@ -48,61 +42,93 @@ class Storage:
 
     update: Callable[[Any, Any, Array], Any]
 
-    def after(self, before: Any, seen: Any, parts: int, key: Array) -> Any:
-        return jax.tree.map(_as_before, self.update(before, seen, key), before)
-
 
 Rule = Statistic | Counter | Storage
 Rules = Mapping[str, Rule]  # by the names of collections
 STATISTIC, COUNTER = Statistic(), Counter()
 
 
-def stored(rules: Rules, answered: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Collections to be averaged, and those whose examples are to be gathered."""
-    kept = {name for name in answered if isinstance(rules.get(name), Storage)}
-    averaged = {name: value for name, value in answered.items() if name not in kept}
-    return averaged, {name: answered[name] for name in sorted(kept)}
+class Answer(NamedTuple):
+    """What a loss answered of the state of a model, as it is put together."""
+
+    means: dict[str, Any]  # of statistics, None where they are no real numbers
+    same: dict[str, Any]  # these, None where they are
+    added: dict[str, Any]  # to counters
+    seen: dict[str, Any]  # examples [b, ...] for storage
 
 
-def told(rules: Rules, before: Mapping[str, Any], answered: Mapping[str, Any]) -> dict[str, Any]:
-    """What of an answer the rules are given: of a counter what was added.
+def answer_of(
+    rules: Rules, before: Mapping[str, Any], answered: Mapping[str, Any] | None
+) -> Answer:
+    """The collections that a loss answered, by their rules.
 
     Raises:
-      ValueError: for a collection that the state does not have.
+      ValueError: for a collection, or a rule of one, that the state does not have.
     """
-    for name in answered.keys() - before.keys():
-        raise ValueError(
-            f"a loss answers model state '{name}' that init did not: the state holds "
-            f"{', '.join(sorted(before)) or 'nothing'}."
-        )
-    return {
-        name: jax.tree.map(jnp.subtract, value, before[name])
-        if isinstance(rules.get(name), Counter)
-        else value
-        for name, value in answered.items()
-    }
+    answered = answered or {}
+    for what, names in (("a loss answers", answered), ("a rule is declared for", rules)):
+        for name in names.keys() - before.keys():
+            raise ValueError(
+                f"{what} model state '{name}' that init did not answer: the state holds "
+                f"{', '.join(sorted(before)) or 'nothing'}."
+            )
+    of: dict[type, dict[str, Any]] = {Statistic: {}, Counter: {}, Storage: {}}
+    for name in sorted(answered):
+        of[type(rules.get(name, STATISTIC))][name] = answered[name]
+    means, same = (
+        jax.tree.map(lambda x, real=real: x if is_real(x) == real else None, of[Statistic])
+        for real in (True, False)
+    )
+    added = {n: jax.tree.map(jnp.subtract, x, before[n]) for n, x in of[Counter].items()}
+    return Answer(means, same, added, of[Storage])
 
 
-def combined(
-    rules: Rules,
-    before: Mapping[str, Any],
-    averaged: Mapping[str, Any],
-    seen: Mapping[str, Any],
-    parts: int,
-    key: Array,
-) -> dict[str, Any]:
-    """The state after an update, from means over ``parts`` and from all examples."""
-    answers = {**averaged, **seen}
-    after = {n: rules.get(n, STATISTIC).after(before[n], x, parts, key) for n, x in answers.items()}
-    return {**before, **after}
+def is_real(x: Any) -> bool:
+    return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
-def gathered(seen: Any, axis_name: str) -> Any:
-    """Each device's examples ``[b, ...]``, those of all devices one after the other."""
-    return jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), seen)
+def over_parts(parts: Answer) -> Answer:
+    """One answer of several, whose ``means`` are means already and all else is ``[parts, ...]``."""
+    last = jax.tree.map(lambda x: x[-1], parts.same)
+    added = jax.tree.map(lambda x: x.sum(axis=0, dtype=x.dtype), parts.added)
+    return Answer(parts.means, last, added, together(parts.seen))
 
 
-def _as_before(new: Array, old: Array) -> Array:
-    """Of the type that it had: the mean of whole numbers is one."""
-    whole = jnp.issubdtype(old.dtype, jnp.integer)
-    return (jnp.round(new) if whole else new).astype(old.dtype)
+def over_devices(answer: Answer, axis_name: str) -> Answer:
+    """One answer of those of all devices of an axis."""
+    first = jax.tree.map(lambda x: lax.all_gather(x, axis_name)[0], answer.same)
+    seen = jax.tree.map(lambda x: lax.all_gather(x, axis_name, tiled=True), answer.seen)
+    return Answer(
+        lax.pmean(answer.means, axis_name), first, lax.psum(answer.added, axis_name), seen
+    )
+
+
+def updated(rules: Rules, before: Mapping[str, Any], answer: Answer, key: Array) -> dict[str, Any]:
+    """The state after an update, of the types that it had."""
+    either = lambda a, b: b if a is None else a  # noqa: E731
+    after = jax.tree.map(either, answer.means, answer.same, is_leaf=lambda x: x is None)
+    after |= {n: jax.tree.map(jnp.add, before[n], x) for n, x in answer.added.items()}
+    after |= {n: rules[n].update(before[n], x, key) for n, x in answer.seen.items()}  # pyright: ignore[reportAttributeAccessIssue]
+    own = {name: before[name] for name in after}
+    return {**before, **jax.tree.map(lambda new, old: new.astype(old.dtype), after, own)}
+
+
+def divided(batch: Any, parts: int) -> Any:
+    """A batch ``[B, ...]`` as so many equal parts, ``[parts, B / parts, ...]``.
+
+    They are strided: each is spread over the devices as the whole is.
+
+    Raises:
+      ValueError: unless the parts divide the batch.
+    """
+    size = jax.tree.leaves(batch)[0].shape[0]
+    if size % parts:
+        raise ValueError(f"a batch of {size} cannot be divided into {parts} parts: use a multiple.")
+    return jax.tree.map(
+        lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
+    )
+
+
+def together(parts: Any) -> Any:
+    """The batch ``[B, ...]`` that :func:`divided` took apart."""
+    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)

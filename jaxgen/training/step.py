@@ -21,7 +21,7 @@ from flax import struct
 from jax import Array, lax
 
 from jaxgen.training import model_state
-from jaxgen.training.model_state import Rules
+from jaxgen.training.model_state import Answer, Rules, divided
 
 T = TypeVar("T")
 Params = Any
@@ -76,18 +76,18 @@ def init_state(variables: Mapping[str, Any], optimizer: optax.GradientTransforma
     )
 
 
-# (params, batch, key) -> (scalar, Aux): what the step body differentiates
-AuxLoss = Callable[[Params, Batch, Array], tuple[Array, Aux]]
+# (params, batch, key) -> (scalar, (metrics, answer)): what the step body differentiates
+AnswerLoss = Callable[[Params, Batch, Array], tuple[Array, tuple[Metrics, Answer]]]
 
 
 def gradient(
-    loss: AuxLoss, params: Params, batch: Batch, key: Array, parts: int = 1, rules: Rules = NO_RULES
-) -> tuple[tuple[Array, Aux], Params]:
-    """``((value, aux), gradient)`` of a batch, taken in ``parts`` one after the other and averaged.
+    loss: AnswerLoss, params: Params, batch: Batch, key: Array, parts: int = 1
+) -> tuple[tuple[Array, tuple[Metrics, Answer]], Params]:
+    """``((value, (metrics, answer)), gradient)`` of a batch, in ``parts`` one after the other.
 
     With parts (of :func:`divided`), the memory for activations is that of one part; part i draws
     from ``fold_in(key, i)``. What is nonlinear in the batch (batch norm) sees its part alone. Model
-    state that is stored is not averaged: its examples are those of the batch, in its order.
+    state is put together by its rules, all else is averaged.
 
     Raises:
       ValueError: unless the parts divide the batch.
@@ -96,47 +96,25 @@ def gradient(
     if parts == 1:
         return compute(params, batch, key)
 
-    def one(i: Array, batch: Batch) -> tuple[Any, Any]:
-        (value, aux), grads = compute(params, batch, jax.random.fold_in(key, i))
-        averaged, seen = model_state.stored(rules, aux.memory or {})
-        return (value, aux.metrics, averaged, grads), seen
+    def one(i: Array, batch: Batch) -> tuple[Any, Answer]:
+        (value, (metrics, answer)), grads = compute(params, batch, jax.random.fold_in(key, i))
+        return (value, metrics, answer.means, grads), answer._replace(means={})
 
-    def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, Any]:
-        found, seen = one(*part)
-        return jax.tree.map(lambda a, b: a + b / parts, total, found), seen
+    def add(total: Any, part: tuple[Array, Batch]) -> tuple[Any, Answer]:
+        found, rest = one(*part)
+        return jax.tree.map(lambda a, b: a + b / parts, total, found), rest
 
     xs = (jnp.arange(parts), divided(batch, parts))
     shapes, _ = jax.eval_shape(one, *jax.tree.map(lambda x: x[0], xs))
     # a count or a truth value has a mean too, but not of its own type
     zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.result_type(x.dtype, 1.0)), shapes)
-    (value, metrics, averaged, grads), seen = lax.scan(add, zeros, xs)
-    return (value, Aux(metrics, averaged | together(seen))), grads
-
-
-def divided(batch: Batch, parts: int) -> Batch:
-    """A batch ``[B, ...]`` as so many equal parts, ``[parts, B / parts, ...]``.
-
-    They are strided: each is spread over the devices as the whole is.
-
-    Raises:
-      ValueError: unless the parts divide the batch.
-    """
-    size = jax.tree.leaves(batch)[0].shape[0]
-    if size % parts:
-        raise ValueError(f"a batch of {size} cannot be divided into {parts} parts: use a multiple.")
-    return jax.tree.map(
-        lambda x: x.reshape(size // parts, parts, *x.shape[1:]).swapaxes(0, 1), batch
-    )
-
-
-def together(parts: Batch) -> Batch:
-    """The batch ``[B, ...]`` that :func:`divided` took apart."""
-    return jax.tree.map(lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts)
+    (value, metrics, means, grads), rest = lax.scan(add, zeros, xs)
+    return (value, (metrics, model_state.over_parts(rest._replace(means=means)))), grads
 
 
 def descend(
     state: TrainState,
-    loss: AuxLoss,
+    loss: Callable[[Params, Batch, Array], tuple[Array, Aux]],
     batch: Batch,
     key: Array,
     optimizer: optax.GradientTransformation,
@@ -159,22 +137,21 @@ def descend(
         ``state`` does not hold.
     """
 
-    def answered(params: Params, batch: Batch, key: Array) -> tuple[Array, Aux]:
+    def answered(params: Params, batch: Batch, key: Array) -> Any:
         value, aux = loss(params, batch, key)
-        return value, aux._replace(memory=model_state.told(rules, state.memory, aux.memory or {}))
+        return value, (aux.metrics, model_state.answer_of(rules, state.memory, aux.memory))
 
-    (value, aux), grads = gradient(answered, state.params, batch, key, accumulate, rules)
-    taken = sorted(aux.metrics.keys() & OWN_METRICS)
+    (value, (metrics, answer)), grads = gradient(answered, state.params, batch, key, accumulate)
+    taken = sorted(metrics.keys() & OWN_METRICS)
     if taken:
         raise ValueError(
             f"the step itself reports {', '.join(taken)}: give this metric of the loss another "
             "name."
         )
-    metrics = {"loss": value, **aux.metrics}
-    (averaged, seen), parts = model_state.stored(rules, aux.memory or {}), accumulate
+    metrics = {"loss": value, **metrics}
     if axis_name is not None:
-        grads, averaged, metrics = lax.pmean((grads, averaged, metrics), axis_name)
-        seen, parts = model_state.gathered(seen, axis_name), parts * lax.axis_size(axis_name)
+        grads, metrics = lax.pmean((grads, metrics), axis_name)
+        answer = model_state.over_devices(answer, axis_name)
     rule_key = jax.random.key(0) if rule_key is None else rule_key
     decay = ema_decay(state.step) if callable(ema_decay) else ema_decay
     # Here for its norm, and once more where it is made, in place: XLA drops the rest of either.
@@ -188,7 +165,7 @@ def descend(
             params=params,
             opt_state=optimizer.update(grads, state.opt_state, state.params)[1],
             ema=optax.incremental_update(params, state.ema, 1 - decay),
-            memory=model_state.combined(rules, state.memory, averaged, seen, parts, rule_key),
+            memory=model_state.updated(rules, state.memory, answer, rule_key),
         )
 
     finite = jnp.isfinite(jnp.stack([metrics["loss"], grad_norm, update_norm])).all()

@@ -259,23 +259,61 @@ def test_no_pickle_is_read(trapped, run, variants):
     assert open_run("run").step == 10  # the one before
 
 
-def test_no_module_is_imported_that_a_prepared_set_names(trapped, monkeypatch):
+FEATURES = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+PREPARED = {  # what a set's files may name, in all forms that tensorflow-datasets reads
+    "a class": {"pythonClassName": "payload.Feature"},
+    "an entry": {
+        "pythonClassName": FEATURES,
+        "featuresDict": {"features": {"x": {"pythonClassName": "payload.Feature"}}},
+    },
+    "text": {
+        "type": FEATURES,
+        "proto_cls": "tensorflow_datasets.FeaturesDict",
+        "content": json.dumps({"features": {"x": {"pythonClassName": "payload.Feature"}}}),
+    },
+}
+
+
+@pytest.mark.parametrize("name", ["own", "own:1.0.0", "own/1.0.0", "Own", "OwnSet"])
+@pytest.mark.parametrize("features", PREPARED.values(), ids=PREPARED)
+def test_no_module_is_imported_that_a_prepared_set_names(trapped, features, name, monkeypatch):
     """tensorflow-datasets imports what a set's features.json names: a run may name such a set."""
     monkeypatch.syspath_prepend(".")
-    place = Path("run/sets/own/1.0.0")
+    folder = {"OwnSet": "own_set"}.get(name, "own")
+    place = Path("run/sets", folder, "1.0.0")
     place.mkdir(parents=True)
-    features = {
-        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-        "featuresDict": {"features": {"x": {"pythonClassName": "payload.Feature"}}},
-    }
+    Path("run/sets", name.partition(":")[0].partition("/")[0]).mkdir(exist_ok=True)
     (place / "features.json").write_text(json.dumps(features))
-    (place / "dataset_info.json").write_text(json.dumps({"name": "own", "version": "1.0.0"}))
+    (place / "dataset_info.json").write_text(json.dumps({"name": folder, "version": "1.0.0"}))
     path = Path("run/config.json")
     config = json.loads(path.read_text())
-    config["data"] |= {"data": "own", "data_dir": "run/sets"}
+    config["data"] |= {"data": name, "data_dir": "run/sets"}
     path.write_text(json.dumps(config))
-    with pytest.raises(DataError, match=r"names the feature class payload\.Feature"):
+    with pytest.raises(DataError):
         open_run("run")
+    assert "payload" not in sys.modules
+    if name == "own" and features is PREPARED["a class"]:
+        with pytest.raises(DataError, match=r"names the feature class payload\.Feature"):
+            open_run("run")
+
+
+def test_a_namespace_of_tensorflow_datasets_is_no_data_set(trapped):
+    for name in ("huggingface:payload", "kaggle:payload/own", "digits:payload"):
+        with pytest.raises(DataError):
+            load(name)
+
+
+def test_a_folder_called_experiments_is_not_taken_for_jaxgens(trapped, monkeypatch):
+    """That of a run, in the working directory, before jaxgen's on the path."""
+    Path("experiments").mkdir()
+    for name in ("__init__", "evil"):
+        shutil.copy("payload.py", f"experiments/{name}.py")
+    path = Path("run/config.json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "module": "experiments.evil"}))
+    env = {**os.environ, "PYTHONPATH": f".:{ROOT}", "JAX_PLATFORMS": "cpu"}
+    code = "from jaxgen.runner import open_run; open_run('run')"
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+    assert "nothing is executed that a run's folder names" in done.stderr
 
 
 def test_a_reference_executes_nothing_either(trapped, run):
@@ -312,7 +350,10 @@ def sources(tmp_path):
         def fetch(self, index):
             return {"x": self.x[index]}
 
+    plus = lambda arrays, index: {name: a[index] + 1 for name, a in arrays.items()}
+    gathered = lambda gather: of(Arrays({"x": x}, gather) if gather else Arrays({"x": x}))
     half = np.arange(20)
+    yield "gathered otherwise", lambda: gathered(None), lambda: gathered(plus)
     yield "arrays", lambda: of(arrays(x)), lambda: of(arrays(other))
     yield "fewer", lambda: of(arrays(x)), lambda: of(arrays(x[:-1]))
     yield "inverted", lambda: of(arrays(x)), lambda: of(arrays(-x))

@@ -172,7 +172,7 @@ def test_frozen_weights_are_an_argument_that_is_counted_and_neither_saved_nor_av
 
 
 def test_a_function_of_frozen_arrays_is_found_wherever_it_is():
-    """In a part of a part, and in a tuple of them; arrays are replaced and the rest stays."""
+    """In a part of a part, a tuple and a dict of them; arrays are replaced and the rest stays."""
 
     @dataclass(frozen=True)
     class Part:
@@ -183,11 +183,12 @@ def test_a_function_of_frozen_arrays_is_found_wherever_it_is():
     class Whole(System):
         part: Part
 
-    frozen = Frozen(lambda w, x: w * x, jnp.float32(2))
-    whole = Whole(ones(None), None, Part((None, frozen)))
-    assert frozen_in(whole) == {"/part/encoders/1": 2}
-    other = with_frozen(whole, {"/part/encoders/1": jnp.float32(5)})
-    assert (whole.part.encoders[1](3), other.part.encoders[1](3), other.part.other) == (6, 15, 3)
+    frozen = Frozen(lambda w, x: w * x, 2.0)
+    whole = Whole(ones(None), None, Part((None, {"b": frozen})))
+    assert frozen_in(whole) == {"/part/encoders/1/b": 2}
+    other = with_frozen(whole, {"/part/encoders/1/b": jnp.float32(5)})
+    of = lambda whole: whole.part.encoders[1]["b"](3)
+    assert (of(whole), of(other), other.part.other) == (6, 15, 3)
 
 
 @pytest.mark.parametrize("how", ["", "--parallel pmap", "--model-devices 2", "--accumulate 2"])
@@ -197,6 +198,79 @@ def test_frozen_weights_are_the_same_wherever_a_step_runs(run, how):
     run(TOP, f"train --base first --devices 4 {how} --dir many")
     for leaf, x in arrays("one", 4).items():
         np.testing.assert_allclose(arrays("many", 4)[leaf], x, rtol=1e-5, err_msg=leaf)
+
+
+def test_frozen_arrays_that_a_swept_option_makes_are_those_of_each_member(run):
+    def build(config, data):
+        top = Top(data, make_optimizer(config.train), config.base.trained, 1.0)
+        return Scaled(
+            **{f: getattr(top, f) for f in ("data", "optimizer", "base", "weight")},
+            scale=Frozen(lambda w: w.sum(), config.weight * jnp.ones(2)),
+        )
+
+    @dataclass(frozen=True, eq=False)
+    class Scaled(Top):
+        scale: Frozen
+
+        def loss(self, params, batch, key, now):
+            return (params["b"] - self.scale()) ** 2 + 0 * batch["x"][:, 0], {}
+
+    own = replace(TOP, name="scaled", build=build)
+    run(own, "train --sweep weight=1,100 --dir sweep")
+    for weight in (1, 100):
+        run(own, f"train --weight {weight} --dir alone{weight}")
+        alone = arrays(f"alone{weight}", 4)
+        for leaf, x in arrays(f"sweep/weight={weight}", 4).items():
+            np.testing.assert_allclose(alone[leaf], x, rtol=1e-5, err_msg=leaf)
+
+
+def test_a_system_that_checks_its_parts_is_not_made_anew_in_a_trace(run):
+    @dataclass(frozen=True, eq=False)
+    class Checked(Top):
+        def __post_init__(self):
+            assert float(self.base.weights.params["a"]) != 0
+
+    build = lambda config, data: Checked(
+        data, make_optimizer(config.train), config.base.trained, config.weight
+    )
+    run(replace(TOP, name="checked", build=build), "train --dir top")
+
+
+def test_a_reference_that_may_be_left_out_and_one_within_another_type(run):
+    @dataclass(frozen=True)
+    class Loose(BaseConfig):
+        base: RunReference = RunReference(required=False)
+
+    def build(config, data):
+        assert (config.base.opened is None) == (config.base.directory is None)
+        return Base(data, make_optimizer(config.train))
+
+    loose = replace(BASE, name="loose", presets={"ones": Loose()}, build=build)
+    run(BASE, "train --dir first")
+    run(loose, "train --dir alone")
+    run(loose, "train --dir with --base first")
+    assert open_run("with", experiment=loose).config.base.trained.directory == Path("first")
+    assert open_run("alone", experiment=loose).config.base.opened is None
+
+    @dataclass(frozen=True)
+    class Several(BaseConfig):
+        bases: tuple[RunReference, ...] = ()
+
+    several = replace(BASE, presets={"ones": Several()})
+    with pytest.raises(TypeError, match="the option bases is a RunReference, not"):
+        main(several, ["train", "--bases", "alone"])
+
+
+def test_a_reopened_reference_is_the_one_of_its_data(run):
+    """Of presets that declare two experiments of one name, that of the run's data."""
+    other = lambda options: replace(ones(options), name="twos")
+    bases = {name: replace(BASE, load=load) for name, load in (("ones", ones), ("twos", other))}
+    presets = {
+        name: TopConfig(data=Data(name), base=RunReference(base)) for name, base in bases.items()
+    }
+    own = replace(TOP, presets=presets, load=lambda options: ones(options))
+    run(own, "train --data twos --dir top")
+    assert open_run("top", experiment=own).system.base.data.name == "twos"
 
 
 def test_a_sweep_refers_to_one_run(run):
@@ -358,6 +432,43 @@ def test_a_need_says_where_its_run_goes(run):
     assert "trained first" not in run(study(needs), "train")
     other = {"low": Need(BASE, "--dir stages/one --learning-rate 0.3")}
     assert "stages/one holds a run with other options" in run(study(other), "train", status=2)
+
+
+def test_a_run_on_other_data_is_not_taken_for_one_that_is_needed(run):
+    """Of one name and the same options, but loaded otherwise: it is trained."""
+    other = lambda options: replace(
+        ones(options), train=Arrays({"x": np.full((9, 2), 9.0), "label": np.zeros(9, np.int32)})
+    )
+    needs = {"one": Need(BASE), "two": Need(replace(BASE, load=other))}
+    found = {}
+
+    def measure(runs, config):
+        found.update({name: float(r.weights.params["a"]) for name, r in runs.items()})
+        return []
+
+    run(replace(study(needs), measures=(measure,)), "evaluate --out out")
+    assert sorted(p.name for p in Path("runs").iterdir()) == ["base-ones-001", "base-ones-002"]
+    alone = replace(study({"one": needs["one"]}), measures=(measure,))
+    before = dict(found)
+    assert before["one"] != before["two"]
+    run(alone, "evaluate --out out")
+    assert found == before
+
+
+def test_directories_of_a_study_are_those_of_its_needs_in_the_order_they_are_named(run):
+    """Whatever the order in which they would be trained."""
+    run(BASE, "train --dir low")
+    run(BASE, "train --dir high --learning-rate 0.3")
+    needs = {"second": Need(BASE, "--checkpoint-every 2"), "first": Need(BASE)}
+    needs["second"] = Need(BASE, "--dir {first}")  # is ordered after the other
+    seen = {}
+
+    def measure(runs, config):
+        seen.update({name: r.directory.name for name, r in runs.items()})
+        return []
+
+    run(replace(study(needs), measures=(measure,)), "evaluate --dir low high --out out")
+    assert seen == {"second": "low", "first": "high"}
 
 
 def test_a_study_gives_every_experiment_its_own_data(run):

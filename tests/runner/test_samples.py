@@ -3,6 +3,7 @@ user chooses, in reports that merge."""
 
 import ast
 import json
+import re
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from processes import report, results
 from jaxgen.data.records import Arrays, DataSet, Image, Points
 from jaxgen.data.sources import load
 from jaxgen.evaluation.features import FeatureSpace
+from jaxgen.evaluation.report import write_report
 from jaxgen.runner import (
     Data,
     Experiment,
@@ -104,6 +106,18 @@ def test_samples_are_as_many_as_are_asked_for_and_come_with_what_they_were_asked
     np.testing.assert_array_equal(trained.draw(13, seed=1)[:4], trained.draw(4, seed=1))
 
 
+@pytest.mark.parametrize(
+    "given", [{}, {"label": 3}, {"label": np.zeros(4), "scale": np.zeros(5)}], ids=str
+)
+def test_conditions_of_no_one_length_are_refused(opened, given):
+    noise = lambda key, given: jax.random.normal(key, (*given["label"].shape, 8, 8, 1))
+    trained = opened(experiment(noise))
+    with pytest.raises(Mistake, match="one row for each sample, and these are"):
+        trained.draw(given=given)
+    with pytest.raises(Mistake, match="ask for one sample or more, not 0"):
+        trained.draw(0)
+
+
 @pytest.mark.parametrize("wrong", ["one more", "few", "scalar"])
 def test_a_sample_of_another_number_is_refused(opened, wrong):
     shapes = {"one more": (1, 8, 8, 1), "few": (3, 8, 8, 1), "scalar": ()}
@@ -184,6 +198,34 @@ def test_points_and_sets_of_any_dimension_are_drawn_saved_and_measured(opened, s
     if len(shape) == 2:
         assert "pairwise_distance_wasserstein" in numbers
     assert trained.samples(4).first(2).x is not None
+
+
+def test_a_sample_without_x_is_saved_and_said(opened, capsys):
+    """And arrays within arrays are saved by their paths, without a pickle."""
+    draw = lambda key, given: {"positions": given["x"], "more": {"a": given["x"][:, 0]}}
+    opened(experiment(draw, "sets", (Points,), sets_of((5, 3), False)), "--dir run")
+    out = capsys.readouterr().out
+    assert "samples are not drawn: none of more, positions is called x" in out
+    assert "samples are not measured: none of more, positions is called x" in out
+    kept = np.load(results("run") / "samples.npz")
+    assert kept.keys() >= {"positions", "more/a", "x"}
+    assert kept["more/a"].shape == (20, 3)
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 2)], ids=str)
+def test_samples_that_are_not_finite_are_said(tmp_path, monkeypatch, capsys, shape):
+    """And a report over seeds has the numbers of those that are."""
+    load = sets_of(shape, False)
+    broken = lambda key, given: jnp.where(
+        jax.random.uniform(key) < 0.5, jnp.nan, given["x"]
+    )  # of some seeds
+    own = experiment(broken, "sets", (Points,), load)
+    monkeypatch.chdir(tmp_path)
+    assert main(own, ["--dir", "run", "--sweep", "seed=0,1,2,3,4,5"]) == 0
+    assert "samples are not measured: points of samples are not finite" in capsys.readouterr().out
+    found = report("run")["sliced_wasserstein"]
+    assert np.isfinite(found["value"])
+    assert 1 <= int(re.match(r"(?:mean of (\d) seeds)?", found["protocol"])[1] or 1) < 6
 
 
 class Word:
@@ -320,3 +362,13 @@ def test_reports_and_captions_merge(opened, capsys):
     assert captions["one.txt"] == {"title": "A title", "caption": "What one shows."}
     assert captions.keys() == {"one.txt", "two.txt", "samples.png", "samples.npz"}
     assert captions["samples.png"]["caption"].startswith("samples.png: a grid of images")
+
+
+def test_reports_of_other_weights_do_not_merge(tmp_path):
+    path, number = tmp_path / "report.json", lambda name: [Number(name, 1.0, "")]
+    names = lambda: [row["name"] for row in json.loads(path.read_text())]
+    write_report(path, number("a"), "one run")
+    write_report(path, number("b"), "one run")
+    assert sorted(names()) == ["a", "b"]
+    write_report(path, number("c"), "another")
+    assert names() == ["c"]

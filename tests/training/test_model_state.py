@@ -137,7 +137,32 @@ def test_a_step_that_is_not_finite_stores_nothing():
 
 
 def test_state_that_is_not_there_is_refused():
+    """Answered, or with a rule of its own: a name that is misspelt would be averaged."""
     answers = lambda params, batch, key, now: (params["w"].sum()[None], Aux({}, {"pol": batch}))
     turn = Turn("model", answers, optax.sgd(0.1))
-    with pytest.raises(ValueError, match="answers model state 'pol' that init did not: the state"):
+    with pytest.raises(ValueError, match="a loss answers model state 'pol' that init did not"):
         make_turns([turn], 0.9)(initial(), jnp.zeros((4, 2)), jax.random.key(0))
+    turn = Turn("model", loss, optax.sgd(0.1), rules={**RULES, "pol": COUNTER})
+    batch = {"x": jnp.zeros((4, 2)), "label": jnp.zeros(4, jnp.int32)}
+    with pytest.raises(ValueError, match="a rule is declared for model state 'pol' that init did"):
+        make_turns([turn], 0.9)(initial(), batch, jax.random.key(0))
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("name", ["one device", "pmap"])
+def test_whole_numbers_are_kept_to_the_last_digit(name, accumulate):
+    """Of a statistic, whatever the parts: a large count, and the words of a key."""
+    words = jnp.array([0, 2**32 - 1], jnp.uint32)
+
+    def counts(params, batch, key, now):
+        after = {"number": now.memory["state"]["number"] + 1, "words": words}
+        return params["w"].sum() * batch[:, 0], Aux({}, {"state": after})
+
+    state = {"number": jnp.int32(2**24 + 2), "words": jnp.zeros_like(words)}
+    turn, placement = Turn("model", counts, optax.sgd(0.1)), PLACEMENTS[name]
+    state = init_players({"model": {"params": {"w": jnp.ones(2)}, "state": state}}, [turn])
+    run = placement.compile(make_turns([turn], 0.9, accumulate))
+    after, _ = run(placement.put_state(state), placement.put_batch(X[0]), jax.random.key(5))
+    found = jax.device_get(placement.get_state(after))["model"].memory["state"]
+    assert found["number"] == 2**24 + 3
+    np.testing.assert_array_equal(found["words"], [0, 2**32 - 1])

@@ -4,6 +4,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen.training.model_state import answer_of
 from jaxgen.training.step import (
     Aux,
     Turn,
@@ -230,7 +231,8 @@ def test_accumulated_gradients_are_those_of_the_large_batch(parts):
 
 def test_each_accumulated_part_draws_from_its_own_key():
     batch, key = jnp.zeros((6, 2)), jax.random.key(4)
-    loss = lambda params, batch, key: (noisy(params, batch, key)[0], Aux({}, {}))
+    nothing = {}, answer_of({}, {}, None)
+    loss = lambda params, batch, key: (noisy(params, batch, key)[0], nothing)
     (_, _), got = gradient(loss, PARAMS, batch, key, parts=3)
     parts = [
         jax.grad(lambda p, i=i: noisy(p, batch[i::3], jax.random.fold_in(key, i))[0])(PARAMS)["w"]
