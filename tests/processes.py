@@ -61,8 +61,8 @@ ROOT = Path(__file__).parents[1]
 
 
 def program(name):
-    """The words after ``python`` that run an experiment."""
-    return ["-m", f"experiments.{name}"]
+    """The words after ``python`` that run an experiment, or the module of an outsider."""
+    return ["-m", name if "." in name else f"experiments.{name}"]
 
 
 def start(name, words, cwd, devices=1, file_limit=None, **environment):
@@ -75,7 +75,7 @@ def start(name, words, cwd, devices=1, file_limit=None, **environment):
         cwd=cwd,
         env={
             **os.environ,
-            "PYTHONPATH": str(ROOT),
+            "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
             "JAX_PLATFORMS": "cpu",
             "JAX_NUM_CPU_DEVICES": str(devices),
             **environment,

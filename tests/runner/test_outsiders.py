@@ -8,7 +8,7 @@ import shlex
 import jax
 import numpy as np
 import pytest
-from processes import arrays, mismatches, results
+from processes import arrays, finish, mismatches, results, start_together
 
 from jaxgen.runner import main, open_run
 
@@ -116,3 +116,18 @@ def test_sets_are_equivariant_and_of_the_sizes_that_were_asked_for(run):
     x, t = samples.x["x"], np.full(20, 0.3, np.float32)
     turned = velocity(x @ turn.astype(np.float32), t)
     np.testing.assert_allclose(turned, velocity(x, t) @ turn, atol=1e-5)
+
+
+def test_several_processes_train_on_one_run(run):
+    """A run is named to them, as each would find one of its own; its weights are on all devices."""
+    run("small_digits", "train --devices 2 --dir base")
+    run("upscaling", "train --devices 2 --base base --dir alone")
+    words = "train --base base --dir both"
+    for process in start_together(2, "strangers.upscaling", words, "."):
+        status, out = finish(process)
+        assert status == 0, out
+    close(arrays("alone", 8), arrays("both", 8))
+    for process in start_together(2, "strangers.upscaling", "train --dir other", "."):
+        status, out = finish(process)
+        assert status == 2
+        assert "name its directory with --base DIR" in out

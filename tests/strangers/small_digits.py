@@ -7,7 +7,7 @@ import jax.numpy as jnp
 
 from jaxgen.data.records import Arrays, DataSet, Image
 from jaxgen.data.sources import load
-from jaxgen.runner import Data, Experiment, Sampling, System, Train, make_optimizer
+from jaxgen.runner import Data, Experiment, Sampling, System, Train, main, make_optimizer
 
 
 @dataclass(frozen=True)
@@ -61,3 +61,6 @@ EXPERIMENT = Experiment(
     lambda config, data: Normals(data, make_optimizer(config.train)),
     load=small,
 )
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))

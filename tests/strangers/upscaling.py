@@ -23,6 +23,7 @@ from jaxgen.runner import (
     System,
     Train,
     Trained,
+    main,
     make_optimizer,
     quality,
     samples,
@@ -85,3 +86,6 @@ def build(config, data):
 
 
 EXPERIMENT = Experiment("upscaling", __doc__, {"digits": Config()}, build, (samples,), (quality,))
+
+if __name__ == "__main__":
+    raise SystemExit(main(EXPERIMENT))
