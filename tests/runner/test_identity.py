@@ -311,9 +311,18 @@ def test_a_folder_called_experiments_is_not_taken_for_jaxgens(trapped, monkeypat
     path = Path("run/config.json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "module": "experiments.evil"}))
     env = {**os.environ, "PYTHONPATH": f".:{ROOT}", "JAX_PLATFORMS": "cpu"}
-    code = "from jaxgen.runner import open_run; open_run('run')"
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
-    assert "nothing is executed that a run's folder names" in done.stderr
+
+    def told(code):
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        return done.stderr
+
+    opened = "from jaxgen.runner import open_run; open_run('run')"
+    assert "nothing is executed that a run's folder names" in told(opened)
+    # where jaxgen is not installed
+    alone = (
+        "from jaxgen import starting as s; s.PACKAGES = ('experiments',); s.experiments_folder()"
+    )
+    assert "the experiments are not installed" in told(alone)
 
 
 def test_a_reference_executes_nothing_either(trapped, run):

@@ -169,6 +169,11 @@ def test_frozen_weights_are_an_argument_that_is_counted_and_neither_saved_nor_av
     ).lower(None, frozen_in(top.system))
     assert len(text.as_text()) < 20_000
     assert frozen_in(top.system).keys() == {"/base"}
+    # and of the program that samples: it draws by the arrays that it is given
+    sampler, given = top.system.sampler(top.devices), top.data.given(4)
+    before = sampler(top.weights, top.key, given, 4)
+    sampler.shared = jax.tree.map(lambda x: x + 1, sampler.shared)
+    np.testing.assert_allclose(sampler(top.weights, top.key, given, 4), before + 1, rtol=1e-6)
 
 
 def test_a_function_of_frozen_arrays_is_found_wherever_it_is():

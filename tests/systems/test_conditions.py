@@ -11,7 +11,7 @@ from flax import linen as nn
 
 from jaxgen.data.records import Arrays, DataSet, Points
 from jaxgen.diffusion.process import standard_normal
-from jaxgen.diffusion.samplers import ddim
+from jaxgen.diffusion.samplers import ancestral, ddim
 from jaxgen.diffusion.schedules import FlowMatching, uniform_grid
 from jaxgen.runner import Frozen, Weights
 from jaxgen.systems.conditions import Condition, dropped, label, nulled, selected
@@ -164,6 +164,14 @@ def test_noise_is_drawn_for_the_batch_and_for_the_conditions():
     assert not np.any(system.start(jax.random.key(0), given))
     on = system.start(jax.random.key(0), {**given, "vector": off + 1})
     assert np.abs(on).min() > 0
+    # in the steps, too, of which the last leaves some
+    noisy = replace(system, solver=ancestral(), times=uniform_grid(3, last=0.2))
+    of = lambda vector: [
+        noisy.sample(jax.random.key(i), WEIGHTS, {**given, "vector": vector}) for i in range(2)
+    ]
+    np.testing.assert_array_equal(*of(off))
+    a, b = of(off + 1)
+    assert np.abs(a - b).min() > 0
     blind = replace(system, objective=lambda key, network, x_0, noise: (key, noise(key, x_0)[:, 0]))
     values, _ = blind.loss(
         WEIGHTS.params, {"x": np.zeros((6, 1)), **given}, jax.random.key(0), Now(0, {})

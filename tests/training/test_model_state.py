@@ -91,6 +91,8 @@ def check(memory, alone):
         mean = 0.5 * mean + 0.5 * x.mean(0)
     np.testing.assert_allclose(memory["mean"], mean, rtol=1e-5, atol=1e-7)
     np.testing.assert_array_equal(memory["mixed"], alone["mixed"])
+    filled = memory["mixed"].any(axis=1).sum()  # other places at every step
+    assert STEPS * BATCH - 16 < filled <= STEPS * BATCH
     np.testing.assert_array_equal(memory["frozen"], FROZEN)
     assert {tuple(row) for row in X[-1]} <= {tuple(row) for row in memory["mixed"]}
 
