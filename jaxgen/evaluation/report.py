@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -76,7 +76,11 @@ def write_report(path: Path, numbers: list[Number], weights: str = "") -> None:
         if row["name"] not in known and weights and row.get("weights") == weights
     ]
     of = {"weights": weights} if weights else {}
-    finite = [n for n in numbers if math.isfinite(n.value)]
+    finite = [
+        n if n.reference is None or math.isfinite(n.reference.value) else replace(n, reference=None)
+        for n in numbers
+        if math.isfinite(n.value)
+    ]
     rows = [{k: v for k, v in asdict(n).items() if v is not None} | of for n in finite]
     with replacing(path) as file:
         file.write((json.dumps(rows + kept, indent=2) + "\n").encode())

@@ -228,5 +228,5 @@ def report(numbers: list[Number], path: Path, runs: Sequence[Any]) -> None:
     for number in numbers:
         if not math.isfinite(number.value):
             console.print(f"{number.name} is left out: it is {number.value}")
-    write_report(path, numbers, "+".join(run.fingerprint for run in runs))
+    write_report(path, numbers, folders.together([run.fingerprint for run in runs], limit=16))
     print_report(numbers, path, console)

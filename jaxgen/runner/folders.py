@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 from collections.abc import Generator, Iterable, Mapping
@@ -32,6 +33,8 @@ FREE_ON_RESUME = {
     "steps", "parallel", "devices", "model_devices", "log_every", "checkpoint_every", "keep",
     "max_skipped", "data_dir", "manual_dir",
 }  # fmt: skip
+
+LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
 def _stem(name: str, data: str) -> str:
@@ -103,6 +106,14 @@ def results_name(step: int, options: Iterable[Option], usual: Mapping[str, Any])
     """What made the results: the step, and the options that are not as usual."""
     unusual = [f"{o.name}={o.value}" for o in options if o.value != usual[o.name]]
     return re.sub(r"[^\w.,=+-]+", "_", ",".join([f"step-{step}", *unusual]))[:200]
+
+
+def together(names: list[str], limit: int = LONGEST) -> str:
+    """One name for runs that are looked at together, of few letters."""
+    whole = "+".join(names)
+    if len(whole) <= limit:
+        return whole
+    return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def is_run(directory: Path) -> bool:

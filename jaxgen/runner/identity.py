@@ -63,14 +63,7 @@ def find_experiment(name: str, where: Identity) -> Experiment:
     Raises:
       Mistake: where the running program has not imported it, and it is none of jaxgen's own.
     """
-    stem = where.module.rpartition(".")[2]  # a script may be imported as a part of a package
-    for alike in (lambda m: m == where.module, lambda m: m.rpartition(".")[2] == stem):
-        for module in _imported("__main__"):
-            found = vars(module).get(str(where.attribute)) if alike(module_name(module)) else None
-            if isinstance(found, Experiment) and found.name == name:
-                return found
-    if is_own(where):
-        module = importlib.import_module(f"{experiments_folder()[0]}.{stem}")
+    for module in candidates(where):
         found = vars(module).get(str(where.attribute))
         if isinstance(found, Experiment) and found.name == name:
             return found
@@ -78,6 +71,16 @@ def find_experiment(name: str, where: Identity) -> Experiment:
         f"the experiment '{name}' ({where}) is neither one of jaxgen's nor imported here: import "
         "it first, or give it as experiment=; nothing is executed that a run's folder names."
     )
+
+
+def candidates(where: Identity) -> Iterator[ModuleType]:
+    """Modules that may hold it: those that the program has imported under that name, jaxgen's own,
+    and those whose last name it is, as a script may be imported as a part of a package."""
+    stem = where.module.rpartition(".")[2]
+    yield from (m for m in _imported("__main__") if module_name(m) == where.module)
+    if is_own(where):
+        yield importlib.import_module(f"{experiments_folder()[0]}.{stem}")
+    yield from (m for m in _imported("__main__") if module_name(m).rpartition(".")[2] == stem)
 
 
 def is_own(where: Identity) -> bool:

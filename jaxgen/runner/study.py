@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import shlex
 import string
@@ -26,7 +25,6 @@ from jaxgen.training.logging import console
 
 Runs = dict[str, Trained]
 TRAINING = {flag_of(name) for name in values_of(Train())}
-LONGEST = 150  # letters of the runs in the name of a folder, of which file systems take 255
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ class Study:
         if verbs == ("train",):
             return
         runs = self.open(found, config, which, load)
-        looked_at = together([directory.name for directory, _ in found.values()])
+        looked_at = folders.together([directory.name for directory, _ in found.values()])
         step, usual = max(run.step for run in runs.values()), values_of(default)
         own = [o for o in options_of(config) if o.name not in values_of(Data())]
         out = which.out or Path("runs") / f"{self.name}-of-{looked_at}"
@@ -170,14 +168,6 @@ def referred_to(options: str) -> set[str]:
 def filled(options: str, places: Mapping[str, str]) -> str:
     """Options with the directories of the runs that they refer to."""
     return options.format_map(places) if referred_to(options) else options
-
-
-def together(names: list[str]) -> str:
-    """One name for runs that are looked at together, short enough for a folder's."""
-    whole = "+".join(names)
-    if len(whole) <= LONGEST:
-        return whole
-    return f"{len(names)}-runs-{hashlib.sha256(whole.encode()).hexdigest()[:8]}"
 
 
 def check_words(argv: list[str]) -> None:
