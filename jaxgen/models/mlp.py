@@ -25,10 +25,11 @@ class TimeMLP(nn.Module):
         is for times in [0, 1].
       num_classes: if given, ``labels [B]`` are embedded and added to the time embedding.
       out_channels: of the prediction; the input's where None.
+      condition_dim: if given, so is ``condition [B, condition_dim]``.
 
     Raises:
-      ValueError: if x and t are not ``[B, D]`` and ``[B]``, or labels and ``num_classes`` do not
-        go together.
+      ValueError: if x and t are not ``[B, D]`` and ``[B]``, or labels and ``num_classes``,
+        condition and ``condition_dim`` do not go together.
     """
 
     width: int = 128
@@ -36,18 +37,24 @@ class TimeMLP(nn.Module):
     time_features: Callable[[Array, int], Array] = FourierFeatures()
     num_classes: int | None = None
     out_channels: int | None = None
+    condition_dim: int | None = None
 
     @nn.compact
     def __call__(
-        self, x: Array, t: Array, labels: Array | None = None, *, train: bool = False
+        self,
+        x: Array,
+        t: Array,
+        labels: Array | None = None,
+        condition: Array | None = None,
+        *,
+        train: bool = False,
     ) -> Array:
         del train  # the contract of all networks; nothing here is different in training
         if x.ndim != 2 or t.shape != x.shape[:1]:
             raise ValueError(f"x must be [B, D] and t [B], got {x.shape} and {t.shape}.")
         features = self.time_features(t, self.width)
-        embedding = nn.swish(
-            conditioning(features, labels, None, width=self.width, num_classes=self.num_classes)
-        )
+        how = {"num_classes": self.num_classes, "condition_dim": self.condition_dim}
+        embedding = nn.swish(conditioning(features, labels, condition, width=self.width, **how))
         h = nn.Dense(self.width)(x)
         for _ in range(self.depth):
             # The embedding's map has the bias of the sum.
