@@ -262,12 +262,13 @@ def test_a_preset_whose_network_does_not_fit_is_passed_over(side, want):
     arrays = Arrays({"x": np.broadcast_to(np.uint8(0), (60_000, side, side, 3))})
     splits = {"train": arrays, "validation": arrays, "test": arrays}
     data = image_set("folder:x", splits, (side, side, 3))
-    words = ["train", "--data", "folder:x"]
+    words, as_it_is = ["train", "--data", "folder:x"], lambda config: config
     _, config, _ = parse(ddpm.EXPERIMENT, words)
-    found = fitting_options(ddpm.EXPERIMENT, words, config, data)
+    found = fitting_options(ddpm.EXPERIMENT, words, config, data, as_it_is)
     assert found.net == ddpm.PRESETS[want].net
     assert found.data.data == "folder:x"
-    named = fitting_options(ddpm.EXPERIMENT, [*words, "--preset", "digits"], config, data)
+    digits = [*words, "--preset", "digits"]
+    named = fitting_options(ddpm.EXPERIMENT, digits, config, data, as_it_is)
     assert named == config
 
 
