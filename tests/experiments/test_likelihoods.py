@@ -12,7 +12,7 @@ from experiments import vae
 from experiments.likelihoods import FAMILIES, STUDY, Config, needs
 from jaxgen.runner import Need, Number, Study, main
 from jaxgen.runner.commands import parse
-from jaxgen.runner.study import together
+from jaxgen.runner.folders import together
 
 
 def test_every_family_is_trained_by_options_that_there_are():
