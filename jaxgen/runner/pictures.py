@@ -12,6 +12,7 @@ import numpy as np
 
 from jaxgen.files import replacing
 from jaxgen.plotting import save_density
+from jaxgen.runner.captions import Plot
 from jaxgen.runner.modalities import NoArray, as_saved, draw_samples
 from jaxgen.runner.trained import Samples, Trained
 from jaxgen.training.logging import console
@@ -19,7 +20,7 @@ from jaxgen.training.logging import console
 HALF = 4.8  # of the square on which densities are drawn
 
 
-def samples(trained: Trained) -> list[Path]:
+def samples(trained: Trained) -> list[Plot]:
     """``samples.png``: a grid of images, or points beside those of the data; ``samples.txt``; and
     ``samples.npz`` with all that were drawn, ``x`` (images uint8 0..255), and their conditions."""
     kind, drawn = trained.data.kind, trained.samples()
@@ -27,11 +28,15 @@ def samples(trained: Trained) -> list[Path]:
     arrays: dict[str, Any] = arrays_of(kind, drawn)
     with replacing(table) as file:
         np.savez_compressed(file, **arrays)
+    count = len(jax.tree.leaves(drawn.x)[0])
+    about = f"samples of a model of {trained.data.name} ({trained.how})"
+    kept = Plot(table, "Samples", f"All {count} {about}, and their conditions.")
     try:
-        return [*draw_samples(kind, trained, drawn), table]
+        pictures = draw_samples(kind, trained, drawn)
     except NoArray as error:
         console.print(f"samples are not drawn: {error}")
-        return [table]
+        return [kept]
+    return [*(Plot(path, "Samples", f"Of {count} {about}.") for path in pictures), kept]
 
 
 def arrays_of(kind: Any, drawn: Samples) -> dict[str, np.ndarray]:

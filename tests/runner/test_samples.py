@@ -361,7 +361,8 @@ def test_reports_and_captions_merge(opened, capsys):
     captions = json.loads((results("run") / "captions.json").read_text())
     assert captions["one.txt"] == {"title": "A title", "caption": "What one shows."}
     assert captions.keys() == {"one.txt", "two.txt", "samples.png", "samples.npz"}
-    assert captions["samples.png"]["caption"].startswith("samples.png: a grid of images")
+    want = {"title": "Samples", "caption": "Of 20 samples of a model of digits (EMA of step 2)."}
+    assert captions["samples.png"] == want
 
 
 def test_reports_of_other_weights_do_not_merge(tmp_path):
