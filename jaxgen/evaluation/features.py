@@ -130,6 +130,7 @@ def _train(model: Classifier, variables, data: DataSet, steps: int, seed: int):
 
 
 def principal_components(data: DataSet, count: int = 64) -> FeatureSpace:
+    """The first principal components of the pixels, scaled to mean square 1."""
     pixels = math.prod(data.shape)
     limit = min(10_000, max(4 * count, 4 * NUMBERS // pixels))
     x = signed(data, some(data.train, limit)["x"]).reshape(-1, pixels)

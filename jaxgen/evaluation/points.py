@@ -136,6 +136,11 @@ def pairwise_distances(x: np.ndarray, mask: np.ndarray, limit: int = PAIRED_LIMI
     return np.concatenate([pdist(p[spread(len(p), limit)]) for p in points])
 
 
+def mask_or_all(x: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Which points of sets ``x [n, N, D]`` are there ``[n, N]``: without a mask all."""
+    return np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+
+
 def point_set_numbers(
     data: DataSet, samples: np.ndarray, mask: np.ndarray, how: str
 ) -> list[Number]:
@@ -151,37 +156,37 @@ def point_set_numbers(
         raise NotFinite("points of samples are not finite.")
     size = min(TEST_LIMIT, len(samples), len(data.test), len(data.validation))
     picked = spread(len(samples), size)
-    sets = [(samples[picked], mask[picked])]
-    for source in (data.test, data.validation):
-        batch = some(source, size)
-        sets.append(
-            (batch["x"], np.asarray(batch.get("mask", np.ones(batch["x"].shape[:2])), bool))
-        )
-    drawn, test, other = sets
+    drawn = samples[picked], mask[picked]
+    batches = [some(source, size) for source in (data.test, data.validation)]
+    test, other = ((batch["x"], mask_or_all(batch["x"], batch.get("mask"))) for batch in batches)
 
     def points(of: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
         found = of[0][of[1]]
         return found[spread(len(found), SLICED_LIMIT)]
 
+    clouds = [points(of) for of in (drawn, other, test)]
+    pairs = [pairwise_distances(*of) for of in (drawn, other, test)]
     measures = {
         "sliced_wasserstein": (
-            lambda of: sliced_wasserstein(points(of), points(test)),
+            sliced_wasserstein,
+            clouds,
             f"at most {SLICED_LIMIT} points of either taken together, 256 directions",
         ),
         "pairwise_distance_wasserstein": (
-            lambda of: wasserstein_1(pairwise_distances(*of), pairwise_distances(*test)),
+            wasserstein_1,
+            pairs,
             "1-Wasserstein distance of the distances between two points of a set",
         ),
     }
     numbers = []
-    if not all(len(pairwise_distances(*of)) for of in sets):
+    if not all(map(len, pairs)):
         del measures["pairwise_distance_wasserstein"]  # of single points
-    for name, (measure, protocol) in measures.items():
+    for name, (distance, (of_samples, of_others, of_test), protocol) in measures.items():
         against = f"against as many test sets, {protocol}, in the units of the data"
-        of_data = measure(other)
+        of_data = distance(of_others, of_test)
         reference = Reference(of_data, "validation sets", "lower")
         by = f"{size} samples ({how}) {against}"
-        numbers.append(Number(name, measure(drawn), by, reference=reference))
+        numbers.append(Number(name, distance(of_samples, of_test), by, reference=reference))
         numbers.append(Number(f"{name}_of_test", of_data, f"{size} validation {against}"))
     return numbers
 

@@ -59,12 +59,13 @@ def stages_together(
         frozen = each_frozen[0] if alike else jax.tree.map(lambda *x: jnp.stack(x), *each_frozen)
 
         def step(state: Any, batch: Any, key: Array, frozen: Any = None, **how: Any) -> Any:
-            own = [] if alike else [frozen]  # of each member, as its state is
+            def run(s: System, c: Any, *args: Any, frozen: Any = frozen) -> Any:
+                return of(s, c).step(*args, frozen=frozen, **how)
 
-            def run(s: System, c: Any, state: Any, batch: Any, key: Array, *own: Any) -> Any:
-                return of(s, c).step(state, batch, key, frozen=[*own, frozen][0], **how)
-
-            return each(run, state, batch, key, *own)
+            if alike:
+                return each(run, state, batch, key)
+            own = lambda s, c, *args: run(s, c, *args[:-1], frozen=args[-1])  # noqa: E731
+            return each(own, state, batch, key, frozen)  # of each member, as its state is
 
         def score(state: Players) -> np.ndarray:
             parts = [part(state, m) for m in range(len(members))]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jaxgen.data.records import Image, Points, Tokens, some, to_bytes
-from jaxgen.evaluation.points import point_numbers, point_set_numbers
+from jaxgen.evaluation.points import mask_or_all, point_numbers, point_set_numbers
 from jaxgen.evaluation.report import Number, sample_numbers
 from jaxgen.files import replacing
 from jaxgen.plotting import save_grid, save_points
@@ -47,9 +47,7 @@ def array_of(samples: Samples) -> np.ndarray:
 def mask_of(samples: Samples) -> np.ndarray:
     """Which points of sets are there: by a ``mask`` that was drawn or asked for, else all."""
     drawn = samples.x if isinstance(samples.x, Mapping) else {}
-    given, x = samples.given.get("mask"), array_of(samples)
-    mask = drawn.get("mask", given)
-    return np.ones(x.shape[:2], bool) if mask is None else np.asarray(mask, bool)
+    return mask_or_all(array_of(samples), drawn.get("mask", samples.given.get("mask")))
 
 
 def columns(trained: Trained) -> int:
@@ -111,7 +109,7 @@ def _(kind: Points, trained: Trained, samples: Samples) -> list[Path]:
     data = real["x"]
     if x.ndim == 3:  # sets of points: all of them at once
         x = x[mask_of(samples)[:SHOWN]]
-        data = data[mask_of(Samples(data, real))]
+        data = data[mask_or_all(data, real.get("mask"))]
     return [save_points(trained.results / "samples.png", in_plane({"data": data, "samples": x}))]
 
 

@@ -84,6 +84,7 @@ def answer_of(
 
 
 def is_real(x: Any) -> bool:
+    """Whether an array is of real (or complex) numbers, which have a mean of their type."""
     return jnp.issubdtype(x.dtype, jnp.inexact)
 
 
