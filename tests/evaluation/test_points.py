@@ -6,6 +6,7 @@ import pytest
 
 from jaxgen.data.records import Arrays, DataSet, Points
 from jaxgen.data.toy import DENSITIES
+from jaxgen.evaluation import points
 from jaxgen.evaluation.points import (
     chamfer_distance,
     mean_log_density,
@@ -216,3 +217,38 @@ def test_numbers_tell_a_bad_model():
 def test_samples_that_are_not_finite_are_refused():
     with pytest.raises(ValueError, match="finite"):
         point_numbers(data_of(lambda rng, n: rng.standard_normal((n, 2))), GRID * np.nan, "")
+
+
+def squares(seed, count=200, noise=0.05):
+    """Unit squares turned at random about the origin, their corners a little off, the fourth of
+    every other one missing."""
+    rng = np.random.default_rng(seed)
+    angle = rng.uniform(0, 2 * np.pi, (count, 1)) + np.arange(4) * np.pi / 2
+    x = np.stack([np.cos(angle), np.sin(angle)], axis=-1) / np.sqrt(2)
+    mask = np.ones((count, 4), bool)
+    mask[::2, 3] = False
+    return (x + noise * rng.normal(size=x.shape)).astype(np.float32) * mask[..., None], mask
+
+
+def test_distances_within_a_set_are_those_of_the_points_that_are_there():
+    x, mask = squares(0, noise=0.0)
+    found = np.sort(points.pairwise_distances(x, mask))
+    want = [1.0] * (100 * 4 + 100 * 2) + [np.sqrt(2)] * (100 * 2 + 100)
+    np.testing.assert_allclose(found, want, rtol=1e-5)
+    assert len(points.pairwise_distances(np.zeros((2, 500, 3)), np.ones((2, 500), bool))) == 4032
+
+
+def test_numbers_of_point_sets_tell_a_model_from_noise_and_from_other_sets():
+    """Noise of the data's own spread is far in the distances within a set; so are larger sets."""
+    parts = [dict(zip(("x", "mask"), squares(seed), strict=True)) for seed in range(3)]
+    data = DataSet("squares", Points((4, 2)), *map(Arrays, parts))
+    x, mask = squares(9)
+    noise = np.random.default_rng(1).normal(size=x.shape) * x[mask].std() * mask[..., None]
+    value = lambda x: {n.name: n.value for n in points.point_set_numbers(data, x, mask, "")}
+    good, bad, large = value(x), value(noise), value(1.3 * x)
+    name = "pairwise_distance_wasserstein"
+    assert good[name] < 2 * good[f"{name}_of_test"] + 0.01
+    assert min(bad[name], large[name]) > 10 * good[name]
+    assert large["sliced_wasserstein"] > 3 * good["sliced_wasserstein"]
+    with pytest.raises(points.NotFinite):
+        value(np.where(mask[..., None], np.nan, x))

@@ -13,7 +13,7 @@ from jaxgen.data.records import Arrays, DataSet, Points
 from jaxgen.diffusion.process import standard_normal
 from jaxgen.diffusion.samplers import ancestral, ddim
 from jaxgen.diffusion.schedules import FlowMatching, uniform_grid
-from jaxgen.runner import Frozen, Weights
+from jaxgen.runner import Frozen, Mistake, Weights
 from jaxgen.systems.conditions import Condition, dropped, label, nulled, selected
 from jaxgen.systems.denoising import Denoising
 from jaxgen.systems.diffusion import Diffusion
@@ -177,3 +177,13 @@ def test_noise_is_drawn_for_the_batch_and_for_the_conditions():
         WEIGHTS.params, {"x": np.zeros((6, 1)), **given}, jax.random.key(0), Now(0, {})
     )
     assert not np.any(values)
+
+
+def test_guidance_without_nulls_and_densities_of_other_noise_are_not_made_up():
+    given = {name: GIVEN[name][:6] for name in ("label", "vector")}
+    each = np.ones(6, np.float32)
+    with pytest.raises(Mistake, match="a network whose conditions were dropped in training"):
+        system_of().sample(jax.random.key(0), WEIGHTS, {**given, "guidance": each})
+    assert system_of().has_density
+    assert not system_of(space=Halved()).has_density
+    assert not system_of(noise=lambda batch: standard_normal).has_density
